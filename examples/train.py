@@ -1,0 +1,455 @@
+"""Trains a LayerShuffle ViT or DeiT image classifier with the Trainer and Accelerate.
+
+    python examples/train.py                                  # scikit-learn's digits, about two minutes on 2 cores
+    python examples/train.py --baseline                       # and the same ViT trained the plain way, beside it
+    python examples/train.py --dataset_name path/to/folder    # Parquet, one folder a class, IDX, or a Hub id
+    python examples/train.py --model_name_or_path google/vit-base-patch16-224 --dataset_name cifar10 \
+        --ignore_mismatched_sizes                             # fine-tunes
+    python examples/train.py arguments.yaml                   # or .json: all arguments from one file
+    accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py
+
+Prints, at the end, a table of the accuracy in sequential order and over arbitrary orders, and writes to `--output_dir`:
+the model, the image processor and the code, a model card, and all metrics in `all_results.json`. Run the same command
+again to go on with a run that was stopped.
+"""
+
+import copy
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import transformers
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+import hf_layershuffle as ls
+from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.execution_order import EXECUTION_ORDERS
+
+
+logger = logging.getLogger("train")
+ARCHITECTURES = {
+    "vit": (ls.LayerShuffleViTConfig, ls.LayerShuffleViTForImageClassification),
+    "deit": (ls.LayerShuffleDeiTConfig, ls.LayerShuffleDeiTForImageClassification),
+}
+LAYERSHUFFLE_FLAGS = (
+    "shuffle_mode",
+    "shuffle_window",
+    "depth_embedding",
+    "depth_embedding_dim",
+    "position_predictor",
+    "position_loss_weight",
+    "layerdrop",
+    "execution_order",
+)
+COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
+
+
+@dataclass
+class ModelArguments:
+    """The flags that are not given keep the checkpoint's value, or the configuration's default."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "ViT, DeiT or LayerShuffle checkpoint to fine-tune: a folder or a Hub id."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Token for the Hub; defaults to the logged-in one."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start tensors of another shape anew, as the classifier for other classes."}
+    )
+    shuffle_mode: str | None = field(
+        default=None, metadata={"help": "Training order: none, arbitrary or window. Defaults to arbitrary."}
+    )
+    shuffle_window: int | None = field(
+        default=None, metadata={"help": "For window: positions by which a layer may move, at least 1."}
+    )
+    depth_embedding: bool | None = field(default=None, metadata={"help": "Tell each layer the position it runs at."})
+    depth_embedding_dim: int | None = field(default=None, metadata={"help": "Size of the depth vector (32)."})
+    position_predictor: bool | None = field(
+        default=None, metadata={"help": "Let each layer predict the position it ran at."}
+    )
+    position_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the position loss (1.0)."})
+    layerdrop: float | None = field(
+        default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
+    )
+    execution_order: str | None = field(
+        default=None,
+        metadata={"help": "Evaluation order: sequential, arbitrary, or layer indices such as 2,0,1 (sequential)."},
+    )
+    architecture: str = field(default="vit", metadata={"help": "From scratch: vit or deit."})
+    hidden_size: int = field(default=64, metadata={"help": "From scratch: width."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "From scratch: depth."})
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "From scratch: heads. Defaults to one for each 32 of the width."}
+    )
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "From scratch: width of the MLP. Defaults to 4 times the width."}
+    )
+    hidden_dropout_prob: float = field(default=0.0, metadata={"help": "From scratch: dropout, fraction in [0, 1]."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "From scratch: pixels. Defaults to the dataset's, at most 224."}
+    )
+    patch_size: int | None = field(
+        default=None, metadata={"help": "From scratch: pixels. Defaults to an eighth to a quarter of the image, at most 16."}
+    )
+    num_channels: int = field(default=3, metadata={"help": "From scratch: 3 to read all images as RGB, 1 as grey."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str = field(
+        default="digits",
+        metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. Defaults to validation, then test, then a part of train."}
+    )
+    eval_fraction: float = field(
+        default=0.2, metadata={"help": "Fraction of the training split held out where there is no other split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})
+    crop_padding: int | None = field(
+        default=None, metadata={"help": "Pixels around the image before the random crop. Defaults to an eighth of it."}
+    )
+    horizontal_flip: bool | None = field(
+        default=None,
+        metadata={"help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
+                          "often characters."},
+    )
+
+
+@dataclass
+class TrainingArguments(ls.LayerShuffleTrainingArguments):
+    """transformers' arguments, with other defaults: sized for the digits, ten evaluations and checkpoints a run."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Defaults to outputs/<dataset>-<method>."})
+    baseline: bool = field(
+        default=False, metadata={"help": "Also train the same model the plain way, in <output_dir>/baseline."}
+    )
+    final_eval_orders: int = field(
+        default=16, metadata={"help": "Arbitrary orders of the table at the end; at least 8."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew in an output folder that holds an earlier run."}
+    )
+    num_train_epochs: float = field(default=60, metadata={"help": "Passes over the training images."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    logging_steps: float = field(default=0.02, metadata={"help": "Steps, or a fraction of them if below 1."})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    eval_orders: int = field(default=4, metadata={"help": "Arbitrary orders of the evaluations during training."})
+
+    def __post_init__(self):
+        if self.final_eval_orders < 8:
+            raise ValueError(f"`final_eval_orders` is {self.final_eval_orders}; it must be at least 8.")
+        self.has_default_output_dir = self.output_dir is None
+        super().__post_init__()
+
+
+
+class ArgumentParser(HfArgumentParser):
+    def error(self, message):
+        """One line instead of the usage of two hundred arguments."""
+        raise ValueError(f"{message} (--help lists all arguments)")
+
+
+def parse_arguments(argv: list[str]):
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        argv = read_argument_file(Path(argv[0]))
+    return ArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+
+
+def read_argument_file(path: Path) -> list[str]:
+    """The arguments of a JSON or YAML mapping, as on the command line, so that both are checked and converted alike."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is not valid JSON or YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' must hold one mapping from arguments to values.")
+    argv = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = ",".join(map(str, value)) if name == "execution_order" else value
+        items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        argv += [] if value is None else [f"--{name}", *map(str, items)]
+    return argv
+
+
+def layershuffle_flags(args: ModelArguments) -> dict:
+    """The flags that were given, and `shuffle_mode`, which is on by default."""
+    flags = {name: getattr(args, name) for name in LAYERSHUFFLE_FLAGS if getattr(args, name) is not None}
+    order = flags.get("execution_order")
+    if order is not None and order not in EXECUTION_ORDERS:
+        try:
+            flags["execution_order"] = [int(index) for index in order.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"`execution_order` is '{order}'; it must be sequential, arbitrary or layer indices such as 2,0,1."
+            ) from None
+    return flags
+
+
+def build_model(args: ModelArguments, flags: dict, class_names: list[str], image_size: tuple[int, int]):
+    """The model and its image processor: from a checkpoint, or small and from scratch."""
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+    implementation = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    if args.model_name_or_path is None:
+        config_class, model_class = choose_architecture(args.architecture)
+        config = config_class(**{"shuffle_mode": "arbitrary"} | flags, **labels, **scratch_sizes(args, image_size))
+        model = model_class._from_config(config, **implementation)
+        size = {"height": config.image_size, "width": config.image_size}
+        mean_std = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}
+        return model, ViTImageProcessor(size=size, **mean_std)
+
+    hub = {"revision": args.model_revision, "token": args.token}
+    stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **hub)
+    model_type = str(stored.get("model_type"))
+    _, model_class = choose_architecture(model_type.removeprefix("layershuffle_"), args.model_name_or_path)
+    if not model_type.startswith("layershuffle_"):
+        flags = {"shuffle_mode": "arbitrary"} | flags
+    model = model_class.from_pretrained(
+        args.model_name_or_path,
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        **flags,
+        **labels,
+        **implementation,
+        **hub,
+    )
+    return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **hub)
+
+
+def choose_architecture(name: str, origin: str | None = None):
+    if name not in ARCHITECTURES:
+        where = f"'{origin}' holds a model of type '{name}'" if origin else f"`architecture` is '{name}'"
+        raise ValueError(f"{where}; it must be one of {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[name]
+
+
+def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
+    size = args.image_size or min(*image_size, 224)
+    # 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16
+    patch = args.patch_size or next((min(size // n, 16) for n in (8, 4, 7, 1) if size % n == 0 and size // n >= 2), 0)
+    heads = args.num_attention_heads or max(1, args.hidden_size // 32)
+    for name, value in (("image_size", size), ("hidden_size", args.hidden_size), ("num_hidden_layers", args.num_hidden_layers)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if patch < 1 or size % patch:
+        raise ValueError(f"`patch_size` is {patch}; it must divide the image size {size}.")
+    if heads < 1 or args.hidden_size % heads:
+        raise ValueError(f"`num_attention_heads` is {heads}; it must divide the width {args.hidden_size}.")
+    return {
+        "image_size": size,
+        "patch_size": patch,
+        "num_channels": args.num_channels,
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": args.intermediate_size or 4 * args.hidden_size,
+        "hidden_dropout_prob": args.hidden_dropout_prob,
+    }
+
+
+def build_datasets(args: DataArguments, splits, model, image_processor, seed: int):
+    """Training images, augmented, and evaluation images, as they are."""
+    config = model.config
+    if config.num_labels != splits["train"].features["label"].num_classes:
+        raise ValueError(
+            f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
+            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new classifier."
+        )
+    for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
+            splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
+    size = config.image_size if isinstance(config.image_size, int) else min(config.image_size)
+    padding = max(1, size // 8) if args.crop_padding is None else args.crop_padding
+    is_colour = np.asarray(splits["train"][0]["image"]).ndim == 3
+    flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
+    augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
+    common = {"image_processor": image_processor, "num_channels": config.num_channels}
+    return (
+        ImageClassificationDataset(
+            splits["train"], **common, **augmentation, description="Decoding training images"
+        ),
+        ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
+    )
+
+
+def method_name(config) -> str:
+    """Such as layershuffle-depth, for the default output folder and the table."""
+    parts = {"none": "plain", "arbitrary": "layershuffle", "window": f"window{config.shuffle_window}"}[config.shuffle_mode]
+    names = [parts] if parts != "plain" or not config.layerdrop else []
+    names += ["layerdrop"] if config.layerdrop else []
+    names += ["depth"] if config.depth_embedding else []
+    names += ["predict"] if config.position_predictor else []
+    return "-".join(names)
+
+
+def find_checkpoint(args: TrainingArguments, config) -> str | None:
+    """The checkpoint to go on from: the one given, or the last one of the same model in the output folder.
+
+    Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in.
+    """
+    folder = Path(args.output_dir)
+    requested = args.resume_from_checkpoint
+    if requested not in (None, True, "True", "true") and not Path(requested).is_dir():
+        raise ValueError(f"There is no checkpoint folder '{requested}' to resume from.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output folder '{folder}' is a file; choose another --output_dir.")
+    if requested not in (None, True, "True", "true"):
+        return requested
+    if not folder.is_dir() or not any(folder.iterdir()) or args.overwrite_output_dir:
+        if requested:
+            raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
+        return None
+    checkpoint = get_last_checkpoint(str(folder))
+    if checkpoint is None:
+        raise ValueError(
+            f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
+            "--output_dir, or add --overwrite_output_dir to write into it all the same."
+        )
+    stored, ours = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")), json.loads(config.to_json_string())
+    for name in (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES):
+        if stored.get(name) != ours.get(name):
+            raise ValueError(
+                f"The output folder '{folder}' holds a run with `{name}` {stored.get(name)!r}, and this one has "
+                f"{ours.get(name)!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
+            )
+    return checkpoint
+
+
+def train_and_evaluate(args: TrainingArguments, model, image_processor, train_dataset, eval_dataset, dataset_name, finetuned_from):
+    """Trains, saves the model, its card and its metrics into the output folder, and returns the metrics."""
+    checkpoint = find_checkpoint(args, model.config)
+    if checkpoint is not None:
+        logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", checkpoint)
+    elif args.overwrite_output_dir and args.should_save:
+        for earlier in Path(args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(earlier)
+    trainer = ls.LayerShuffleTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=image_processor,
+        compute_metrics=ls.compute_metrics,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    args.eval_orders = args.final_eval_orders
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    card = {"dataset": dataset_name, "metrics": metrics, "finetuned_from": finetuned_from}
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    return result.metrics | metrics
+
+
+def print_table(rows: dict[str, dict]) -> None:
+    table = Table(title="Fraction of the evaluation images classified correctly")
+    table.add_column("model")
+    for name in ("sequential", "arbitrary: mean", "std", "min", "orders"):
+        table.add_column(name, justify="right")
+    for name, (metrics, num_orders) in rows.items():
+        values = [metrics[f"eval_{key}"] for key in ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")]
+        table.add_row(name, *(f"{value:.4f}" for value in values), str(num_orders))
+    Console().print(table)
+
+
+def run(argv: list[str]) -> None:
+    model_args, data_args, args = parse_arguments(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.logging.set_verbosity(max(args.get_process_log_level(), transformers.logging.WARNING))
+    set_seed(args.seed)
+    splits = load_image_datasets(
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        image_column=data_args.image_column_name,
+        label_column=data_args.label_column_name,
+        train_split=data_args.train_split,
+        eval_split=data_args.eval_split,
+        eval_fraction=data_args.eval_fraction,
+        seed=args.seed,
+    )
+    first = np.asarray(splits["train"][0]["image"])
+    sizes = (splits["train"].features["label"].names, first.shape[:2])
+    flags = layershuffle_flags(model_args)
+    variants = [(flags, args)]
+    if args.baseline:
+        plain = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
+        baseline_args = copy.copy(args)
+        baseline_args.push_to_hub = False
+        variants.append((plain, baseline_args))
+
+    models = []
+    for variant_flags, variant_args in variants:
+        set_seed(args.seed)  # the same initial weights for the baseline
+        model, image_processor = build_model(model_args, variant_flags, *sizes)
+        if args.has_default_output_dir:
+            args.output_dir = f"outputs/{Path(data_args.dataset_name).name}-{method_name(model.config)}"
+            args.has_default_output_dir = False
+        if variant_args is not args:
+            variant_args.output_dir = str(Path(args.output_dir, "baseline"))
+        find_checkpoint(variant_args, model.config)  # refuses what it must before the images are decoded
+        models.append((model, variant_args))
+    train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
+
+    rows = {}
+    for model, variant_args in models:
+        metrics = train_and_evaluate(
+            variant_args,
+            model,
+            image_processor,
+            train_dataset,
+            eval_dataset,
+            data_args.dataset_name,
+            model_args.model_name_or_path,
+        )
+        rows[method_name(model.config)] = (metrics, variant_args.final_eval_orders)
+    if args.should_log:
+        print_table(rows)
+        print(f"Saved to {args.output_dir}")
+
+
+def main() -> None:
+    try:
+        run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped; run the same command again to go on from the last checkpoint.")
+    except (ValueError, OSError) as error:
+        logger.debug("", exc_info=True)
+        print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
