@@ -122,7 +122,9 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})
     crop_padding: int | None = field(
-        default=None, metadata={"help": "Pixels around the image before the random crop. Defaults to an eighth of it."}
+        default=None,
+        metadata={"help": "Pixels around the image before the random crop. Defaults to an eighth of it, to none below "
+                          "16 pixels."},
     )
     horizontal_flip: bool | None = field(
         default=None,
@@ -146,9 +148,9 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
         default=False, metadata={"help": "Start anew in an output folder that holds an earlier run."}
     )
     num_train_epochs: float = field(default=60, metadata={"help": "Passes over the training images."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
@@ -287,7 +289,7 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
                 raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
             splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
     size = config.image_size if isinstance(config.image_size, int) else min(config.image_size)
-    padding = max(1, size // 8) if args.crop_padding is None else args.crop_padding
+    padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
     is_colour = np.asarray(splits["train"][0]["image"]).ndim == 3
     flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
     augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
@@ -398,7 +400,6 @@ def run(argv: list[str]) -> None:
         train_split=data_args.train_split,
         eval_split=data_args.eval_split,
         eval_fraction=data_args.eval_fraction,
-        seed=args.seed,
     )
     first = np.asarray(splits["train"][0]["image"])
     sizes = (splits["train"].features["label"].names, first.shape[:2])
