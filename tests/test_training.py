@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
@@ -153,6 +154,9 @@ def test_the_best_checkpoint_can_be_chosen_by_arbitrary_accuracy(vit, tmp_path):
     )
     values = [e["eval_arbitrary_accuracy"] for e in trainer.state.log_history if "eval_arbitrary_accuracy" in e]
     assert trainer.state.best_metric == max(values)
+    assert len(set(values)) > 1
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["eval_orders", "eval_orders_seed"])
@@ -209,7 +213,7 @@ def test_a_plain_trainer_trains_on_one_process(vit, tmp_path):
     orders = recorded_orders(model)
     trainer = train(model, tmp_path, trainer_class=Trainer, max_steps=30)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert len(set(orders)) > 10
 
 
@@ -274,22 +278,13 @@ def test_bf16_and_gradient_checkpointing(vit, tmp_path):
 def test_torch_compile_compiles_layer_by_layer(vit, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "")
     monkeypatch.delenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
-    graphs = []
     torch.compiler.reset()
-
-    @torch._dynamo.register_backend(name="count_graphs")
-    def count_graphs(graph_module, example_inputs):
-        graphs.append(graph_module)
-        return graph_module.forward
-
-    try:
-        model = vit.classifier(shuffle_mode="arbitrary")
-        orders = recorded_orders(model)
-        train(model, tmp_path, torch_compile=True, torch_compile_backend="count_graphs", max_steps=12)
-    finally:
-        torch._dynamo.backends.registry._COMPILER_FNS.pop("count_graphs", None)
-        torch.compiler.reset()
-    assert 1 <= len(graphs) <= 5
+    torch._dynamo.utils.counters.clear()
+    model = vit.classifier(shuffle_mode="arbitrary")
+    orders = recorded_orders(model)
+    train(model, tmp_path, torch_compile=True, torch_compile_backend="aot_eager", max_steps=12)
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 5
+    torch.compiler.reset()
     eager = vit.classifier(shuffle_mode="arbitrary")
     expected_orders = recorded_orders(eager)
     train(eager, tmp_path, max_steps=12)

@@ -274,6 +274,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no image {index}; there are {len(self)}.")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict]:

@@ -151,12 +151,15 @@ class LayerShufflePreTrainedMixin:
             )
         return (model, loading_info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers. The folder also serves `AutoModel` and `AutoModelForImageClassification`, whichever class
-        was saved, with this package or by `trust_remote_code=True`."""
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
+        serves `AutoModel` and `AutoModelForImageClassification`, whichever class was saved, with this package or by
+        `trust_remote_code=True`."""
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
         self.config.auto_map = dict(_AUTO_MAPS[self.config.model_type])
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and reloads
+        # the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
 class LayerShuffleModelMixin(LayerShufflePreTrainedMixin):
