@@ -27,6 +27,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
+from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
@@ -97,7 +98,8 @@ class ModelArguments:
         default=None, metadata={"help": "From scratch: pixels. Defaults to the dataset's, at most 224."}
     )
     patch_size: int | None = field(
-        default=None, metadata={"help": "From scratch: pixels. Defaults to an eighth to a quarter of the image, at most 16."}
+        default=None,
+        metadata={"help": "From scratch: pixels. Defaults to an eighth to a quarter of the image, at most 16."},
     )
     num_channels: int = field(default=3, metadata={"help": "From scratch: 3 to read all images as RGB, 1 as grey."})
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
@@ -114,7 +116,8 @@ class DataArguments:
     label_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on. Defaults to validation, then test, then a part of train."}
+        default=None,
+        metadata={"help": "Split to evaluate on. Defaults to validation, then test, then a part of train."},
     )
     eval_fraction: float = field(
         default=0.2, metadata={"help": "Fraction of the training split held out where there is no other split."}
@@ -123,13 +126,17 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})
     crop_padding: int | None = field(
         default=None,
-        metadata={"help": "Pixels around the image before the random crop. Defaults to an eighth of it, to none below "
-                          "16 pixels."},
+        metadata={
+            "help": "Pixels around the image before the random crop. Defaults to an eighth of it, to none below "
+            "16 pixels."
+        },
     )
     horizontal_flip: bool | None = field(
         default=None,
-        metadata={"help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
-                          "often characters."},
+        metadata={
+            "help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
+            "often characters."
+        },
     )
 
 
@@ -168,8 +175,13 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
         super().__post_init__()
 
 
-
 class ArgumentParser(HfArgumentParser):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in self._actions:
+            if action.type is string_to_bool:  # `--flag` for `--flag True`, also where the default is None
+                action.nargs, action.const = "?", True
+
     def error(self, message):
         """One line instead of the usage of two hundred arguments."""
         raise ValueError(f"{message} (--help lists all arguments)")
@@ -256,7 +268,11 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
     # 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16
     patch = args.patch_size or next((min(size // n, 16) for n in (8, 4, 7, 1) if size % n == 0 and size // n >= 2), 0)
     heads = args.num_attention_heads or max(1, args.hidden_size // 32)
-    for name, value in (("image_size", size), ("hidden_size", args.hidden_size), ("num_hidden_layers", args.num_hidden_layers)):
+    for name, value in (
+        ("image_size", size),
+        ("hidden_size", args.hidden_size),
+        ("num_hidden_layers", args.num_hidden_layers),
+    ):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; it must be at least 1.")
     if patch < 1 or size % patch:
@@ -295,16 +311,16 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
     augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
     common = {"image_processor": image_processor, "num_channels": config.num_channels}
     return (
-        ImageClassificationDataset(
-            splits["train"], **common, **augmentation, description="Decoding training images"
-        ),
+        ImageClassificationDataset(splits["train"], **common, **augmentation, description="Decoding training images"),
         ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
     )
 
 
 def method_name(config) -> str:
     """Such as layershuffle-depth, for the default output folder and the table."""
-    parts = {"none": "plain", "arbitrary": "layershuffle", "window": f"window{config.shuffle_window}"}[config.shuffle_mode]
+    parts = {"none": "plain", "arbitrary": "layershuffle", "window": f"window{config.shuffle_window}"}[
+        config.shuffle_mode
+    ]
     names = [parts] if parts != "plain" or not config.layerdrop else []
     names += ["layerdrop"] if config.layerdrop else []
     names += ["depth"] if config.depth_embedding else []
@@ -335,7 +351,10 @@ def find_checkpoint(args: TrainingArguments, config) -> str | None:
             f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
             "--output_dir, or add --overwrite_output_dir to write into it all the same."
         )
-    stored, ours = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")), json.loads(config.to_json_string())
+    stored, ours = (
+        json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")),
+        json.loads(config.to_json_string()),
+    )
     for name in (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES):
         if stored.get(name) != ours.get(name):
             raise ValueError(
@@ -345,7 +364,9 @@ def find_checkpoint(args: TrainingArguments, config) -> str | None:
     return checkpoint
 
 
-def train_and_evaluate(args: TrainingArguments, model, image_processor, train_dataset, eval_dataset, dataset_name, finetuned_from):
+def train_and_evaluate(
+    args: TrainingArguments, model, image_processor, train_dataset, eval_dataset, dataset_name, finetuned_from
+):
     """Trains, saves the model, its card and its metrics into the output folder, and returns the metrics."""
     checkpoint = find_checkpoint(args, model.config)
     if checkpoint is not None:
@@ -382,7 +403,10 @@ def print_table(rows: dict[str, dict]) -> None:
     for name in ("sequential", "arbitrary: mean", "std", "min", "orders"):
         table.add_column(name, justify="right")
     for name, (metrics, num_orders) in rows.items():
-        values = [metrics[f"eval_{key}"] for key in ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")]
+        values = [
+            metrics[f"eval_{key}"]
+            for key in ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
+        ]
         table.add_row(name, *(f"{value:.4f}" for value in values), str(num_orders))
     Console().print(table)
 
@@ -445,7 +469,8 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit("train.py: stopped; run the same command again to go on from the last checkpoint.")
+        print("\ntrain.py: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
         print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)

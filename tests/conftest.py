@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+
+# Nothing here may reach a network; read when the libraries are imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
 import pytest
 import torch
 import transformers
@@ -12,9 +17,6 @@ import transformers
 import hf_layershuffle as ls
 
 
-# Nothing here may reach a network
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -101,11 +103,19 @@ def record_layer_calls(model) -> list[int]:
     return calls
 
 
+# One thread, so that sums come out the same; on the CPU
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def run_command(command: list[str], cwd=None, environment: dict | None = None, timeout: float = 300):
-    """Runs a command offline with one thread; returns the completed process with its text."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
+    """Runs a command offline; returns the completed process with its text."""
     return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**ENVIRONMENT, **(environment or {})},
+        timeout=timeout,
+        capture_output=True,
+        text=True,
     )
 
 

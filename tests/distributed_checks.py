@@ -97,7 +97,11 @@ def check_fsdp2_training(rank: int):
         assert len(set(map(tuple, orders))) > 4
         for (name, parameter), expected in zip(model.named_parameters(), reference.parameters()):
             torch.testing.assert_close(
-                parameter.full_tensor(), expected.data, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                parameter.full_tensor(),
+                expected.data,
+                atol=1e-5,
+                rtol=1e-5,
+                msg=lambda text, name=name: f"{name}: {text}",
             )
         # A resumed run draws the orders of the uninterrupted one
         resumed = shard(build(shuffle_mode="arbitrary", **flags))

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from conftest import TINY
 
 import hf_layershuffle as ls
-from conftest import TINY
 
 
 def test_flags_have_the_documented_defaults(architecture):
@@ -79,5 +79,7 @@ def test_fields_that_no_longer_fit_each_other_are_refused_by_the_model(vit):
 
 def test_another_architecture_is_refused(tmp_path, vit):
     vit.plain_config_class(**TINY).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a model of type 'vit', whose weights LayerShuffleDeiTConfig cannot read"):
+    with pytest.raises(
+        ValueError, match="holds a model of type 'vit', whose weights LayerShuffleDeiTConfig cannot read"
+    ):
         ls.LayerShuffleDeiTConfig.from_pretrained(tmp_path)

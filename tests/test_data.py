@@ -137,13 +137,20 @@ def test_a_dataset_without_image_or_label_column_is_refused(tmp_path):
         load_image_datasets(save(tmp_path / "images", train=images, test=images))
 
 
-def test_an_empty_dataset_is_refused(tmp_path):
+def test_an_empty_dataset_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "parquet").mkdir()
+    image_dataset(4).to_parquet(tmp_path / "parquet" / "train.parquet")
+    image_dataset(4).select([]).to_parquet(tmp_path / "parquet" / "test.parquet")
+    with pytest.raises(ValueError, match=r"cannot be loaded: .* no data"):
+        load_image_datasets(str(tmp_path / "parquet"))
+    splits = DatasetDict({"train": image_dataset(4), "test": image_dataset(4).select([])})
+    monkeypatch.setattr("hf_layershuffle.data.load_dataset", lambda *args, **kwargs: splits)
     with pytest.raises(ValueError, match="is empty in the split used for 'test'"):
-        load_image_datasets(save(tmp_path, train=image_dataset(4), test=image_dataset(4).select([])))
+        load_image_datasets("someone/images")
     with pytest.raises(ValueError, match="The dataset is empty"):
         ImageClassificationDataset(image_dataset(4).select([]), processor())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match=r"cannot be loaded|is empty"):
         load_image_datasets(str(tmp_path / "empty"))
 
 
@@ -193,9 +200,7 @@ def test_an_idx_folder_lacking_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [8, 12])
 def test_pixels_are_those_of_the_image_processor(cached, size):
     images = random_images(5, size=(8, 8))
-    dataset = ImageClassificationDataset(
-        image_dataset(5), processor(size), max_cached_bytes=2**30 if cached else 0
-    )
+    dataset = ImageClassificationDataset(image_dataset(5), processor(size), max_cached_bytes=2**30 if cached else 0)
     expected = processor(size)(images, return_tensors="pt").pixel_values
     actual = torch.stack([item["pixel_values"] for item in dataset])
     # resized pixels are rounded to the 256 levels of an image

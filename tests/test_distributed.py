@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-
 from conftest import REPOSITORY, run_command
 
 
@@ -15,7 +14,9 @@ def test_two_processes(check):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = run_command([*torchrun, script, check])
     assert result.returncode == 0, result.stderr
-    assert {f"rank {rank}: {check} passed" for rank in (0, 1)} == set(re.findall(r"rank \d: \w+ passed", result.stdout))
+    assert {f"rank {rank}: {check} passed" for rank in (0, 1)} == set(
+        re.findall(r"rank \d: \w+ passed", result.stdout)
+    )
 
 
 def test_accelerate_shards_layer_by_layer(architecture, monkeypatch):

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
+from conftest import Architecture, run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTImageProcessor
 
 import hf_layershuffle as ls
-from conftest import Architecture, run_python
 
 
 NEW_MODULES = ("depth_embedding", "depth_projection", "position_head")
@@ -34,7 +34,9 @@ def with_new_names(folder, architecture):
 
 
 @pytest.mark.parametrize("names", ["old", "new"])
-@pytest.mark.parametrize("flags", [{}, {"shuffle_mode": "arbitrary", "depth_embedding": True, "position_predictor": True}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"shuffle_mode": "arbitrary", "depth_embedding": True, "position_predictor": True}]
+)
 def test_a_plain_checkpoint_loads_completely(architecture, plain_folder, batch, names, flags):
     folder = plain_folder if names == "old" else with_new_names(plain_folder, architecture)
     plain = architecture.plain_classifier_class.from_pretrained(plain_folder).eval()
@@ -191,7 +193,9 @@ def test_another_number_of_classes_is_refused_unless_asked_for(architecture, pla
 
 def test_the_wrong_architecture_is_refused_instead_of_a_random_encoder(tmp_path):
     Architecture("vit").plain_classifier().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a model of type 'vit', whose weights LayerShuffleDeiTConfig cannot read"):
+    with pytest.raises(
+        ValueError, match="holds a model of type 'vit', whose weights LayerShuffleDeiTConfig cannot read"
+    ):
         ls.LayerShuffleDeiTForImageClassification.from_pretrained(tmp_path)
 
 

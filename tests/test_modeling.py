@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 import torch
 from accelerate.utils import compile_regions
+from conftest import record_layer_calls
 from scipy.stats import chisquare
 from torch import nn
 
 import hf_layershuffle as ls
-from conftest import record_layer_calls
 from hf_layershuffle.modeling_layershuffle import DepthProjection, _position_loss
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import peft
 import pytest
 import torch
+from conftest import record_layer_calls
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 import hf_layershuffle as ls
-from conftest import record_layer_calls
 from hf_layershuffle.publishing import CARD_MARKER, write_model_card
 
 
@@ -120,7 +120,13 @@ def test_compute_metrics_over_orders():
 def test_evaluation_measures_the_seeded_orders(vit, tmp_path, extras):
     model = vit.classifier(shuffle_mode="arbitrary", **extras)
     trainer = train(
-        model, tmp_path, eval_strategy="steps", eval_steps=3, eval_orders=3, eval_orders_seed=5, per_device_eval_batch_size=7
+        model,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=3,
+        eval_orders=3,
+        eval_orders_seed=5,
+        per_device_eval_batch_size=7,
     )
     data = RandomImages()
     model.eval()
@@ -226,7 +232,9 @@ def test_a_resumed_run_gives_the_weights_of_the_uninterrupted_one(vit, tmp_path,
     flags = dict(
         shuffle_mode="arbitrary", layerdrop=0.2, depth_embedding=True, position_predictor=True, hidden_dropout_prob=0.1
     )
-    options = dict(trainer_class=trainer_class, max_steps=8, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    options = dict(
+        trainer_class=trainer_class, max_steps=8, gradient_accumulation_steps=2, per_device_train_batch_size=4
+    )
     model = vit.classifier(**flags)
     expected_orders = recorded_orders(model)
     train(model, tmp_path / "whole", **options)
@@ -338,7 +346,11 @@ def test_the_trainer_writes_a_card_that_the_hub_understands(vit, tmp_path):
     assert card.data.library_name == "transformers"
     assert "layershuffle" in card.data.tags
     assert card.data.base_model == "google/vit-base-patch16-224"
-    metrics = trainer.state.log_history[-2] if "eval_accuracy" not in trainer.state.log_history[-1] else trainer.state.log_history[-1]
+    metrics = (
+        trainer.state.log_history[-2]
+        if "eval_accuracy" not in trainer.state.log_history[-1]
+        else trainer.state.log_history[-1]
+    )
     assert [result.metric_value for result in card.data.eval_results] == [
         round(metrics["eval_accuracy"], 4),
         round(metrics["eval_arbitrary_accuracy"], 4),

@@ -29,3 +29,20 @@ for _config, _model, _classifier in (
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
     AutoModelForImageClassification.register(_config, _classifier)
+
+
+__all__ = [
+    "Accuracy",
+    "LayerShuffleCallback",
+    "LayerShuffleDeiTConfig",
+    "LayerShuffleDeiTForImageClassification",
+    "LayerShuffleDeiTModel",
+    "LayerShuffleTrainer",
+    "LayerShuffleTrainingArguments",
+    "LayerShuffleViTConfig",
+    "LayerShuffleViTForImageClassification",
+    "LayerShuffleViTModel",
+    "arbitrary_execution_orders",
+    "check_execution_order",
+    "compute_metrics",
+]

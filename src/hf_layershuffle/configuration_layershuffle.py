@@ -22,7 +22,10 @@ def _is_number(value) -> bool:
 # One entry a field: (is the value valid on its own?, what is allowed). What depends on several fields at once is in
 # `LayerShuffleConfigMixin.check_layershuffle`.
 _FIELD_RULES = {
-    "shuffle_mode": (lambda v: isinstance(v, str) and v in SHUFFLE_MODES, f"one of {', '.join(map(repr, SHUFFLE_MODES))}"),
+    "shuffle_mode": (
+        lambda v: isinstance(v, str) and v in SHUFFLE_MODES,
+        f"one of {', '.join(map(repr, SHUFFLE_MODES))}",
+    ),
     "shuffle_window": (lambda v: v is None or (_is_integer(v) and v >= 1), "None or an integer of at least 1"),
     "depth_embedding": (lambda v: isinstance(v, bool), "True or False"),
     "depth_embedding_dim": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),

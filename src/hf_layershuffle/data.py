@@ -97,13 +97,11 @@ def _load_splits(dataset_name: str, dataset_config_name: str | None, load_kwargs
         if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
             loaded = load_from_disk(str(folder))
         else:
-            loaded = load_dataset(
-                str(folder) if folder.is_dir() else dataset_name, dataset_config_name, **load_kwargs
-            )
+            loaded = load_dataset(str(folder) if folder.is_dir() else dataset_name, dataset_config_name, **load_kwargs)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"Dataset '{dataset_name}' cannot be loaded: {reason} Pass 'digits', a folder of Parquet files, images or "
+            f"Dataset '{dataset_name}' cannot be loaded: {reason.rstrip('.!')}. Pass 'digits', a folder of Parquet files, images or "
             "IDX files, or a dataset id on the Hub."
         ) from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}

@@ -236,7 +236,9 @@ class LayerShuffleModelMixin(LayerShufflePreTrainedMixin):
             `ValueError`: if the order is not valid, or the images have another size or channel count.
         """
         if pixel_values is None:
-            raise ValueError("`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`.")
+            raise ValueError(
+                "`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`."
+            )
         order = self.resolve_execution_order(execution_order)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(

@@ -8,7 +8,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
-CARD_MARKER = "<!-- Written by hf-layershuffle. Remove this line to keep your own text: a card without it is left alone. -->"
+CARD_MARKER = (
+    "<!-- Written by hf-layershuffle. Remove this line to keep your own text: a card without it is left alone. -->"
+)
 _ARGUMENTS = (
     "num_train_epochs",
     "max_steps",

@@ -31,7 +31,9 @@ class Accuracy(evaluate.Metric):
             description="Fraction of predictions equal to their references, in [0, 1].",
             citation="",
             inputs_description="predictions and references: class indices of shape (num_images,).",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            ),
         )
 
     def _compute(self, predictions, references):

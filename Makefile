@@ -1,0 +1,45 @@
+# `make train` and `make test` need Python (3.10 or newer) and a package registry; they do all the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUTPUT ?= outputs/digits-layershuffle
+
+.PHONY: help install train test test-slow lint format clean
+
+help:
+	@echo "make train      train LayerShuffle and a plain ViT on the digits, evaluate both, write a model card (~3 minutes)"
+	@echo "make test       run the tests (~5 minutes)"
+	@echo "make test-slow  run the tests that take minutes each as well"
+	@echo "make lint       check style; make format mends it"
+	@echo "make clean      remove the environment and the outputs"
+
+install: $(INSTALLED)
+
+# torch first and pinned, so that no other package's looser range brings gigabytes of CUDA libraries
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
+	touch $@
+
+train: $(INSTALLED)
+	$(BIN)/python examples/train.py --baseline --output_dir $(OUTPUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) outputs build dist src/*.egg-info

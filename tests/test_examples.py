@@ -1,0 +1,307 @@
+"""Runs examples/train.py as a user does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENVIRONMENT, REPOSITORY, Architecture, run_command, run_python, run_train
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
+
+import hf_layershuffle as ls
+
+
+# A model and a run so small that a test takes seconds, most of them for the imports
+SMALL = [
+    *("--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, "--per_device_train_batch_size", 8),
+    *("--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8, "--save_steps", 2, "--eval_orders", 2),
+]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(folder, other) -> None:
+    expected = weights(other)
+    assert list(weights(folder)) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(folder).items())
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """One run with a baseline; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "digits-small"
+    result = run_train(*SMALL, "--baseline", "--output_dir", folder, "--report_to", "tensorboard")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_the_run_ends_with_a_table_of_both_models(finished_run):
+    folder, result = finished_run
+    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["layershuffle", "plain"]
+    for row, results in zip(rows, (folder, folder / "baseline")):
+        metrics = json.loads((results / "all_results.json").read_text())
+        shown = [float(cell) for cell in row.split("│")[2:6]]
+        names = ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
+        assert shown == [pytest.approx(metrics[f"eval_{name}"], abs=1e-4) for name in names]
+        assert row.split("│")[6].strip() == "16"
+    assert "it/s" in result.stderr  # progress bars
+    assert f"Saved to {folder}" in result.stdout
+
+
+def test_the_numbers_are_those_of_the_saved_model(finished_run):
+    from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+
+    folder, _ = finished_run
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    test = load_image_datasets("digits")["test"].shuffle(seed=42).select(range(40))
+    dataset = ImageClassificationDataset(test, ViTImageProcessor.from_pretrained(folder))
+    images = torch.stack([item["pixel_values"] for item in dataset])
+    with torch.no_grad():
+        accuracies = [
+            (model(images, execution_order=order).logits.argmax(-1) == dataset.labels).float().mean().item()
+            for order in ls.arbitrary_execution_orders(3, 16, seed=0)
+        ]
+    metrics = json.loads((folder / "eval_results.json").read_text())
+    assert metrics["eval_arbitrary_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert metrics["eval_arbitrary_accuracy_std"] == pytest.approx(np.std(accuracies))
+    assert metrics["eval_arbitrary_accuracy_min"] == pytest.approx(min(accuracies))
+
+
+def test_the_folder_can_be_used_and_published(finished_run):
+    folder, _ = finished_run
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "README.md",
+        "all_results.json",
+        "config.json",
+        "configuration_layershuffle.py",
+        "execution_order.py",
+        "model.safetensors",
+        "modeling_layershuffle.py",
+        "preprocessor_config.json",
+        "trainer_state.json",
+    } <= names
+    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in names - {"training_args.bin"})
+    assert ModelCard.load(folder / "README.md").data.pipeline_tag == "image-classification"
+    classify = pipeline("image-classification", model=str(folder))
+    labels = {prediction["label"] for prediction in classify(Image.new("L", (8, 8), 128))}
+    assert labels <= set("0123456789")
+    assert any((folder / "runs").rglob("events.*")) or any(folder.rglob("events.*"))  # report_to
+
+
+def test_both_models_started_from_the_same_weights_and_differ_in_shuffling_only(finished_run):
+    folder, _ = finished_run
+    ours, plain = (json.loads((path / "config.json").read_text()) for path in (folder, folder / "baseline"))
+    assert (ours.pop("shuffle_mode"), plain.pop("shuffle_mode")) == ("arbitrary", "none")
+    assert ours == plain
+
+
+def test_a_finished_run_is_evaluated_again_and_not_trained_again(finished_run):
+    folder, first = finished_run
+    result = run_train(*SMALL, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr
+    assert f"Going on from {folder}/checkpoint-8" in result.stderr
+    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+
+
+def test_another_model_in_the_same_folder_is_refused(finished_run):
+    folder, _ = finished_run
+    before = weights(folder)
+    result = run_train(*SMALL, "--shuffle_mode", "none", "--output_dir", folder)
+    assert_refused(result, "holds a run with `shuffle_mode` 'arbitrary', and this one has 'none'")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
+
+
+def test_a_stopped_run_goes_on_to_the_weights_of_the_uninterrupted_one(tmp_path):
+    arguments = [*SMALL, "--max_steps", 400, "--save_steps", 50, "--save_total_limit", 1, "--eval_strategy", "no"]
+    arguments += ["--layerdrop", 0.2, "--depth_embedding", "True", "--crop_padding", 1, "--hidden_dropout_prob", 0.1]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_train(*arguments, "--output_dir", whole).returncode == 0
+
+    command = [
+        sys.executable,
+        REPOSITORY / "examples" / "train.py",
+        *arguments,
+        "--output_dir",
+        parts,
+        "--use_cpu",
+        "True",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, **pipes)
+    deadline = time.monotonic() + 120
+    while not any(parts.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "train.py: stopped; run the same command again to go on from the last checkpoint." in errors
+    assert "Traceback" not in errors
+    assert not (parts / "model.safetensors").exists()
+
+    result = run_train(*arguments, "--output_dir", parts)
+    assert result.returncode == 0, result.stderr
+    assert "Going on from" in result.stderr
+    assert_same_weights(parts, whole)
+
+
+@pytest.mark.parametrize("file_format", ["json", "yaml"])
+def test_arguments_from_one_file(tmp_path, file_format):
+    arguments = {
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_steps": 2,
+        "max_train_samples": 32,
+        "max_eval_samples": 20,
+        "shuffle_mode": "window",
+        "shuffle_window": 1,
+        "position_predictor": True,
+        "execution_order": [2, 0, 1],
+        "token": None,
+    }
+    path = tmp_path / f"arguments.{file_format}"
+    text = json.dumps(arguments)
+    if file_format == "yaml":
+        text = "learning_rate: 1e-4\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in arguments.items())
+    path.write_text(text)
+    result = run_python(REPOSITORY / "examples" / "train.py", path)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["shuffle_mode"] == "window" and config["shuffle_window"] == 1
+    assert config["position_predictor"] is True
+    assert config["execution_order"] == [2, 0, 1]
+    assert "window1-predict" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
+    architecture = Architecture(name)
+    architecture.plain_classifier(num_hidden_layers=3).save_pretrained(tmp_path / "plain")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "plain")
+    arguments = [*SMALL, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
+    assert_refused(run_train(*arguments), "classifier.weight is (5, 32) there and (10, 32) here")
+    assert not (tmp_path / "run").exists()
+
+    result = run_train(*arguments, "--ignore_mismatched_sizes", "--depth_embedding", "--learning_rate", "1e-12")
+    assert result.returncode == 0, result.stderr
+    tuned = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert tuned.config.shuffle_mode == "arbitrary" and tuned.config.depth_embedding
+    assert tuned.config.model_type == f"layershuffle_{name}"
+    # with next to no learning rate the encoder is still the pretrained one
+    plain = architecture.plain_classifier_class.from_pretrained(tmp_path / "plain").state_dict()
+    for key, tensor in tuned.state_dict().items():
+        if key in plain and not key.startswith("classifier"):
+            torch.testing.assert_close(tensor, plain[key], atol=1e-6, rtol=0)
+
+
+def test_fine_tuning_keeps_the_flags_of_a_layershuffle_checkpoint(finished_run, tmp_path):
+    folder, _ = finished_run
+    result = run_train(*SMALL, "--model_name_or_path", folder / "baseline", "--output_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["shuffle_mode"] == "none"
+
+
+def test_two_processes_resume_to_the_weights_of_the_uninterrupted_run(tmp_path):
+    launch = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
+        *("--config_file", REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"),
+        *(REPOSITORY / "examples" / "train.py", *SMALL, "--layerdrop", 0.2, "--hidden_dropout_prob", 0.1),
+        *("--crop_padding", 1, "--gradient_accumulation_steps", 2, "--eval_strategy", "no", "--save_total_limit", 9),
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = run_command([*launch, "--output_dir", whole])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Saved to") == 1
+    # From the checkpoint of step 4, as after a stop; it is in the middle of the second pass over the data
+    result = run_command([*launch, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-6"])
+    assert result.returncode == 0, result.stderr
+    assert_same_weights(parts, whole)
+    state = json.loads((whole / "checkpoint-6" / "trainer_state.json").read_text())
+    assert 1 < state["epoch"] < 2
+
+
+# --- Bad input ---
+
+
+def assert_refused(result, message: str) -> None:
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ") and message in last, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_path):
+    """All in one process: what a user sees is checked by the tests around this one."""
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "broken.json").write_text("{")
+    cases = {
+        "invalid choice|is not|not used": ["--no_such_argument", "1"],
+        "is 'random'; it must be one of": ["--shuffle_mode", "random"],
+        "needs `shuffle_window`": ["--shuffle_mode", "window"],
+        "larger than the depth": ["--shuffle_mode", "window", "--shuffle_window", "9"],
+        "`layerdrop` is 1.5": ["--layerdrop", "1.5"],
+        "invalid float value": ["--layerdrop", "much"],
+        "holds 7 at position 1": ["--execution_order", "0,7"],
+        "must be sequential, arbitrary or layer indices": ["--execution_order", "backwards"],
+        "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3"],
+        "must divide the width 64": ["--num_attention_heads", "7"],
+        "`architecture` is 'resnet'": ["--architecture", "resnet"],
+        "no dataset folder": ["--dataset_name", "./missing"],
+        "has no column 'pixels'": ["--image_column_name", "pixels"],
+        "The number of train samples is 0": ["--max_train_samples", "0"],
+        "`final_eval_orders` is 3; it must be at least 8": ["--final_eval_orders", "3"],
+        "`eval_orders` is -1": ["--eval_orders", "-1"],
+        "no checkpoint folder": ["--resume_from_checkpoint", "./missing"],
+        "There is no checkpoint in": ["--resume_from_checkpoint", "True"],
+        "is not empty and holds no checkpoint": ["--output_dir", str(tmp_path / "occupied")],
+        "must hold one mapping": [str(tmp_path / "list.yaml")],
+        "is not valid JSON or YAML": [str(tmp_path / "broken.json")],
+        "missing.yaml": [str(tmp_path / "missing.yaml")],
+        "images are read with 1 (grey) or 3 (RGB) channels": ["--num_channels", "2"],
+    }
+    code = f"""
+import io, re, sys
+from contextlib import redirect_stderr
+sys.path.insert(0, {str(REPOSITORY / "examples")!r})
+import train
+
+for message, arguments in {cases!r}.items():
+    alone = len(arguments) == 1
+    output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(tmp_path / "run")!r}]
+    sys.argv = ["train.py", *arguments, *output, *([] if alone else ["--use_cpu", "True"])]
+    with redirect_stderr(io.StringIO()) as errors:
+        try:
+            train.main()
+        except SystemExit as stop:
+            assert stop.code == 2, (arguments, stop.code)
+        else:
+            raise AssertionError(arguments)
+    lines = [line for line in errors.getvalue().splitlines() if line.startswith("train.py")]
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), (arguments, errors.getvalue())
+    assert message in lines[0] or "|" in message and re.search(message, lines[0]), (arguments, lines)
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json", "list.yaml", "occupied"]
+    assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
+
+
+def test_help_is_printed():
+    result = run_train("--help")
+    assert result.returncode == 0
+    assert "--shuffle_mode" in result.stdout and "--eval_orders" in result.stdout
