@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.data import ImageClassificationDataset, as_dataloader, load_image_datasets
 
 
 def random_images(count: int, size=(8, 8), mode: str = "RGB", seed: int = 0) -> list[PILImage.Image]:
@@ -283,3 +283,37 @@ def test_an_unreadable_image_is_named(cached):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageClassificationDataset(image_dataset(2), processor(), **arguments)
+
+
+# --- Batches ---
+
+
+def test_batches_of_a_dataset_of_a_sequence_and_of_a_dataloader_are_the_same():
+    from_dataset = list(as_dataloader(image_dataset(10), processor(), batch_size=4))
+    assert [len(batch["labels"]) for batch in from_dataset] == [4, 4, 2]
+    items = list(ImageClassificationDataset(image_dataset(10), processor()))
+    from_sequence = list(as_dataloader(items, batch_size=4))
+    loader = as_dataloader(items, batch_size=4)
+    assert as_dataloader(loader) is loader
+    for first, second in zip(from_dataset, from_sequence):
+        assert first["pixel_values"].equal(second["pixel_values"]) and first["labels"].equal(second["labels"])
+    for limited in (as_dataloader(image_dataset(10), processor(), max_samples=3), as_dataloader(items, max_samples=3)):
+        (batch,) = limited
+        assert batch["pixel_values"].equal(from_dataset[0]["pixel_values"][:3])
+    assert len(as_dataloader(items, max_samples=99).dataset) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": []}, "The evaluation set is empty"),
+        ({"data": image_dataset(2)}, "needs an `image_processor`"),
+        ({"data": [1], "batch_size": 0}, "`batch_size` is 0"),
+        ({"data": [1], "max_samples": 0}, "`max_samples` is 0"),
+        ({"data": torch.utils.data.DataLoader([1]), "max_samples": 1}, "does not apply to a DataLoader"),
+        ({"data": torch.utils.data.DataLoader([])}, "The DataLoader is empty"),
+    ],
+)
+def test_batches_refuse_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        as_dataloader(**arguments)

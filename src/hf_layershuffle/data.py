@@ -10,6 +10,7 @@ import torch
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
+from transformers import default_data_collator
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -349,3 +350,41 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             offsets = rng.integers(0, 2 * self.crop_padding + 1, size=(len(self), 2))
             self._draws = (epoch, offsets, rng.random(len(self)) < 0.5)
         return self._draws[1:]
+
+
+def as_dataloader(
+    data, image_processor=None, *, batch_size: int = 64, max_samples: int | None = None, num_channels: int = 3
+) -> torch.utils.data.DataLoader:
+    """Batches `{"pixel_values", "labels"}`, always in the same order, of anything that holds labelled images.
+
+    Args:
+        data: A `datasets.Dataset` with the columns `image` and `label`, as from [`load_image_datasets`] (needs
+            `image_processor`); a sequence of `{"pixel_values", "labels"}` items; or a DataLoader, taken as it is.
+        image_processor: A transformers image processor.
+        batch_size (`int`): Images a batch, at least 1.
+        max_samples (`int`, *optional*): Only the first so many images, at least 1. Not for a DataLoader.
+        num_channels (`int`): Of the model; for a `datasets.Dataset`.
+
+    Raises:
+        `ValueError`: if there is no image, or an argument is out of range or missing.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
+    if isinstance(data, torch.utils.data.DataLoader):
+        if max_samples is not None:
+            raise ValueError("`max_samples` does not apply to a DataLoader; give its dataset instead.")
+        if len(data) == 0:
+            raise ValueError("The DataLoader is empty; pass at least one image.")
+        return data
+    if len(data) == 0:
+        raise ValueError("The evaluation set is empty; pass at least one image.")
+    if isinstance(data, Dataset):
+        if image_processor is None:
+            raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
+        data = data.select(range(min(max_samples or len(data), len(data))))
+        data = ImageClassificationDataset(data, image_processor, num_channels=num_channels)
+    elif max_samples is not None:
+        data = torch.utils.data.Subset(data, range(min(max_samples, len(data))))
+    return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=default_data_collator)

@@ -1,0 +1,106 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
+
+import torch
+from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+
+from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
+from .modeling_layershuffle import (
+    LayerShuffleDeiTForImageClassification,
+    LayerShuffleForImageClassificationMixin,
+    LayerShuffleViTForImageClassification,
+)
+
+
+_CLASSES = {
+    "vit": (ViTForImageClassification, LayerShuffleViTConfig, LayerShuffleViTForImageClassification),
+    "deit": (DeiTForImageClassification, LayerShuffleDeiTConfig, LayerShuffleDeiTForImageClassification),
+}
+
+
+def load_classifier(name_or_path: str, **kwargs) -> LayerShuffleForImageClassificationMixin:
+    """Loads a LayerShuffle, ViT or DeiT image classifier, from a folder or the Hub, as a LayerShuffle model.
+
+    A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id.
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
+
+    Raises:
+        `ValueError`: if the model is of another type.
+        `OSError`: if there is no such model, or its files cannot be read.
+    """
+    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
+    _, _, model_class = _classes_of(model_type, f"'{name_or_path}'")
+    return model_class.from_pretrained(name_or_path, **kwargs)
+
+
+def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:
+    """The model itself if it is a LayerShuffle classifier; a plain ViT or DeiT classifier as one that shares its weights.
+
+    Raises:
+        `ValueError`: if the model is of another type, or not a classifier.
+    """
+    if isinstance(model, LayerShuffleForImageClassificationMixin):
+        return model
+    plain_class, config_class, model_class = _classes_of(model.config.model_type, type(model).__name__)
+    if not isinstance(model, plain_class):
+        raise ValueError(f"{type(model).__name__} is not an image classifier; pass a {plain_class.__name__}.")
+    config = config_class.from_dict({**model.config.to_dict(), "model_type": config_class.model_type})
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device("meta"):
+        twin = model_class(config)
+    twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    return twin.train(model.training)
+
+
+def _classes_of(model_type: str, what: str):
+    classes = _CLASSES.get(model_type.removeprefix("layershuffle_"))
+    if classes is None:
+        allowed = ", ".join(f"'{prefix}{name}'" for prefix in ("", "layershuffle_") for name in _CLASSES)
+        raise ValueError(
+            f"{what} is a model of type '{model_type}'; only {allowed} have layers that can be reordered."
+        )
+    return classes
+
+
+class LayerwiseClassifier:
+    """An image classifier as three functions: embed, run one layer at a position, classify.
+
+    Running the layers of an order one after the other gives the model's logits for that order. It is for work that the
+    model's `forward` would repeat: many orders of the same images, every prefix of an order, or what happens in between.
+
+    Args:
+        model: A LayerShuffle classifier, or a plain ViT or DeiT one (see [`as_layershuffle`]), in evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = as_layershuffle(model)
+        self.encoder = self.model.base_model
+        self.num_layers = len(self.encoder.layers)
+
+    @property
+    def layers(self):
+        return self.encoder.layers
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images of shape `(batch_size, num_channels, height, width)` to hidden states `(batch_size, tokens, hidden_size)`."""
+        dtype = self.encoder.embeddings.patch_embeddings.projection.weight.dtype
+        return self.encoder.embeddings(pixel_values.to(dtype))
+
+    def run_layer(self, hidden_states: torch.Tensor, index: int, position: int, **kwargs):
+        """Runs layer `index` at `position`.
+
+        Returns:
+            Hidden states of shape `(batch_size, tokens, hidden_size)`, and position logits of shape
+            `(batch_size, num_layers)`, or None without a position predictor.
+        """
+        depth_vector = self.encoder._depth_vectors(position + 1, hidden_states.device)[position]
+        output = self.layers[index](hidden_states, None, depth_vector, **kwargs)
+        return output if isinstance(output, tuple) else (output, None)
+
+    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
+        return self.model.classifier(self.encoder.layernorm(hidden_states[:, :1])[:, 0])

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from conftest import Architecture
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_layershuffle.layerwise import LayerwiseClassifier, as_layershuffle, load_classifier
+
+
+@pytest.mark.parametrize("flags", [{}, {"depth_embedding": True, "position_predictor": True}])
+@torch.no_grad()
+def test_layers_one_by_one_give_the_logits_of_the_order(architecture, batch, flags):
+    model = architecture.classifier(**flags).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    parts = LayerwiseClassifier(model)
+    order = [3, 0, 0, 2, 1, 1]
+    hidden_states, position_logits = parts.embed(batch["pixel_values"]), []
+    for position, index in enumerate(order):
+        hidden_states, logits = parts.run_layer(hidden_states, index, position)
+        position_logits.append(logits)
+    expected = model(batch["pixel_values"], execution_order=order)
+    torch.testing.assert_close(parts.classify(hidden_states), expected.logits)
+    if flags:
+        assert torch.equal(torch.stack(position_logits, dim=1), expected.position_logits)
+    else:
+        assert position_logits == [None] * 6
+
+
+def test_a_plain_classifier_becomes_a_layershuffle_one_that_shares_its_weights(architecture, batch):
+    plain = architecture.plain_classifier(attn_implementation="eager").eval()
+    ours = as_layershuffle(plain)
+    assert isinstance(ours, architecture.classifier_class)
+    assert not ours.training
+    assert ours.config._attn_implementation == "eager"
+    assert torch.equal(ours(**batch).logits, plain(**batch).logits)
+    assert not torch.equal(ours(**batch, execution_order=[0, 0, 0]).logits, plain(**batch).logits)
+    pointers = {name: tensor.data_ptr() for name, tensor in plain.state_dict().items()}
+    assert {name: tensor.data_ptr() for name, tensor in ours.state_dict().items()} == pointers
+    assert as_layershuffle(ours) is ours
+
+
+def test_plain_and_layershuffle_folders_load(architecture, tmp_path, batch):
+    plain, ours = architecture.plain_classifier().eval(), architecture.classifier(shuffle_mode="arbitrary").eval()
+    for name, model in (("plain", plain), ("ours", ours)):
+        model.save_pretrained(tmp_path / name)
+        loaded = load_classifier(str(tmp_path / name)).eval()
+        assert isinstance(loaded, architecture.classifier_class)
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+    assert loaded.config.shuffle_mode == "arbitrary"
+
+
+def test_other_models_are_refused(tmp_path):
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    bert = BertForSequenceClassification(config)
+    with pytest.raises(ValueError, match="is a model of type 'bert'; only 'vit', 'deit', 'layershuffle_vit'"):
+        as_layershuffle(bert)
+    bert.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'bert'"):
+        load_classifier(str(tmp_path))
+    vit = Architecture("vit")
+    with pytest.raises(ValueError, match="ViTModel is not an image classifier; pass a ViTForImageClassification"):
+        as_layershuffle(vit.plain_model_class(vit.plain_classifier().config))
+    with pytest.raises(OSError, match="no-such-folder"):
+        load_classifier(str(tmp_path / "no-such-folder"))
