@@ -389,7 +389,8 @@ def train_and_evaluate(
     args.eval_orders = args.final_eval_orders
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
-    card = {"dataset": dataset_name, "metrics": metrics, "finetuned_from": finetuned_from}
+    card_metrics = metrics | {"num_orders": args.final_eval_orders}
+    card = {"dataset": dataset_name, "metrics": card_metrics, "finetuned_from": finetuned_from}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -456,7 +457,7 @@ def run(argv: list[str]) -> None:
             image_processor,
             train_dataset,
             eval_dataset,
-            data_args.dataset_name,
+            Path(data_args.dataset_name).name if Path(data_args.dataset_name).is_dir() else data_args.dataset_name,
             model_args.model_name_or_path,
         )
         rows[method_name(model.config)] = (metrics, variant_args.final_eval_orders)
