@@ -1,0 +1,43 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The command `hf-layershuffle`: one module a command.
+
+It stands beside the package, not in it, so that `--help` answers without importing torch: importing `hf_layershuffle`
+registers models with transformers. A command imports what it needs when it runs.
+"""
+
+import logging
+import sys
+
+import typer
+
+from . import evaluate, prune
+
+
+logger = logging.getLogger("hf_layershuffle")
+app = typer.Typer(
+    name="hf-layershuffle",
+    help="Measure, analyse, prune, merge and publish vision transformers whose layers run in any order.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (evaluate.evaluate, prune.prune):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs a command; bad input is one line on the standard error and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except KeyboardInterrupt:
+        fail("stopped; run the same command again to go on", 130)
+    except (ValueError, OSError) as error:
+        logger.debug("", exc_info=True)
+        fail(f"error: {' '.join(str(error).split())}", 2)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"hf-layershuffle: {message}", file=sys.stderr)
+    sys.exit(code)
