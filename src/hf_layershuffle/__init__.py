@@ -4,15 +4,17 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
+from .evaluation import evaluate_robustness, score_execution_orders
 from .execution_order import arbitrary_execution_orders, check_execution_order
+from .metrics import Accuracy, OrderAccuracy
 from .modeling_layershuffle import (
     LayerShuffleDeiTForImageClassification,
     LayerShuffleDeiTModel,
     LayerShuffleViTForImageClassification,
     LayerShuffleViTModel,
 )
+from .report import RobustnessReport, compare_reports
 from .training import (
-    Accuracy,
     LayerShuffleCallback,
     LayerShuffleTrainer,
     LayerShuffleTrainingArguments,
@@ -42,7 +44,12 @@ __all__ = [
     "LayerShuffleViTConfig",
     "LayerShuffleViTForImageClassification",
     "LayerShuffleViTModel",
+    "OrderAccuracy",
+    "RobustnessReport",
     "arbitrary_execution_orders",
     "check_execution_order",
+    "compare_reports",
     "compute_metrics",
+    "evaluate_robustness",
+    "score_execution_orders",
 ]

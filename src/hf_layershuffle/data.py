@@ -211,6 +211,38 @@ def _with_class_labels(splits: dict[str, Dataset], dataset_name: str) -> dict[st
     return splits
 
 
+def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") -> Dataset:
+    """The dataset with its labels numbered as the model's classes.
+
+    Classes are matched by name. Where the model's classes have no names of their own (`LABEL_0`, ...), or the dataset's
+    are mere numbers, they are taken by number.
+
+    Args:
+        dataset (`datasets.Dataset`): With a `ClassLabel` column `label`, as from [`load_image_datasets`].
+        config: A model's configuration, with `label2id`.
+
+    Raises:
+        `ValueError`: if the dataset has a class that the model does not know.
+    """
+    names = dataset.features["label"].names
+    model_names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    index_of = {name: index for index, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in index_of]
+    if not unknown:
+        if names == model_names[: len(names)]:
+            return dataset
+        indices = [index_of[names[label]] for label in dataset["label"][:]]
+        dataset = dataset.remove_columns("label").add_column("label", indices)
+        return dataset.cast_column("label", ClassLabel(names=model_names))
+    is_unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
+    if (is_unnamed or all(name.isdigit() for name in names)) and len(names) <= len(model_names):
+        return dataset
+    raise ValueError(
+        f"Dataset '{dataset_name}' has the classes {_names(unknown[:5])}{', ...' if len(unknown) > 5 else ''}, which the model "
+        f"does not know; it knows {len(model_names)}: {_names(model_names[:10])}. Evaluate it on the dataset it was trained on."
+    )
+
+
 class ImageClassificationDataset(torch.utils.data.Dataset):
     """Normalised images and labels for the Trainer, decoded once and augmented a batch at a time without torchvision.
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
 
+from contextlib import contextmanager
+
 import torch
 from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
@@ -84,6 +86,28 @@ class LayerwiseClassifier:
     @property
     def layers(self):
         return self.encoder.layers
+
+    @property
+    def num_labels(self) -> int:
+        return self.model.config.num_labels
+
+    @property
+    def num_channels(self) -> int:
+        return self.model.config.num_channels
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @contextmanager
+    def evaluation_mode(self):
+        """Without dropout inside; the model is then put back into the mode it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images of shape `(batch_size, num_channels, height, width)` to hidden states `(batch_size, tokens, hidden_size)`."""

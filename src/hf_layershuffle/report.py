@@ -253,7 +253,9 @@ def compare_reports(reports: dict[str, RobustnessReport]):
         table.add_column(name, justify="right")
     for name, report in reports.items():
         summary = report.arbitrary.accuracy
-        values = [report.pruning[method][k - 1].accuracy.mean for method in ("arbitrary", "evenly_spaced") for k in points]
+        values = [
+            report.pruning[method][k - 1].accuracy.mean for method in ("arbitrary", "evenly_spaced") for k in points
+        ]
         table.add_row(
             name,
             f"{report.sequential.accuracy:.4f}",

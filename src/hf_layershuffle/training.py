@@ -4,40 +4,12 @@
 import os
 from dataclasses import dataclass, field
 
-import datasets
-import evaluate
-import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from .execution_order import arbitrary_execution_orders
+from .metrics import Accuracy, OrderAccuracy
 from .publishing import write_model_card
-
-
-class Accuracy(evaluate.Metric):
-    """Fraction of predictions equal to their references. An [`evaluate.Metric`] that needs no download, unlike
-    `evaluate.load("accuracy")`.
-
-    ```python
-    >>> from hf_layershuffle import Accuracy
-
-    >>> Accuracy().compute(predictions=[0, 1, 1], references=[0, 1, 0])
-    {'accuracy': 0.6666666666666666}
-    ```
-    """
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Fraction of predictions equal to their references, in [0, 1].",
-            citation="",
-            inputs_description="predictions and references: class indices of shape (num_images,).",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -48,18 +20,15 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         `arbitrary_accuracy`, `arbitrary_accuracy_std`, `arbitrary_accuracy_min`: mean, population standard deviation and
         minimum of the accuracy over the arbitrary orders.
     """
-    metric, labels = Accuracy(keep_in_memory=True), prediction.label_ids
-    logits, classes_by_order = prediction.predictions, None
+    logits, labels, classes_by_order = prediction.predictions, prediction.label_ids, None
     if isinstance(logits, tuple):
         logits, classes_by_order = logits
-    metrics = metric.compute(predictions=logits.argmax(-1), references=labels)
+    metrics = Accuracy(keep_in_memory=True).compute(predictions=logits.argmax(-1), references=labels)
     if classes_by_order is not None:
-        accuracies = [
-            metric.compute(predictions=classes, references=labels)["accuracy"] for classes in classes_by_order.T
-        ]
-        metrics["arbitrary_accuracy"] = float(np.mean(accuracies))
-        metrics["arbitrary_accuracy_std"] = float(np.std(accuracies))
-        metrics["arbitrary_accuracy_min"] = float(np.min(accuracies))
+        over_orders = OrderAccuracy(keep_in_memory=True).compute(predictions=classes_by_order, references=labels)
+        metrics |= {
+            f"arbitrary_accuracy{name}": over_orders[f"arbitrary_accuracy{name}"] for name in ("", "_std", "_min")
+        }
     return metrics
 
 

@@ -9,18 +9,28 @@ import typer
 
 
 DatasetName = Annotated[
-    str, typer.Option("--dataset_name", help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id.")
+    str,
+    typer.Option(
+        "--dataset_name", help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."
+    ),
 ]
-DatasetConfigName = Annotated[str | None, typer.Option("--dataset_config_name", help="Configuration of a Hub dataset.")]
+DatasetConfigName = Annotated[
+    str | None, typer.Option("--dataset_config_name", help="Configuration of a Hub dataset.")
+]
 EvalSplit = Annotated[
-    str | None, typer.Option("--eval_split", help="Split to evaluate on. Defaults to validation, then test, then a part of train.")
+    str | None,
+    typer.Option(
+        "--eval_split", help="Split to evaluate on. Defaults to validation, then test, then a part of train."
+    ),
 ]
 ImageColumn = Annotated[str | None, typer.Option("--image_column_name", help="Defaults to the one found.")]
 LabelColumn = Annotated[str | None, typer.Option("--label_column_name", help="Defaults to the one found.")]
 MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only the first so many images.")]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Images a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random; at least 0.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... Defaults to the best there is.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... Defaults to the best there is.")
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the weights: float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
 
@@ -86,5 +96,7 @@ def check_output_dir(folder: Path, holds: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output folder '{folder}' is a file; choose another --output_dir.")
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.rglob(holds)):
-        raise ValueError(f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir.")
+        raise ValueError(
+            f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."
+        )
     return folder
