@@ -1,25 +1,49 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Vision transformers whose layers run in any order (LayerShuffle, arXiv 2407.04513)."""
+"""Vision transformers whose layers run in any order (LayerShuffle, arXiv 2407.04513).
+
+The models are imported at once, to register them with transformers' Auto classes. Everything else is imported when its
+name is first used, so that loading a model does not wait for datasets, the Trainer or matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
-from .evaluation import evaluate_robustness, score_execution_orders
 from .execution_order import arbitrary_execution_orders, check_execution_order
-from .metrics import Accuracy, OrderAccuracy
 from .modeling_layershuffle import (
     LayerShuffleDeiTForImageClassification,
     LayerShuffleDeiTModel,
     LayerShuffleViTForImageClassification,
     LayerShuffleViTModel,
 )
-from .report import RobustnessReport, compare_reports
-from .training import (
-    LayerShuffleCallback,
-    LayerShuffleTrainer,
-    LayerShuffleTrainingArguments,
-    compute_metrics,
-)
+
+
+# A further public name: a line here, the same import for editors below, and an entry in `__all__`
+_LAZY_NAMES = {
+    "Accuracy": "metrics",
+    "LayerShuffleCallback": "training",
+    "LayerShuffleTrainer": "training",
+    "LayerShuffleTrainingArguments": "training",
+    "OrderAccuracy": "metrics",
+    "RobustnessReport": "report",
+    "compare_reports": "report",
+    "compute_metrics": "training",
+    "evaluate_robustness": "evaluation",
+    "score_execution_orders": "evaluation",
+}
+
+if TYPE_CHECKING:
+    from .evaluation import evaluate_robustness, score_execution_orders
+    from .metrics import Accuracy, OrderAccuracy
+    from .report import RobustnessReport, compare_reports
+    from .training import (
+        LayerShuffleCallback,
+        LayerShuffleTrainer,
+        LayerShuffleTrainingArguments,
+        compute_metrics,
+    )
 
 
 __version__ = "0.1.0"
@@ -53,3 +77,15 @@ __all__ = [
     "evaluate_robustness",
     "score_execution_orders",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_NAMES})
