@@ -1,0 +1,138 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
+
+from datetime import datetime, timezone
+
+import torch
+
+from ..data import as_dataloader
+from ..execution_order import arbitrary_execution_orders
+from ..report import describe_environment
+from .attention import AttentionMaps, attention_rollout
+from .contributions import (
+    QUANTITIES,
+    LayerContributions,
+    as_parts,
+    balanced_execution_orders,
+    check_integers,
+    layer_contributions,
+    recorded_updates,
+)
+from .report import ANALYSIS_FILE, AnalysisReport
+from .representations import (
+    EMBEDDINGS,
+    MIN_IMAGES,
+    Embedding,
+    PositionProbe,
+    Representations,
+    Similarity,
+    check_embedding,
+    collect_representations,
+    embed_representations,
+    output_similarity,
+    probe_position,
+)
+
+
+_FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
+
+
+def analyze(
+    model,
+    data,
+    *,
+    image_processor=None,
+    num_orders: int = 32,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    embedding: str = "pca",
+    num_attention_images: int = 3,
+    model_name: str | None = None,
+    dataset_name: str = "unnamed",
+    progress: bool = True,
+) -> AnalysisReport:
+    """What each layer of a model does at each position.
+
+    All images run in `num_orders` orders for [`layer_contributions`]; at most 256 of them in as many orders as there are
+    layers for the probe, the similarity and the embedding (see [`collect_representations`] for the memory); the first
+    `num_attention_images` in four orders for the attention maps.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier of at least two layers, or a [`LayerwiseClassifier`].
+        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20 images.
+        num_orders (`int`): At least 1; rounded up to a multiple of the number of layers.
+        seed (`int`): Of the orders, the folds of the probe and the embedding; at least 0.
+        embedding (`str`): "pca", or "umap" (needs the extra `analysis`).
+        num_attention_images (`int`): At least 1.
+        model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
+
+    Raises:
+        `ValueError`: if an argument or a label is not valid, or there are too few images or layers.
+    """
+    check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
+    check_embedding(embedding)
+    parts = as_parts(model)
+    if parts.num_layers < 2:
+        raise ValueError(
+            "The model has one layer, which has one position only; analyse a model of at least two layers."
+        )
+    loader = as_dataloader(
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
+    )
+    if len(loader.dataset) < MIN_IMAGES:
+        raise ValueError(f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}.")
+    contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
+    outputs = collect_representations(parts, loader, seed=seed, progress=progress)
+    config = parts.model.config
+    return AnalysisReport(
+        model=model_name or config.name_or_path or type(model).__name__,
+        dataset=dataset_name,
+        num_images=contributions.num_images,
+        num_classes=parts.num_labels,
+        num_layers=parts.num_layers,
+        seed=seed,
+        contributions=contributions,
+        probe=probe_position(outputs, seed=seed, progress=progress),
+        similarity=output_similarity(outputs),
+        embedding=embed_representations(outputs, method=embedding, seed=seed),
+        attention=_attention_of_first_images(parts, loader, num_attention_images, seed),
+        config={name: getattr(config, name, None) for name in _FLAGS},
+        environment=describe_environment()
+        | {
+            "device": str(parts.device),
+            "dtype": str(parts.model.dtype).removeprefix("torch."),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _attention_of_first_images(parts, loader, num_images: int, seed: int) -> AttentionMaps:
+    batch = next(iter(loader))
+    sequential = list(range(parts.num_layers))
+    orders = [sequential, sequential[::-1], *arbitrary_execution_orders(parts.num_layers, 2, seed)]
+    labels = torch.as_tensor(batch["labels"])[:num_images].tolist()
+    return attention_rollout(parts, batch["pixel_values"][:num_images], orders, labels=labels)
+
+
+__all__ = [
+    "ANALYSIS_FILE",
+    "AnalysisReport",
+    "AttentionMaps",
+    "EMBEDDINGS",
+    "Embedding",
+    "LayerContributions",
+    "PositionProbe",
+    "QUANTITIES",
+    "Representations",
+    "Similarity",
+    "analyze",
+    "attention_rollout",
+    "balanced_execution_orders",
+    "collect_representations",
+    "embed_representations",
+    "layer_contributions",
+    "output_similarity",
+    "probe_position",
+    "recorded_updates",
+]

@@ -1,0 +1,113 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Where a model looks under different execution orders: attention rollout."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..execution_order import check_execution_order
+from ..layerwise import LayerwiseClassifier
+from .contributions import as_parts
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """How much of each image patch reaches the CLS token, by attention rollout.
+
+    Args:
+        maps: Fractions of shape `(num_images, num_orders, rows, columns)`; with the special tokens' share, which is not
+            shown, those of an image and order sum to 1.
+        predicted: Class predicted for each image in each order; integers of shape `(num_images, num_orders)`.
+        execution_orders: The orders.
+        labels: Class of each image, or None.
+        images: The images, in [0, 1], of shape `(num_images, height, width, channels)`; not saved with a report.
+    """
+
+    maps: np.ndarray
+    predicted: np.ndarray
+    execution_orders: list[list[int]]
+    labels: np.ndarray | None = None
+    images: np.ndarray | None = None
+
+
+def attention_rollout(
+    model, pixel_values: torch.Tensor, execution_orders: Sequence[Sequence[int]], *, labels=None
+) -> AttentionMaps:
+    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3) of images under several orders.
+
+    The attention of each layer, mean over heads, is averaged with the identity for the residual connection; the
+    matrices are multiplied in the order in which the layers run. The model computes attention eagerly meanwhile, whatever
+    its attention implementation. Memory: `batch_size * heads * tokens**2` floats, so pass a few images at a time.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
+        pixel_values: Of shape `(num_images, num_channels, height, width)`.
+        execution_orders: Layer indices; subsets and repeats allowed.
+        labels: Of the images, for the picture.
+
+    Raises:
+        `ValueError`: if an order is not valid or there is none.
+    """
+    parts = as_parts(model)
+    orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
+    if not orders:
+        raise ValueError("`execution_orders` is empty; pass at least one order.")
+    rows_columns = _patch_grid(parts)
+    maps, predicted = [], []
+    with parts.evaluation_mode(), torch.inference_mode(), _recorded_attention(parts) as attention:
+        embedded = parts.embed(pixel_values.to(parts.device))
+        for order in orders:
+            hidden_states = embedded
+            rollout = torch.eye(embedded.shape[1], device=parts.device)
+            for position, index in enumerate(order):
+                hidden_states, _ = parts.run_layer(hidden_states, index, position)
+                weights = attention["weights"].float().mean(1)  # (num_images, heads, tokens, tokens) -> over heads
+                rollout = (0.5 * weights + 0.5 * torch.eye(weights.shape[-1], device=weights.device)) @ rollout
+            to_patches = rollout[:, 0, -rows_columns[0] * rows_columns[1] :]  # from CLS, past the special tokens
+            maps.append(to_patches.unflatten(-1, rows_columns).cpu().numpy())
+            predicted.append(parts.classify(hidden_states).argmax(-1).cpu().numpy())
+    return AttentionMaps(
+        maps=np.stack(maps, axis=1),
+        predicted=np.stack(predicted, axis=1),
+        execution_orders=orders,
+        labels=None if labels is None else np.asarray(labels),
+        images=_displayable(pixel_values),
+    )
+
+
+@contextmanager
+def _recorded_attention(parts: LayerwiseClassifier):
+    """Yields a dict whose "weights" are, after each `run_layer`, that layer's attention: `(batch, heads, tokens, tokens)`."""
+    recorded = {}
+
+    def hook(module, args, output):
+        recorded["weights"] = output[1]
+
+    implementation = parts.model.config._attn_implementation
+    handles = [layer.attention.register_forward_hook(hook) for layer in parts.layers]
+    try:
+        parts.model.set_attn_implementation("eager")  # the others do not return the weights
+        yield recorded
+    finally:
+        parts.model.set_attn_implementation(implementation)
+        for handle in handles:
+            handle.remove()
+
+
+def _patch_grid(parts: LayerwiseClassifier) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    image_size, patch_size = (
+        size if isinstance(size, (tuple, list)) else (size, size)
+        for size in (parts.model.config.image_size, parts.model.config.patch_size)
+    )
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def _displayable(pixel_values: torch.Tensor) -> np.ndarray:
+    """Stretched to [0, 1] image by image, as the normalisation is not known; channels last."""
+    values = pixel_values.float().cpu()
+    low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
+    return ((values - low) / (high - low).clamp_min(1e-6)).movedim(1, -1).numpy()

@@ -1,0 +1,239 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What each layer adds to the residual stream at each position, over random execution orders."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..data import as_dataloader
+from ..layerwise import LayerwiseClassifier
+
+
+# x is a token's hidden state before a layer and f(x) the one after it; means over an image's tokens
+QUANTITIES = {
+    "update_norm": "‖f(x) − x‖ / ‖x‖",
+    "attention_norm": "‖attention's part of f(x) − x‖ / ‖x‖",
+    "mlp_norm": "‖MLP's part of f(x) − x‖ / ‖x‖",
+    "depth_norm": "‖depth projection's part of f(x) − x‖ / ‖x‖",
+    "cosine": "cosine between f(x) − x and x",
+    "stream_norm": "‖x‖",
+    "logit_change": "true-class logit after the layer minus before it",
+    "log_probability_change": "true-class log-probability after the layer minus before it, in nats",
+}
+
+
+@dataclass(frozen=True)
+class LayerContributions:
+    """What layers add to the residual stream, by layer and position: the `QUANTITIES`, of which "depth_norm" is there
+    with a depth embedding only.
+
+    Args:
+        mean, std: Of each quantity, over images and random orders; arrays of shape `(num_layers, num_layers)`: layers ×
+            positions. The standard deviation is the population's.
+        sequential_mean, sequential_std: The same of layer i at position i in sequential order, over images; arrays of
+            shape `(num_layers,)`.
+        counts: How many (image, order) pairs are behind each mean; of the shape of `mean`.
+        num_images: In the data.
+        execution_orders: The random orders.
+    """
+
+    mean: dict[str, np.ndarray]
+    std: dict[str, np.ndarray]
+    sequential_mean: dict[str, np.ndarray]
+    sequential_std: dict[str, np.ndarray]
+    counts: np.ndarray
+    num_images: int
+    execution_orders: list[list[int]]
+
+    def by_position(self, quantity: str) -> np.ndarray:
+        """Mean of a quantity at each position, over the layers in random orders; of shape `(num_layers,)`."""
+        return np.average(self.mean[quantity], axis=0, weights=self.counts)
+
+    def by_layer(self, quantity: str) -> np.ndarray:
+        """Mean of a quantity of each layer, over the positions in random orders; of shape `(num_layers,)`."""
+        return np.average(self.mean[quantity], axis=1, weights=self.counts)
+
+    def away_from_home(self, quantity: str = "update_norm") -> np.ndarray:
+        """Of each layer: its mean at other positions than its own in random orders, divided by that in sequential order.
+
+        Below 1 for "update_norm", the layer does less where it does not stand in the checkpoint: it switches itself off.
+        Shape `(num_layers,)`.
+        """
+        away = self.counts * (1 - np.eye(len(self.counts)))
+        return np.average(self.mean[quantity], axis=1, weights=away) / self.sequential_mean[quantity]
+
+
+def balanced_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -> list[list[int]]:
+    """Random permutations of the layers in which each layer runs equally often at each position.
+
+    They are the rows of random Latin squares (a cyclic square with rows, columns and symbols permuted), so each order by
+    itself is uniform over permutations; unlike independent draws, no (layer, position) pair is left out.
+
+    Args:
+        num_layers (`int`): Of the model.
+        num_orders (`int`): At least 1; rounded up to a multiple of `num_layers`.
+        seed (`int`): At least 0.
+    """
+    orders, positions = [], np.arange(num_layers)
+    for square in range(-(-num_orders // num_layers)):
+        rng = np.random.default_rng((seed, square))
+        rows, columns, layers = (rng.permutation(num_layers) for _ in range(3))
+        orders += layers[(rows[:, None] + columns[positions]) % num_layers].tolist()
+    return orders
+
+
+@contextmanager
+def recorded_updates(parts: LayerwiseClassifier):
+    """Yields a dict that holds, after each `run_layer`, what the parts of that layer added to the residual stream.
+
+    The keys are "attention", "mlp" and, with a depth embedding, "depth"; the values have the shape of the hidden states,
+    and their sum is the layer's update.
+    """
+    updates = {}
+
+    def recorder(name):
+        def hook(module, args, output):
+            updates[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = []
+    for layer in parts.layers:
+        for name, module in (("depth", layer.depth_projection), ("attention", layer.attention), ("mlp", layer.mlp)):
+            if module is not None:
+                handles.append(module.register_forward_hook(recorder(name)))
+    try:
+        yield updates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_contributions(
+    model,
+    data,
+    *,
+    image_processor=None,
+    num_orders: int = 32,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    progress: bool = True,
+) -> LayerContributions:
+    """Measures what each layer adds at each position, over random orders and in sequential order.
+
+    One pass over the data; costs a forward pass of every image an order. Memory does not grow with the number of images: it
+    holds one batch of hidden states, and the quantities of one batch in all orders.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
+        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`].
+        num_orders (`int`): At least 1; rounded up to a multiple of the number of layers (see
+            [`balanced_execution_orders`]).
+        seed (`int`): Draws the orders, at least 0.
+
+    Raises:
+        `ValueError`: if an argument or a label is not valid, or there is no image.
+    """
+    check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
+    parts = as_parts(model)
+    loader = as_dataloader(
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
+    )
+    orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
+    names = [name for name in QUANTITIES if name != "depth_norm" or parts.model.config.depth_embedding]
+    sequential = list(range(parts.num_layers))
+    # Sums and sums of squares over images; the first row is the sequential order
+    sums = np.zeros((2, 1 + len(orders), parts.num_layers, len(names)))
+    num_images = 0
+    with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
+        for batch in tqdm(loader, desc="Measuring layers' updates", unit="batch", disable=not progress):
+            labels = checked_labels(parts, batch["labels"])
+            embedded = parts.embed(batch["pixel_values"].to(parts.device))
+            measured = [
+                _measure_order(parts, embedded, labels, order, updates, names) for order in (sequential, *orders)
+            ]
+            values = torch.stack(measured).cpu().double().numpy()  # (orders, positions, quantities, batch_size)
+            sums += np.stack((values.sum(-1), (values**2).sum(-1)))
+            num_images += len(labels)
+    return _summarize(sums, names, num_images, orders)
+
+
+def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch.Tensor:
+    """Quantities of shape `(positions, quantities, batch_size)`."""
+    rows = []
+    scores = _true_class_scores(parts, hidden_states, labels)
+    for position, index in enumerate(order):
+        before = hidden_states
+        hidden_states, _ = parts.run_layer(before, index, position)
+        previous_scores, scores = scores, _true_class_scores(parts, hidden_states, labels)
+        norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        update = hidden_states.float() - before.float()
+        row = {f"{name}_norm": (part.float().norm(dim=-1) / norm).mean(1) for name, part in updates.items()}
+        row["update_norm"] = (update.norm(dim=-1) / norm).mean(1)
+        row["cosine"] = torch.cosine_similarity(update, before.float(), dim=-1).mean(1)
+        row["stream_norm"] = norm.mean(1)
+        row["logit_change"], row["log_probability_change"] = scores - previous_scores
+        rows.append(torch.stack([row[name] for name in names]))
+    return torch.stack(rows)
+
+
+def _true_class_scores(parts, hidden_states, labels) -> torch.Tensor:
+    """Logit and log-probability of each image's class: shape `(2, batch_size)`."""
+    logits = parts.classify(hidden_states).float()
+    return torch.stack((logits, logits.log_softmax(-1))).gather(-1, labels.expand(2, -1)[..., None])[..., 0]
+
+
+def _summarize(sums: np.ndarray, names: list[str], num_images: int, orders) -> LayerContributions:
+    num_layers, positions = sums.shape[2], np.arange(sums.shape[2])
+    by_layer = np.zeros((2, num_layers, num_layers, len(names)))
+    counts = np.zeros((num_layers, num_layers), dtype=np.int64)
+    for order, order_sums in zip(orders, sums[:, 1:].swapaxes(0, 1)):
+        by_layer[:, order, positions] += order_sums
+        counts[order, positions] += num_images
+    mean, std = _moments(by_layer, counts[..., None])
+    sequential_mean, sequential_std = _moments(sums[:, 0], num_images)
+    pick = lambda values: {name: values[..., i] for i, name in enumerate(names)}  # noqa: E731
+    return LayerContributions(
+        pick(mean), pick(std), pick(sequential_mean), pick(sequential_std), counts, num_images, orders
+    )
+
+
+def _moments(sums: np.ndarray, counts) -> tuple[np.ndarray, np.ndarray]:
+    mean, mean_of_squares = sums / counts
+    return mean, np.sqrt(np.maximum(mean_of_squares - mean**2, 0))
+
+
+def as_parts(model) -> LayerwiseClassifier:
+    return LayerwiseClassifier(model) if isinstance(model, PreTrainedModel) else model
+
+
+def checked_labels(parts: LayerwiseClassifier, labels) -> torch.Tensor:
+    """Labels on the model's device.
+
+    Raises:
+        `ValueError`: if one is no class of the model.
+    """
+    labels = torch.as_tensor(labels)
+    outside = labels[(labels < 0) | (labels >= parts.num_labels)]
+    if len(outside):
+        raise ValueError(
+            f"The data holds the label {outside[0].item()}, but the model has {parts.num_labels} classes, from 0 to "
+            f"{parts.num_labels - 1}. Analyse it on the dataset it was trained on."
+        )
+    return labels.to(parts.device)
+
+
+def check_integers(**values) -> None:
+    """Each `name=(value, least)` must be an integer of at least `least`.
+
+    Raises:
+        `ValueError`: if one is not.
+    """
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")

@@ -1,0 +1,162 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What an analysis found: numbers that can be saved, loaded and read on a terminal."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from ..report import render
+from .attention import AttentionMaps
+from .contributions import LayerContributions
+from .representations import Embedding, PositionProbe, Similarity
+
+
+ANALYSIS_FILE = "analysis.json"
+_PARTS = {
+    "contributions": LayerContributions,
+    "probe": PositionProbe,
+    "similarity": Similarity,
+    "embedding": Embedding,
+    "attention": AttentionMaps,
+}
+# Fields that stay lists or numbers; all other lists become arrays
+_LISTS = ("execution_orders",)
+
+
+@dataclass(frozen=True)
+class AnalysisReport:
+    """What each layer of a model does at each position, from [`analyze`].
+
+    Args:
+        model, dataset: Names, for people.
+        num_images, num_classes, num_layers: Of the data and the model.
+        seed: Of the orders, the folds and the embedding.
+        contributions: What layers add to the residual stream, by layer and position.
+        probe: How well the position is read from a layer's output.
+        similarity: CKA between the CLS tokens after all (layer, position) pairs.
+        embedding: The same CLS tokens in two dimensions.
+        attention: Attention maps of a few images under a few orders.
+        config: The model's type and its LayerShuffle flags.
+        environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
+    """
+
+    model: str
+    dataset: str
+    num_images: int
+    num_classes: int
+    num_layers: int
+    seed: int
+    contributions: LayerContributions
+    probe: PositionProbe
+    similarity: Similarity
+    embedding: Embedding
+    attention: AttentionMaps
+    config: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """JSON types only; floating point numbers to six digits; without the images of `attention`."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in _PARTS:
+            values[name] = {key: value for key, value in vars(values[name]).items() if key != "images"}
+        return _json_values(values)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AnalysisReport":
+        """The inverse of `to_dict`.
+
+        Raises:
+            `ValueError`: if fields are missing or unknown.
+        """
+        names = {each.name for each in fields(cls)}
+        required = names - {"config", "environment"}
+        if not required <= set(values) <= names:
+            wrong = sorted(required - set(values)) or sorted(set(values) - names)
+            raise ValueError(f"This is no analysis: the fields {wrong} are missing or unknown.")
+        parts = {name: part_class(**_arrays(values[name])) for name, part_class in _PARTS.items()}
+        return cls(**{**values, **parts})
+
+    def save(self, folder) -> Path:
+        """Writes `analysis.json` into `folder`, which is made if missing; returns the file's path."""
+        path = Path(folder) / ANALYSIS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, path) -> "AnalysisReport":
+        """Reads an analysis from its file or from the folder that holds it.
+
+        Raises:
+            `OSError`: if there is none.
+            `ValueError`: if the file is not an analysis.
+        """
+        path = Path(path)
+        path = path / ANALYSIS_FILE if path.is_dir() else path
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"'{path}' is not an analysis: {error}") from error
+
+    def table(self):
+        """The report by layer as a [`rich.table.Table`]; `print(report)` shows it too."""
+        from rich.table import Table
+
+        found, sequential = self.contributions, self.contributions.sequential_mean
+        title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
+        caption = (
+            "Update: ‖f(x) − x‖ / ‖x‖, in sequential order, over random orders, and their ratio away from the layer's own "
+            f"position (below 1: the layer does less there). Position: read by a linear probe; chance {self.probe.chance:.4f}."
+        )
+        table = Table(title=title, caption=caption)
+        columns = {
+            "update: sequential": sequential["update_norm"],
+            "random": found.by_layer("update_norm"),
+            "away / home": found.away_from_home("update_norm"),
+            "attention: away / home": found.away_from_home("attention_norm"),
+            "MLP: away / home": found.away_from_home("mlp_norm"),
+            "true-class logit: sequential": sequential["logit_change"],
+            "random ": found.by_layer("logit_change"),
+            "position read": self.probe.accuracy,
+            "std": self.probe.std,
+        }
+        table.add_column("layer", justify="right")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for layer in range(self.num_layers):
+            table.add_row(str(layer), *(f"{values[layer]:.4f}" for values in columns.values()))
+        table.add_section()
+        table.add_row("mean", *(f"{np.mean(values):.4f}" for values in columns.values()))
+        return table
+
+    def __str__(self) -> str:
+        similarity = self.similarity
+        return render(self.table()) + (
+            f"CKA between outputs: {similarity.same_layer:.4f} of one layer at two positions, "
+            f"{similarity.same_position:.4f} of two layers at one position, {similarity.neither:.4f} of others\n"
+        )
+
+
+def _json_values(value):
+    if isinstance(value, dict):
+        return {name: _json_values(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _json_values(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_json_values(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _arrays(values: dict) -> dict:
+    return {name: value if name in _LISTS else _array(value) for name, value in values.items()}
+
+
+def _array(value):
+    if isinstance(value, dict):
+        return {name: _array(item) for name, item in value.items()}
+    return np.asarray(value) if isinstance(value, list) else value

@@ -1,0 +1,308 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The outputs of every layer at every position, and what they have in common: a probe, their similarity, one picture."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data import as_dataloader
+from .contributions import as_parts, balanced_execution_orders, check_integers
+
+
+EMBEDDINGS = ("pca", "umap")
+TOKENS = ("cls", "mean")
+MIN_GROUPS, GROUP_SIZE = 5, 16
+MIN_IMAGES = 4 * MIN_GROUPS  # the similarity needs four in a group
+
+
+@dataclass(frozen=True)
+class Representations:
+    """Outputs of every layer at every position for the same images.
+
+    Each group of images runs in orders of its own, which are as many as layers and put each layer at each position once:
+    what is learned of some groups and holds for others is then owed neither to the images nor to the orders.
+
+    Args:
+        cls: CLS token; float32 of shape `(num_images, num_layers, num_layers, hidden_size)`: images × layers × positions.
+        mean: Mean of all tokens, which is what a position predictor reads; of the same shape and dtype.
+        groups: Group of each image, ascending from 0; integers of shape `(num_images,)`.
+    """
+
+    cls: np.ndarray
+    mean: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class PositionProbe:
+    """How well a linear probe reads from a layer's output the position at which it ran, on unseen images and orders.
+
+    Args:
+        accuracy, std: Fractions in [0, 1] of each layer: mean and population standard deviation over the folds; arrays of
+            shape `(num_layers,)`.
+        chance: Accuracy of a guess: all positions are equally frequent.
+        num_images, num_folds: Of the cross-validation.
+    """
+
+    accuracy: np.ndarray
+    std: np.ndarray
+    chance: float
+    num_images: int
+    num_folds: int
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Linear CKA between the outputs of all (layer, position) pairs.
+
+    Args:
+        matrix: Of shape `(num_layers ** 2, num_layers ** 2)`; row `layer * num_layers + position`.
+        same_layer, same_position, neither: Mean over different pairs of the same layer at two positions, of two layers at
+            the same position, and of two layers at two positions.
+        num_images: Behind each number.
+    """
+
+    matrix: np.ndarray
+    same_layer: float
+    same_position: float
+    neither: float
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """CLS tokens after all layers at all positions in two dimensions.
+
+    Args:
+        method: One of `EMBEDDINGS`.
+        points: Of shape `(num_points, 2)`.
+        layer, position: Of each point; integer arrays of shape `(num_points,)`.
+        explained_variance: For PCA, fraction in [0, 1] of the variance along each of the two axes; None otherwise.
+    """
+
+    method: str
+    points: np.ndarray
+    layer: np.ndarray
+    position: np.ndarray
+    explained_variance: np.ndarray | None = None
+
+
+def collect_representations(
+    model,
+    data,
+    *,
+    image_processor=None,
+    seed: int = 0,
+    max_images: int = 256,
+    max_bytes: int = 2**29,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    progress: bool = True,
+) -> Representations:
+    """Runs evenly spaced images of the data, in groups of about 16, through as many random orders as there are layers.
+
+    Stores at most `max_bytes` and at most `max_images` images: an image takes `8 * num_layers**2 * hidden_size` bytes, so
+    ViT-Base keeps 256 (226 MB) and ViT-Large 113.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
+        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader needs a dataset with a
+            length.
+        seed (`int`): Draws the orders, at least 0.
+
+    Raises:
+        `ValueError`: if an argument is not valid, or there are fewer than 20 images.
+    """
+    check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
+    parts = as_parts(model)
+    loader = as_dataloader(
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
+    )
+    num_layers, hidden_size = parts.num_layers, parts.model.config.hidden_size
+    num_images = min(len(loader.dataset), max_images, max(1, max_bytes // (8 * num_layers**2 * hidden_size)))
+    if num_images < MIN_IMAGES:
+        raise ValueError(f"There are {num_images} images; this needs at least {MIN_IMAGES}.")
+    chosen = np.linspace(0, len(loader.dataset) - 1, num_images).round().astype(int)
+    groups = np.array_split(chosen, max(MIN_GROUPS, num_images // GROUP_SIZE))
+    loader = DataLoader(loader.dataset, batch_sampler=[each.tolist() for each in groups], collate_fn=loader.collate_fn)
+    orders = balanced_execution_orders(num_layers, num_layers * len(groups), seed)
+    cls = np.empty((num_images, num_layers, num_layers, hidden_size), dtype=np.float32)
+    mean, done = np.empty_like(cls), 0
+    with parts.evaluation_mode(), torch.inference_mode():
+        bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
+        for group, batch in enumerate(bar):
+            embedded = parts.embed(batch["pixel_values"].to(parts.device))
+            rows = slice(done, done + len(embedded))
+            for order in orders[group * num_layers : (group + 1) * num_layers]:
+                hidden_states = embedded
+                for position, layer in enumerate(order):
+                    hidden_states, _ = parts.run_layer(hidden_states, layer, position)
+                    cls[rows, layer, position] = hidden_states[:, 0].float().cpu().numpy()
+                    mean[rows, layer, position] = hidden_states.float().mean(1).cpu().numpy()
+            done += len(embedded)
+    return Representations(cls, mean, np.repeat(np.arange(len(groups)), [len(each) for each in groups]))
+
+
+def probe_position(
+    representations: Representations, *, token: str = "mean", num_folds: int = 5, seed: int = 0, progress: bool = True
+) -> PositionProbe:
+    """Trains a linear probe for each layer that tells the positions apart by the layer's output.
+
+    The probe is linear discriminant analysis with a shrunken covariance (Ledoit and Wolf): exact, without iterations, and
+    unlike a least-squares classifier able to tell apart classes that lie along one line, as positions may.
+
+    Args:
+        token (`str`): "mean" or "cls".
+        num_folds (`int`): At least 2, and at most the number of groups, which are divided into folds: the probe is tested
+            on images and on orders that it has not seen.
+        seed (`int`): Divides the groups.
+
+    Raises:
+        `ValueError`: if there are fewer groups than folds, or there is but one position.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import KFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    outputs, groups = _tokens(representations, token), representations.groups
+    num_images, num_layers, num_positions, hidden_size = outputs.shape
+    num_groups = int(groups.max()) + 1
+    check_integers(num_folds=(num_folds, 2), seed=(seed, 0))
+    if num_groups < num_folds:
+        raise ValueError(
+            f"There are {num_groups} groups of images for {num_folds} folds; use more images or fewer folds."
+        )
+    if num_positions < 2:
+        raise ValueError("A model of one layer runs it at one position; there is nothing to tell apart.")
+    splits = list(KFold(num_folds, shuffle=True, random_state=seed).split(np.arange(num_groups)))
+    accuracy = np.empty((num_layers, num_folds))
+    for layer in tqdm(range(num_layers), desc="Probing positions", unit="layer", disable=not progress):
+        for fold, split in enumerate(splits):
+            train, test = (outputs[np.isin(groups, part), layer] for part in split)
+            (train, train_positions), (test, test_positions) = (
+                (each.reshape(-1, hidden_size), np.tile(np.arange(num_positions), len(each))) for each in (train, test)
+            )
+            probe = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+            accuracy[layer, fold] = probe.fit(train, train_positions).score(test, test_positions)
+    return PositionProbe(accuracy.mean(1), accuracy.std(1), 1 / num_positions, num_images, num_folds)
+
+
+def output_similarity(representations: Representations, *, token: str = "cls") -> Similarity:
+    """Linear CKA (Kornblith et al. 2019, arXiv 1905.00414) between all (layer, position) pairs' outputs over images.
+
+    In minibatches (Nguyen et al. 2021, arXiv 2010.15327): the unbiased HSIC of Song et al. (2012), which is the inner
+    product of U-centred Gram matrices, is averaged over the groups of images. So what an order does to all images alike is
+    not counted, and few images in many dimensions do not look alike; a value may come out slightly below 0. Memory:
+    `4 * num_layers**4` bytes, twice.
+
+    Args:
+        token (`str`): "cls" or "mean".
+
+    Raises:
+        `ValueError`: if a group holds fewer than four images.
+    """
+    outputs, groups = _tokens(representations, token), representations.groups
+    num_images, num_layers, num_positions, _ = outputs.shape
+    smallest = int(np.bincount(groups).min())
+    if smallest < 4:
+        raise ValueError(f"A group holds {smallest} images; the similarity of outputs needs at least 4 in each.")
+    products = 0
+    for group in range(int(groups.max()) + 1):
+        in_group = outputs[groups == group]
+        size = len(in_group)
+        grams = _u_centred_grams(in_group.reshape(size, num_layers * num_positions, -1).swapaxes(0, 1))
+        products = products + np.einsum("aij,bij->ab", grams, grams, optimize=True) / (size * (size - 3))
+    norms = np.sqrt(np.maximum(products.diagonal(), np.finfo(np.float64).tiny))
+    matrix = products / np.outer(norms, norms)
+    layers, positions = np.divmod(np.arange(len(matrix)), num_positions)
+    is_same_layer, is_same_position = (each[:, None] == each for each in (layers, positions))
+    return Similarity(
+        matrix,
+        same_layer=_mean_where(matrix, is_same_layer & ~is_same_position),
+        same_position=_mean_where(matrix, is_same_position & ~is_same_layer),
+        neither=_mean_where(matrix, ~is_same_layer & ~is_same_position),
+        num_images=num_images,
+    )
+
+
+def _mean_where(matrix: np.ndarray, chosen: np.ndarray) -> float:
+    return float(matrix[chosen].mean())
+
+
+def _u_centred_grams(vectors: np.ndarray) -> np.ndarray:
+    """Gram matrices of shape `(pairs, n, n)` of vectors of shape `(pairs, n, size)`, n at least 4, centred so that their
+    inner products estimate HSIC without bias (Székely and Rizzo 2014)."""
+    n = vectors.shape[1]
+    vectors = vectors - vectors.mean(1, keepdims=True, dtype=np.float64)
+    grams = vectors @ vectors.swapaxes(1, 2)
+    diagonal = np.arange(n)
+    grams[:, diagonal, diagonal] = 0
+    sums = grams.sum(1)
+    grams -= (sums[:, :, None] + sums[:, None]) / (n - 2)
+    grams += (sums.sum(1) / ((n - 1) * (n - 2)))[:, None, None]
+    grams[:, diagonal, diagonal] = 0
+    return grams
+
+
+def embed_representations(
+    representations: Representations,
+    *,
+    token: str = "cls",
+    method: str = "pca",
+    max_points: int = 3000,
+    seed: int = 0,
+) -> Embedding:
+    """Shows the outputs of all (layer, position) pairs in two dimensions.
+
+    Args:
+        token (`str`): "cls" or "mean".
+        method (`str`): "pca", of all outputs, or "umap" (McInnes et al. 2018), of the points shown.
+        max_points (`int`): At most so many, drawn by seed, are shown and stored.
+        seed (`int`): Of the draw and of UMAP.
+
+    Raises:
+        `ValueError`: if the method is unknown, or needs a package that is not installed.
+    """
+    check_embedding(method)
+    check_integers(max_points=(max_points, 1), seed=(seed, 0))
+    outputs = _tokens(representations, token)
+    num_images, num_layers, num_positions, hidden_size = outputs.shape
+    vectors = outputs.reshape(-1, hidden_size)
+    num_points = min(max_points, len(vectors))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), num_points, replace=False))
+    _, layer, position = np.unravel_index(chosen, (num_images, num_layers, num_positions))
+    explained_variance = None
+    if method == "pca":
+        from sklearn.decomposition import PCA
+
+        pca = PCA(2, svd_solver="covariance_eigh").fit(vectors)
+        points, explained_variance = pca.transform(vectors[chosen]), pca.explained_variance_ratio_
+    else:
+        from umap import UMAP
+
+        points = UMAP(random_state=seed, n_jobs=1).fit_transform(vectors[chosen])
+    return Embedding(method, points.astype(np.float64), layer, position, explained_variance)
+
+
+def _tokens(representations: Representations, token: str) -> np.ndarray:
+    if token not in TOKENS:
+        raise ValueError(f"`token` is '{token}'; it must be one of {', '.join(TOKENS)}.")
+    return getattr(representations, token)
+
+
+def check_embedding(method: str) -> None:
+    """Raises `ValueError` if the method is unknown, or needs a package that is not installed."""
+    if method not in EMBEDDINGS:
+        raise ValueError(f"The embedding is '{method}'; it must be one of {', '.join(EMBEDDINGS)}.")
+    if method == "umap":
+        try:
+            import umap  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                "The embedding 'umap' needs umap-learn, which is not installed: pip install "
+                "'hf-layershuffle[analysis]'. The embedding 'pca' needs nothing more."
+            ) from error

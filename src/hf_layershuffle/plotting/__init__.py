@@ -1,0 +1,23 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what an evaluation or an analysis found, in one style.
+
+Each function returns a [`matplotlib.figure.Figure`] that pyplot does not know of: it needs no display, and goes when
+nothing refers to it any more. [`save_figure`] writes it as PNG and SVG.
+"""
+
+from .robustness import (
+    plot_accuracy_distribution,
+    plot_layer_ablation,
+    plot_order_distribution,
+    plot_pruning_curves,
+)
+from .style import save_figure
+
+
+__all__ = [
+    "plot_accuracy_distribution",
+    "plot_layer_ablation",
+    "plot_order_distribution",
+    "plot_pruning_curves",
+    "save_figure",
+]

@@ -1,0 +1,127 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""One style for all pictures: sized for a page (3.3 or 6.8 inches wide), readable in grey."""
+
+import functools
+import os
+import textwrap
+import threading
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "figure.dpi": 100,
+    "figure.titlesize": 9,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 8,
+    "grid.alpha": 0.4,
+    "grid.linewidth": 0.4,
+    "image.cmap": "cividis",
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "hf-layershuffle",
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+CHANCE = dict(color="0.35", linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
+_MARKERS = "osD^vPX*<>"
+_LINE_STYLES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+# matplotlib's settings are the process's, so two threads may not draw at once
+_STYLE_LOCK = threading.RLock()
+
+
+def styled(function):
+    """Runs `function` with `STYLE` in force and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        with _STYLE_LOCK, mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(STYLE)
+            result = function(*args, **kwargs)
+            if isinstance(result, Figure):
+                result.draw_without_rendering()  # ticks are made when first drawn, and must be made in this style
+            return result
+
+    return wrapper
+
+
+@styled
+def save_figure(figure: Figure, path_without_suffix) -> list[Path]:
+    """Writes the figure as PNG (200 dots an inch) and as SVG, each complete or not at all; the same figure gives the
+    same bytes.
+
+    Args:
+        path_without_suffix: Path to which `.png` and `.svg` are added; its folder is made if missing.
+
+    Returns:
+        The two paths.
+    """
+    target = Path(path_without_suffix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    paths = [target.with_name(f"{target.name}.{suffix}") for suffix in ("png", "svg")]
+    partials = [path.with_name(f".{path.name}.partial") for path in paths]
+    try:
+        figure.savefig(partials[0], format="png", metadata={"Software": None})
+        figure.savefig(partials[1], format="svg", metadata={"Date": None})
+        for partial, path in zip(partials, paths):
+            os.replace(partial, path)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    return paths
+
+
+def wrap_name(name: str, width: int = 26) -> str:
+    """A long model name on several lines."""
+    return textwrap.fill(name.replace("/", "/ "), width).replace("/ ", "/")
+
+
+def check_not_empty(values, name: str) -> None:
+    if not values:
+        raise ValueError(f"`{name}` is empty; pass at least one model.")
+
+
+def colors_of(number: int) -> list:
+    """From dark to light, not to the palest, so that the order is seen in grey and each stands out from white."""
+    return [mpl.colormaps["viridis"](value) for value in np.linspace(0.05, 0.8, number)]
+
+
+def series_style(number: int, total: int) -> dict:
+    return dict(
+        color=colors_of(total)[number],
+        marker=_MARKERS[number % len(_MARKERS)],
+        linestyle=_LINE_STYLES[number % len(_LINE_STYLES)],
+    )
+
+
+def legend_below(figure: Figure, axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    # Where lines are told apart by their style, the legend must show enough of it
+    has_lines = any(isinstance(handle, Line2D) and handle.get_linestyle() != "None" for handle in handles)
+    figure.legend(
+        handles,
+        [wrap_name(label, 40) for label in labels],
+        loc="outside lower center",
+        ncols=min(len(handles), 5),
+        handlelength=2.6 if has_lines else 1.2,
+    )
