@@ -169,7 +169,7 @@ def evaluate_robustness(
     if config.position_predictor:
         for order in plan["arbitrary"]:
             _mark_positions(tree, order)
-    key = json.dumps([model_name, dataset_name, _fingerprint(parts), batch_size, max_samples, list(distinct)])
+    key = json.dumps([model_name, dataset_name, weights_digest(parts.model), batch_size, max_samples, list(distinct)])
     tallies = _run(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file, key=key,
@@ -181,7 +181,7 @@ def evaluate_robustness(
         method: [OrderGroup.of(found[f"{method} {k}"], seed) for k in range(1, num_layers + 1)]
         for method in ("arbitrary", "random", "evenly_spaced")
     }
-    positions = PositionPrediction.of(tallies.position_correct, tallies.position_total)
+    positions = (tallies.position_correct, tallies.position_total)
     report = RobustnessReport(
         model=model_name,
         dataset=dataset_name,
@@ -197,8 +197,8 @@ def evaluate_robustness(
         pruning=pruning,
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
-        position_prediction=positions if config.position_predictor else None,
-        config={name: getattr(config, name, None) for name in _FLAGS},
+        position_prediction=PositionPrediction.of(*positions) if config.position_predictor else None,
+        config={name: getattr(config, name, None) for name in _FLAGS} | {"weights": weights_digest(parts.model)},
         environment=describe_environment()
         | {
             "device": str(parts.device),
@@ -229,6 +229,12 @@ def plan_orders(num_layers: int, num_orders: int, num_subsets: int, seed: int) -
     return plan
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """Tells checkpoints apart: a digest of the sums of a model's parameters, eight hexadecimal digits."""
+    sums = [parameter.detach().double().sum().item() for parameter in model.parameters()]
+    return f"{zlib.crc32(np.asarray(sums).tobytes()):08x}"
+
+
 def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
     """The first, the last and evenly spaced layers between them, ascending; for one layer, the first."""
     return np.linspace(0, num_layers - 1, num_kept).round().astype(int).tolist()
@@ -252,12 +258,6 @@ def _mark_positions(tree: OrderTree, order: list[int]) -> None:
     for layer in order:
         tree = tree.children[layer]
         tree.counts_positions = True
-
-
-def _fingerprint(parts) -> int:
-    """Of the weights, so that an unfinished evaluation of another checkpoint of the same name is not gone on with."""
-    sums = [parameter.detach().double().sum().item() for parameter in parts.model.parameters()]
-    return zlib.crc32(np.asarray(sums).tobytes())
 
 
 def _run(parts, loader, tree, num_orders, *, description, progress, progress_file=None, key="") -> Tallies:

@@ -12,11 +12,8 @@ import numpy as np
 
 
 REPORT_FILE = "robustness.json"
-PRUNING_METHODS = {
-    "arbitrary": "first k layers of a random order",
-    "random": "random k layers, in sequential order",
-    "evenly_spaced": "evenly spaced k layers, in sequential order",
-}
+# How k layers are chosen: the first k of a random order; k random ones, or k evenly spaced ones, in sequential order
+PRUNING_METHODS = {"arbitrary": "in arbitrary order", "random": "at random", "evenly_spaced": "evenly spaced"}
 _VERSIONS_OF = ("hf-layershuffle", "torch", "transformers", "datasets", "numpy")
 
 
@@ -127,7 +124,7 @@ class RobustnessReport:
         leave_one_out: Item i is the sequential order without layer i. Empty for a model of one layer.
         neighbour_swaps: Item i is the sequential order with layers i and i + 1 swapped.
         position_prediction: None without position predictor.
-        config: The model's type and its LayerShuffle flags.
+        config: The model's type, its LayerShuffle flags and a digest of its weights.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
 
@@ -203,6 +200,16 @@ class RobustnessReport:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is not a robustness report: {error}") from error
 
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Pushes the report, its pictures and the card that shows them to a model's repository, in one commit.
+
+        Args:
+            kwargs: `private`, `revision`, `token` and `commit_message`, as in [`publish`].
+        """
+        from .publishing import push_report
+
+        return push_report(self, repo_id, **kwargs)
+
     def table(self):
         """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
         from rich.table import Table
@@ -211,21 +218,24 @@ class RobustnessReport:
         table.add_column("execution order")
         for name in ("accuracy", "std", "min", "max", "95 % interval", "loss"):
             table.add_column(name, justify="right")
-        rows = {"sequential": self.sequential, "reversed": self.reversed}
-        rows[f"arbitrary ({self.num_orders} orders)"] = self.arbitrary
-        if self.leave_one_out:
-            rows["one layer left out"] = OrderGroup.of(self.leave_one_out)
-            rows["two neighbours swapped"] = OrderGroup.of(self.neighbour_swaps)
-        for method, text in PRUNING_METHODS.items():
-            for k in pruning_points(self.num_layers):
-                rows[f"{text.replace(' k ', f' {k} ')}"] = self.pruning[method][k - 1]
-        for name, row in rows.items():
+        for name, row in self.rows().items():
             table.add_row(name, *_cells(row))
         if self.position_prediction is not None:
-            accuracy = f"{self.position_prediction.accuracy:.4f}"
             table.add_section()
-            table.add_row(f"position known to the layer (chance {1 / self.num_layers:.4f})", accuracy, *[""] * 5)
+            chance = f"layers know their position (chance {1 / self.num_layers:.4f})"
+            table.add_row(chance, f"{self.position_prediction.accuracy:.4f}", *[""] * 5)
         return table
+
+    def rows(self) -> dict[str, OrderScore | OrderGroup]:
+        """What tables and cards show, by what it is: whole models first, then ones with layers missing."""
+        rows = {"sequential": self.sequential, "reversed": self.reversed, "arbitrary": self.arbitrary}
+        if self.leave_one_out:
+            rows["neighbours swapped"] = OrderGroup.of(self.neighbour_swaps)
+            rows["one layer left out"] = OrderGroup.of(self.leave_one_out)
+        for k in reversed(pruning_points(self.num_layers)):
+            for method, text in PRUNING_METHODS.items():
+                rows[f"{k} of {self.num_layers} layers, {text}"] = self.pruning[method][k - 1]
+        return rows
 
     def __str__(self) -> str:
         return render(self.table())
@@ -243,28 +253,18 @@ def compare_reports(reports: dict[str, RobustnessReport]):
     if len(datasets) != 1:
         found = ", ".join(f"{name} ({images} images)" for name, images in sorted(datasets)) or "none"
         raise ValueError(f"The reports to compare must be of one and the same dataset; they are of: {found}.")
-    (dataset, num_images), depths = datasets.pop(), {report.num_layers for report in reports.values()}
+    dataset, num_images = datasets.pop()
     table = Table(title=f"Accuracy on {dataset} ({num_images:,} images)")
-    table.add_column("model")
-    columns = ["sequential", "reversed", "arbitrary: mean ± std", "min", "max"]
-    points = pruning_points(depths.pop()) if len(depths) == 1 else []
-    columns += [f"{k} layers, arbitrary" for k in points] + [f"{k} layers, evenly spaced" for k in points]
-    for name in columns:
-        table.add_column(name, justify="right")
-    for name, report in reports.items():
-        summary = report.arbitrary.accuracy
-        values = [
-            report.pruning[method][k - 1].accuracy.mean for method in ("arbitrary", "evenly_spaced") for k in points
-        ]
-        table.add_row(
-            name,
-            f"{report.sequential.accuracy:.4f}",
-            f"{report.reversed.accuracy:.4f}",
-            f"{summary.mean:.4f} ± {summary.std:.4f}",
-            f"{summary.min:.4f}",
-            f"{summary.max:.4f}",
-            *(f"{value:.4f}" for value in values),
-        )
+    table.add_column("execution order")
+    for name in reports:
+        table.add_column(name, justify="right", overflow="fold")
+    rows = [report.rows() for report in reports.values()]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        table.add_row(name, *("" if value is None else f"{_mean(value):.4f}" for value in values))
+        if name == "arbitrary":
+            table.add_row("arbitrary: std", *(f"{value.accuracy.std:.4f}" for value in values))
+            table.add_row("arbitrary: worst", *(f"{value.accuracy.min:.4f}" for value in values))
     return table
 
 
@@ -289,6 +289,10 @@ def render(table, width: int = 200) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get()
+
+
+def _mean(row: OrderScore | OrderGroup) -> float:
+    return row.accuracy if isinstance(row, OrderScore) else row.accuracy.mean
 
 
 def _cells(row: OrderScore | OrderGroup) -> list[str]:

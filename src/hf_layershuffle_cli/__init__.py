@@ -10,19 +10,18 @@ import sys
 
 import typer
 
-from . import evaluate, prune
+from . import evaluate, merge, prune
 
 
 logger = logging.getLogger("hf_layershuffle")
 app = typer.Typer(
     name="hf-layershuffle",
     help="Measure, analyse, prune, merge and publish vision transformers whose layers run in any order.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (evaluate.evaluate, prune.prune):
+for command in (evaluate.evaluate, prune.prune, merge.merge):
     app.command()(command)
 
 
@@ -30,12 +29,16 @@ def main() -> None:
     """Runs a command; bad input is one line on the standard error and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
         fail("stopped; run the same command again to go on", 130)
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
         fail(f"error: {' '.join(str(error).split())}", 2)
+    except Exception as error:  # the usage errors of typer have no public base class
+        if not hasattr(error, "format_message"):
+            raise
+        fail(f"error: {' '.join(error.format_message().split())} See --help.", 2)
 
 
 def fail(message: str, code: int) -> None:

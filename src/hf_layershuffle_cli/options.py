@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Options that several commands share, and what they stand for. Nothing heavy is imported at module level."""
 
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +54,24 @@ def load_model(name_or_path: str, device: str | None = None, dtype: str = "float
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"`dtype` is '{dtype}'; it must be one of {', '.join(dtypes)}.")
+    check_model_name(name_or_path)
     hub = {"revision": revision} if revision else {}
     model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
     image_processor = AutoImageProcessor.from_pretrained(name_or_path, **hub)
     return LoadedModel(name_or_path, model.to(choose_device(device)).eval(), image_processor)
+
+
+def check_model_name(name_or_path: str) -> None:
+    """Says that a folder is missing, where the Hub would say that its path is no repository's name.
+
+    Raises:
+        `OSError`: if it is a path, not a Hub id, and no folder.
+    """
+    is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if is_path and not Path(name_or_path).is_dir():
+        raise OSError(
+            f"There is no model folder '{name_or_path}'; pass a folder that `save_pretrained` wrote or a Hub id."
+        )
 
 
 def choose_device(device: str | None):
@@ -74,20 +90,77 @@ def choose_device(device: str | None):
         raise ValueError(f"`device` is '{device}', which is not usable here: {str(error).splitlines()[0]}") from error
 
 
-def load_evaluation_split(model, dataset_name: str, **kwargs):
-    """The evaluation split with the columns `image` and `label`, its labels as the model numbers its classes.
-
-    `kwargs` are those of `load_image_datasets`.
-    """
+def load_split(model, split: str, dataset_name: str, **kwargs):
+    """The split "train" or "test" (the one to evaluate on) with the columns `image` and `label`, its labels as the model
+    numbers its classes. `kwargs` are those of `load_image_datasets`."""
     from hf_layershuffle.data import load_image_datasets, match_labels
 
-    return match_labels(load_image_datasets(dataset_name, **kwargs)["test"], model.config, dataset_name)
+    return match_labels(load_image_datasets(dataset_name, **kwargs)[split], model.config, dataset_name)
+
+
+def load_evaluation_split(model, dataset_name: str, **kwargs):
+    """[`load_split`] of the images to evaluate on."""
+    return load_split(model, "test", dataset_name, **kwargs)
+
+
+def parse_layers(text: str, name: str) -> list[int]:
+    """Layer indices such as "0,2,5".
+
+    Raises:
+        `ValueError`: if it is something else.
+    """
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        raise ValueError(f"`{name}` is '{text}'; it must be layer indices such as 0,2,5.") from None
+
+
+@contextmanager
+def new_folder(output_dir: Path):
+    """A temporary folder that becomes `output_dir` at the end, so that nothing half-written is ever there.
+
+    Raises:
+        `ValueError`: if `output_dir` is there and not an empty folder.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(
+            f"The output folder '{output_dir}' is there already and not empty; choose another --output_dir."
+        )
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as parent:
+        folder = Path(parent, "folder")
+        folder.mkdir()
+        yield folder
+        folder.rename(output_dir)
 
 
 def short_name(name_or_path: str) -> str:
     """For tables and file names: a folder's last part, or a Hub id."""
     path = Path(name_or_path)
     return path.resolve().name if path.is_dir() else name_or_path
+
+
+def print_table(table) -> None:
+    """As wide as the terminal; into a file, as wide as the table."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def distinct_names(names_or_paths: list[str]) -> list[str]:
+    """Short names, or the names as they were given if two short ones were the same.
+
+    Raises:
+        `ValueError`: if a model is given twice.
+    """
+    if len(set(names_or_paths)) < len(names_or_paths):
+        raise ValueError(f"A model is given twice: {', '.join(names_or_paths)}.")
+    names = [short_name(name) for name in names_or_paths]
+    return names if len(set(names)) == len(names) else list(names_or_paths)
 
 
 def check_output_dir(folder: Path, holds: str) -> Path:

@@ -1,6 +1,90 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""`hf-layershuffle prune`: a shorter model."""
+"""`hf-layershuffle prune`: a shorter model, saved as such."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
 
 
-def prune():
-    """A shorter model, saved as such."""
+def prune(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="New folder for the pruned model.")],
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Layers to keep, in the order in which they shall run, such as 0,2,5.")
+    ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option("--speedup", help="Keep the first, the last and evenly spaced layers: 2 keeps half of them."),
+    ] = None,
+    num_kept: Annotated[int | None, typer.Option("--num_layers", help="For --search: layers to keep.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Drop greedily what costs least on training images of --dataset_name.")
+    ] = False,
+    dataset_name: options.DatasetName = "digits",
+    dataset_config_name: options.DatasetConfigName = None,
+    image_column_name: options.ImageColumn = None,
+    label_column_name: options.LabelColumn = None,
+    max_samples: Annotated[
+        int, typer.Option("--max_samples", help="For --search: training images, drawn by seed.")
+    ] = 512,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    revision: options.Revision = None,
+) -> None:
+    """A model with fewer layers, which loads, trains and publishes as any other.
+
+    Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    import hf_layershuffle  # noqa: F401  registers the models
+    from hf_layershuffle.layerwise import as_layershuffle
+    from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
+
+    check_arguments(keep, speedup, search, num_kept)
+    options.check_model_name(model)
+    with options.new_folder(output_dir) as folder:
+        hub = {"revision": revision} if revision else {}
+        whole = AutoModelForImageClassification.from_pretrained(model, dtype="auto", **hub).eval()
+        image_processor = AutoImageProcessor.from_pretrained(model, **hub)
+        num_layers = as_layershuffle(whole).config.num_hidden_layers
+        if keep is not None:
+            layers = options.parse_layers(keep, "keep")
+        else:
+            layers = layers_for_speedup(num_layers, speedup) if num_kept is None else list(range(num_kept))
+        if search:
+            data = options.load_split(
+                whole,
+                "train",
+                dataset_name,
+                dataset_config_name=dataset_config_name,
+                image_column=image_column_name,
+                label_column=label_column_name,
+            )
+            if max_samples < 1:
+                raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
+            data = data.shuffle(seed=seed).select(range(min(max_samples, len(data))))
+            sizes = {"image_processor": image_processor, "batch_size": batch_size}
+            num_kept = len(layers) if num_kept is None else num_kept
+            layers = search_layers(whole.to(options.choose_device(device)), data, num_kept, **sizes)
+        pruned = prune_layers(whole, layers)
+        pruned.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+    before, after = (each.num_parameters() for each in (whole, pruned))
+    print(
+        f"Kept layers {','.join(map(str, layers))}: {len(layers)} of {num_layers}, {after:,} of {before:,} parameters"
+    )
+    print(f"Saved to {output_dir}")
+
+
+def check_arguments(keep, speedup, search: bool, num_kept) -> None:
+    if (keep is not None) + (speedup is not None) + (num_kept is not None) != 1 or (keep is not None and search):
+        raise ValueError(
+            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search --speedup 2."
+        )
+    if num_kept is not None and not search:
+        raise ValueError("--num_layers needs --search, which chooses the layers; or name them with --keep 0,2,5.")

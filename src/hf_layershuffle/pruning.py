@@ -1,0 +1,107 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Shorter models: which layers to keep, and a model that has only these."""
+
+import copy
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .data import as_dataloader
+from .evaluation import evenly_spaced_layers, score_execution_orders
+from .execution_order import check_execution_order
+
+
+def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
+    """A model of the same class that has only the layers `keep`, in that order.
+
+    It computes the logits of `model(..., execution_order=keep)` in its sequential order, and saves, loads, trains and
+    publishes as any model. Where it has a depth embedding or position heads, they know `len(keep)` positions. A stored
+    evaluation order of particular layers becomes `"sequential"`.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT model; it is not changed, and shares no weights with the result.
+        keep (`list[int]`): Layer indices, each at most once, in the order in which they shall run.
+
+    Raises:
+        `ValueError`: if `keep` is empty, holds a layer twice or one that does not exist.
+    """
+    num_layers = len(model.base_model.layers)
+    keep = check_execution_order(keep, num_layers)
+    if len(set(keep)) < len(keep):
+        twice = next(layer for layer in keep if keep.count(layer) > 1)
+        raise ValueError(
+            f"`keep` holds layer {twice} more than once: {keep}; a pruned model has each layer at most once."
+        )
+    config = _pruned_config(model.config, len(keep))
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in f".{name}"}
+    for position, layer in enumerate(keep):
+        for name, tensor in model.base_model.layers[layer].state_dict().items():
+            state[f"{_layers_prefix(model)}{position}.{name}"] = tensor
+    with torch.device("meta"):
+        pruned = type(model)(config)
+    shapes = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
+    # Depth vectors and position heads have a row for each position, of which the first ones remain
+    state = {name: tensor[: shapes[name][0]] if tensor.ndim else tensor for name, tensor in state.items()}
+    pruned.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    pruned.generation_config = None
+    return pruned.train(model.training)
+
+
+def _layers_prefix(model: PreTrainedModel) -> str:
+    return "layers." if model.base_model is model else f"{model.base_model_prefix}.layers."
+
+
+def _pruned_config(config, num_layers: int):
+    pruned = copy.deepcopy(config)
+    if not isinstance(getattr(config, "execution_order", "sequential"), str):
+        pruned.execution_order = "sequential"
+    if getattr(config, "shuffle_window", None) is not None:
+        pruned.shuffle_window = min(config.shuffle_window, num_layers)
+    pruned.num_hidden_layers = num_layers
+    return pruned
+
+
+def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:
+    """The first, the last and evenly spaced layers between them, so many that the layers run `speedup` times faster
+    (Unified Layer Skipping, Liu et al. 2024, arXiv 2404.06954).
+
+    Args:
+        num_layers (`int`): Of the model.
+        speedup (`float`): At least 1, at most `num_layers`; `num_layers / speedup` layers are kept, rounded.
+
+    Raises:
+        `ValueError`: if `speedup` is out of range.
+    """
+    if not 1 <= speedup <= num_layers:
+        raise ValueError(f"`speedup` is {speedup}; it must be from 1 to {num_layers}, the model's number of layers.")
+    return evenly_spaced_layers(num_layers, max(1, round(num_layers / speedup)))
+
+
+def search_layers(model, data, num_kept: int, *, image_processor=None, progress: bool = True, **kwargs) -> list[int]:
+    """Drops greedily, one at a time, the layer whose absence costs least loss on a calibration set.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier.
+        data: The calibration set; use training images, not those on which the pruned model will be judged.
+        num_kept (`int`): Layers to keep, from 1 to the model's number.
+        image_processor, kwargs: As for [`score_execution_orders`]: `batch_size`, `max_samples`.
+
+    Returns:
+        `list[int]`: The kept layers, ascending.
+
+    Raises:
+        `ValueError`: if `num_kept` is out of range.
+    """
+    num_layers = len(model.base_model.layers)
+    if isinstance(num_kept, bool) or not isinstance(num_kept, int) or not 1 <= num_kept <= num_layers:
+        raise ValueError(
+            f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
+        )
+    data = as_dataloader(data, image_processor, num_channels=model.config.num_channels, **kwargs)  # decodes once
+    keep = list(range(num_layers))
+    for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
+        candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
+        scores = score_execution_orders(model, data, candidates, progress=False)
+        keep = min(scores, key=lambda score: score.loss).execution_order
+    return keep
