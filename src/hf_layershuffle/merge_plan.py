@@ -1,0 +1,351 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Merge plans: which layer of which model stands where in a merged one. Data only; [`merge`] carries a plan out."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+
+from .merge_sources import is_local, name_sources, read_config, resolve_folder
+
+
+PLAN_FILE = "merge_plan.yaml"
+PARTS = ("embeddings", "layernorm", "classifier", "depth_embedding")
+_WEIGHT_TOLERANCE = 1e-6
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MergeSource(_Strict):
+    """A model to take from: a folder, or a Hub id with, *optionally*, a revision (branch, tag or commit)."""
+
+    path: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class MergePart(_Strict):
+    """A source by its name in the plan, with its weight in an average: in (0, 1]; without weights all count the same."""
+
+    source: str
+    weight: float | None = Field(default=None, gt=0, le=1)
+
+
+class MergeLayer(MergePart):
+    """One layer of a source, by its index in that source."""
+
+    layer: StrictInt = Field(ge=0)
+
+
+def _as_list(value):
+    """`"a"` and `{"source": "a"}` are short for `[{"source": "a"}]`."""
+    value = {"source": value} if isinstance(value, str) else value
+    return [value] if isinstance(value, (Mapping, MergePart)) else value
+
+
+def _with_weights(parts: list) -> list:
+    weights = [part.weight for part in parts]
+    if all(weight is None for weight in weights):
+        return [part.model_copy(update={"weight": 1 / len(parts)}) for part in parts]
+    if None in weights:
+        raise ValueError(
+            "some have a weight and some have none; give one to all of them, or to none for equal weights"
+        )
+    if not math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=_WEIGHT_TOLERANCE):
+        raise ValueError(f"the weights {weights} sum to {math.fsum(weights):.6g}; they must sum to 1")
+    return parts
+
+
+def _as_sources(value):
+    """`"folder"` is short for `{"path": "folder"}`; a list of them is named by [`name_sources`]."""
+    if isinstance(value, (list, tuple)):
+        value = name_sources(value)
+    if isinstance(value, Mapping):
+        return {name: {"path": item} if isinstance(item, str) else item for name, item in value.items()}
+    return value
+
+
+_Parts = Annotated[list[MergePart], Field(min_length=1), BeforeValidator(_as_list), AfterValidator(_with_weights)]
+_Layer = Annotated[list[MergeLayer], Field(min_length=1), BeforeValidator(_as_list), AfterValidator(_with_weights)]
+
+
+class MergePlan(_Strict):
+    """What a merged model is made of. Unknown keys are refused.
+
+    ```yaml
+    sources: {a: outputs/a, b: {path: org/model-b, revision: v1.0}}
+    layers:
+      - {source: a, layer: 0}
+      - {source: b, layer: 7}                                    # any layer may stand anywhere
+      - [{source: a, layer: 2, weight: 0.25}, {source: b, layer: 2, weight: 0.75}]
+    classifier: b
+    ```
+
+    Args:
+        sources: Models by name: folders (relative to the current directory) or Hub ids.
+        layers: For each layer of the result a layer of a source, or a weighted average of several.
+        base: Name of the source that gives the configuration, the image processor, and each part that is not named.
+            Defaults to the first source.
+        embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
+            depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the last,
+            as a model does that runs an order longer than itself.
+        position_heads: Whether layers keep their position heads, if the base has them. A shorter result keeps their
+            first outputs; a longer one must leave them out, since no head has learned its positions.
+
+    Raises:
+        `ValueError`: naming the field, the value and what is allowed.
+    """
+
+    sources: Annotated[dict[str, MergeSource], Field(min_length=1), BeforeValidator(_as_sources)]
+    layers: list[_Layer] = Field(min_length=1)
+    base: str | None = None
+    embeddings: _Parts | None = None
+    layernorm: _Parts | None = None
+    classifier: _Parts | None = None
+    depth_embedding: _Parts | None = None
+    position_heads: StrictBool = True
+
+    @model_validator(mode="after")
+    def _fill_in_and_check(self):
+        self.base = next(iter(self.sources)) if self.base is None else self.base
+        for name in PARTS:
+            if getattr(self, name) is None:
+                setattr(self, name, [MergePart(source=self.base, weight=1.0)])
+        places = {"base": [self.base]} | {name: [part.source for part in getattr(self, name)] for name in PARTS}
+        places |= {f"layers[{i}]": [part.source for part in parts] for i, parts in enumerate(self.layers)}
+        for place, names in places.items():
+            for name in names:
+                if name not in self.sources:
+                    known = ", ".join(f"'{source}'" for source in self.sources)
+                    raise ValueError(f"`{place}` names the source '{name}', which does not exist; there are {known}")
+        return self
+
+    @classmethod
+    def random(
+        cls,
+        sources,
+        *,
+        seed: int,
+        num_layers: int | None = None,
+        any_layer: bool = False,
+        base: str | None = None,
+        position_heads: bool = True,
+    ) -> "MergePlan":
+        """A random merge: layer i of the result is layer i of a source drawn at random (arXiv 2407.04513).
+
+        Args:
+            sources: Folders or Hub ids, in a list or by name.
+            seed (`int`): Of the draw, at least 0.
+            num_layers (`int`, *optional*): Of the result. Defaults to the base's.
+            any_layer (`bool`): Draw from all layers of all sources for each position instead, with repeats.
+            base (`str`, *optional*): Name of the source that gives everything but the layers. Defaults to the first.
+            position_heads (`bool`): As in [`MergePlan`].
+
+        Raises:
+            `ValueError`: if a source lacks a layer that the result has, or an argument is not valid.
+        """
+        named = _checked_sources(sources)
+        depths = _depths(named)
+        base = next(iter(named)) if base is None else base
+        if base not in named:
+            raise ValueError(f"`base` is '{base}'; it must be one of {', '.join(map(repr, named))}.")
+        layers = draw_layers(depths, seed, depths[base] if num_layers is None else num_layers, any_layer)
+        layers = [{"source": source, "layer": layer} for source, layer in layers]
+        return cls(sources=named, layers=layers, base=base, position_heads=position_heads)
+
+    @classmethod
+    def average(cls, sources, *, weights: Iterable[float] | None = None) -> "MergePlan":
+        """The average of all tensors of the sources, layer by layer: the uniform soup, or with `weights` that sum to 1.
+
+        Raises:
+            `ValueError`: if the sources differ in depth, or the weights are not valid.
+        """
+        named = _checked_sources(sources)
+        depths = _depths(named)
+        (first, num_layers), *others = depths.items()
+        for name, depth in others:
+            if depth != num_layers:
+                raise ValueError(
+                    f"`num_hidden_layers` is {num_layers} in '{first}' and {depth} in '{name}'; an average needs "
+                    "sources of the same depth. Write a plan that says which layers to average."
+                )
+        weights = [None] * len(named) if weights is None else list(weights)
+        if len(weights) != len(named):
+            raise ValueError(f"There are {len(weights)} weights for {len(named)} sources; give one to each.")
+        parts = [{"source": name, "weight": weight} for name, weight in zip(named, weights)]
+        layers = [[{**part, "layer": index} for part in parts] for index in range(num_layers)]
+        return cls(sources=named, layers=layers, **dict.fromkeys(PARTS, parts))
+
+    def to_dict(self) -> dict:
+        """JSON types only; short forms where they say the same."""
+        sources = {name: source.model_dump(exclude_none=True) for name, source in self.sources.items()}
+        layers, parts = [_short(parts) for parts in self.layers], {name: _short(getattr(self, name)) for name in PARTS}
+        return {
+            "sources": sources,
+            "base": self.base,
+            "layers": layers,
+            **parts,
+            "position_heads": self.position_heads,
+        }
+
+    def save(self, path) -> Path:
+        """Writes the plan to a `.yaml`, `.yml` or `.json` file; returns its path."""
+        path = Path(path)
+        text = json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else _to_yaml(self.to_dict())
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, path, *, trust_paths: bool = False) -> "MergePlan":
+        """Reads a plan from a YAML or JSON file.
+
+        Args:
+            trust_paths (`bool`): Accept sources that lie outside of the current directory and of the plan's folder.
+
+        Raises:
+            `OSError`: if there is no such file.
+            `ValueError`: if it is not a plan, or a source's folder is not an allowed one.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"'{path}' is not valid YAML or JSON: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"'{path}' must hold one mapping, of a merge plan: `sources`, `layers`, ...")
+        try:
+            plan = cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"'{path}' is not a merge plan: {_explain(error)}") from error
+        if not trust_paths:
+            plan.check_paths([Path.cwd(), path.parent])
+        return plan
+
+    def check_paths(self, allowed_folders) -> None:
+        """Refuses folders of sources that are not inside `allowed_folders` (links followed): a plan may come from
+        somebody else."""
+        allowed = list(dict.fromkeys(Path(folder).resolve() for folder in allowed_folders))
+        for name, source in self.sources.items():
+            if not is_local(source.path):
+                continue
+            folder = Path(source.path).expanduser().resolve()
+            if not any(folder.is_relative_to(parent) for parent in allowed):
+                inside = " and ".join(f"'{parent}'" for parent in allowed)
+                raise ValueError(
+                    f"Source '{name}' of the plan is the folder '{folder}', outside of {inside}. If you trust the "
+                    "plan, pass `trust_paths=True` (--trust_paths)."
+                )
+
+    def table(self):
+        """The plan as a [`rich.table.Table`]."""
+        from rich.table import Table
+
+        table = Table(title=f"Merge of {len(self.sources)} sources: {len(self.layers)} layers, base '{self.base}'")
+        for name in ("part", "source", "layer", "weight"):
+            table.add_column(name, justify="left" if name in ("part", "source") else "right")
+        rows = [(name, getattr(self, name)) for name in PARTS]
+        rows[1:1] = [(f"layer {index}", parts) for index, parts in enumerate(self.layers)]
+        for label, parts in rows:
+            for part in parts:
+                weight = f"{part.weight:.4g}" if len(parts) > 1 else ""
+                table.add_row(label, part.source, str(getattr(part, "layer", "")), weight)
+                label = ""
+        return table
+
+
+def draw_layers(depths: dict[str, int], seed: int, num_layers: int, any_layer: bool = False) -> list[tuple[str, int]]:
+    """Draws a source and one of its layers for each position.
+
+    Args:
+        depths (`dict[str, int]`): Number of layers of each source by name.
+        seed, num_layers, any_layer: As for [`MergePlan.random`].
+    """
+    for name, value, least in (("seed", seed, 0), ("num_layers", num_layers, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
+    rng = np.random.default_rng(seed)
+    if any_layer:
+        pool = [(name, layer) for name, depth in depths.items() for layer in range(depth)]
+        return [pool[index] for index in rng.integers(len(pool), size=num_layers).tolist()]
+    for name, depth in depths.items():
+        if depth < num_layers:
+            raise ValueError(
+                f"Source '{name}' has {depth} layers, fewer than the {num_layers} of the result. Pass a smaller "
+                "`num_layers`, or `any_layer=True` to let any layer stand anywhere."
+            )
+    names = list(depths)
+    return [(names[index], layer) for layer, index in enumerate(rng.integers(len(names), size=num_layers).tolist())]
+
+
+def _depths(sources: Mapping[str, MergeSource]) -> dict[str, int]:
+    """Number of layers of each source, from its configuration."""
+    folders = {name: resolve_folder(name, source.path, source.revision)[0] for name, source in sources.items()}
+    return {name: read_config(name, folder).num_hidden_layers for name, folder in folders.items()}
+
+
+def _checked_sources(sources) -> dict[str, MergeSource]:
+    if isinstance(sources, Mapping):
+        sources = {name: os.fspath(item) if isinstance(item, os.PathLike) else item for name, item in sources.items()}
+    sources = _as_sources(sources)
+    if not sources:
+        raise ValueError("There are no sources; give at least one folder or Hub id.")
+    return {name: MergeSource.model_validate(source) for name, source in sources.items()}
+
+
+def _short(parts: list[MergePart]) -> dict | list[dict] | str:
+    if len(parts) > 1:
+        return [{**part.model_dump(exclude={"weight"}), "weight": part.weight} for part in parts]
+    values = parts[0].model_dump(exclude={"weight"})
+    return values["source"] if len(values) == 1 else values
+
+
+class _FlowRows(yaml.SafeDumper):
+    """One layer a line."""
+
+
+def _represent_mapping(dumper: yaml.SafeDumper, values: dict):
+    return dumper.represent_mapping("tag:yaml.org,2002:map", values.items(), flow_style="source" in values)
+
+
+_FlowRows.add_representer(dict, _represent_mapping)
+
+
+def _to_yaml(values: dict) -> str:
+    return yaml.dump(
+        values, Dumper=_FlowRows, sort_keys=False, default_flow_style=False, allow_unicode=True, width=110
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"[{item}]" if isinstance(item, int) else f".{item}" for item in first["loc"]).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    known = ", ".join(f"`{name}`" for name in MergePlan.model_fields)
+    hint = f" (a plan has {known})" if first["type"] == "extra_forbidden" and len(first["loc"]) == 1 else ""
+    return (
+        f"`{place}`: {message}{hint}; it is {first['input']!r}."
+        if first["type"] != "missing"
+        else f"`{place}`: {message}."
+    )

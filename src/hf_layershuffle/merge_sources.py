@@ -1,0 +1,149 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints to merge from: found, checked, and read one tensor at a time."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
+from .tensor_files import StoredTensor, dtype_of, open_safetensors
+
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_CONFIGS = {"vit": LayerShuffleViTConfig, "deit": LayerShuffleDeiTConfig}
+_RENAMINGS = {
+    "vit": get_checkpoint_conversion_mapping("ViTModel"),
+    "deit": get_checkpoint_conversion_mapping("DeiTModel"),
+}
+
+
+@dataclass(frozen=True)
+class SourceCheckpoint:
+    """A source of a merge. `path` is what the plan says; `revision` the commit for a Hub id; `tensors` by their names in
+    the LayerShuffle model."""
+
+    name: str
+    path: str
+    folder: Path
+    revision: str | None
+    config: LayerShuffleViTConfig | LayerShuffleDeiTConfig
+    tensors: dict[str, StoredTensor]
+
+
+def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
+    """Names folders and Hub ids by their last part, numbered from 2 where one is taken."""
+    named = {}
+    for path in map(os.fspath, paths):
+        short = (Path(path).expanduser().resolve() if is_local(path) else Path(path)).name or path
+        name, count = short, 1
+        while name in named:
+            count += 1
+            name = f"{short}-{count}"
+        named[name] = path
+    return named
+
+
+def is_local(path: str) -> bool:
+    """Whether this means a folder rather than a Hub id."""
+    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def open_source(name: str, path: str, revision: str | None = None, token: str | None = None) -> SourceCheckpoint:
+    """Finds a LayerShuffle, ViT or DeiT classifier, with old or new tensor names, in one file or several.
+
+    Raises:
+        `ValueError`: if it is not such a model, or has no safetensors weights.
+        `OSError`: if there is none, or a file is truncated or corrupted.
+    """
+    folder, commit = resolve_folder(name, path, revision, token)
+    config = read_config(name, folder)
+    renamings = _RENAMINGS[config.plain_model_type]
+    tensors = {}
+    for file in _weight_files(name, folder):
+        with open_safetensors(name, file) as handle:
+            for stored_name in handle.keys():
+                header = handle.get_slice(stored_name)
+                shape, dtype = tuple(header.get_shape()), dtype_of(header)
+                tensors[_rename(stored_name, renamings)] = StoredTensor(name, file, stored_name, shape, dtype)
+    return SourceCheckpoint(name, path, folder, commit, config, tensors)
+
+
+def resolve_folder(
+    name: str, path: str, revision: str | None = None, token: str | None = None
+) -> tuple[Path, str | None]:
+    """The folder of a source, downloaded if it is on the Hub, and then its commit."""
+    if is_local(path):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"Source '{name}': there is no folder '{path}'.")
+        if revision is not None:
+            raise ValueError(f"Source '{name}' is the folder '{path}'; `revision` ('{revision}') is for Hub ids only.")
+        return folder, None
+    # Nothing but weights and JSON: a merge never runs code of its sources
+    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE]
+    try:
+        folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise OSError(
+            f"Source '{name}': '{path}'{f' at revision {revision!r}' if revision else ''} is neither a folder here nor a "
+            f"model that could be downloaded from the Hub: {reason}"
+        ) from error
+    return folder, folder.name  # the cache has one folder a commit
+
+
+def read_config(name: str, folder: Path):
+    """The LayerShuffle configuration of a source."""
+    file = folder / "config.json"
+    try:
+        model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"].removeprefix("layershuffle_")
+    except FileNotFoundError:
+        raise ValueError(f"Source '{name}': '{folder}' holds no config.json, so it is not a saved model.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"Source '{name}': '{file}' is not a model's configuration: {error!r}") from error
+    if model_type not in _CONFIGS:
+        allowed = ", ".join(f"'{prefix}{known}'" for prefix in ("", "layershuffle_") for known in _CONFIGS)
+        raise ValueError(f"Source '{name}' is a model of type '{model_type}'; models of type {allowed} can be merged.")
+    return _CONFIGS[model_type].from_pretrained(folder)
+
+
+def _weight_files(name: str, folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not index.is_file():
+        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        found = (
+            f" It holds {', '.join(pickles)}: pickles, which may run code when read and are not opened."
+            if pickles
+            else ""
+        )
+        raise ValueError(
+            f"Source '{name}': '{folder}' holds no '{WEIGHTS_FILE}'.{found} Only safetensors are read; load the model in "
+            "transformers and save it again with `save_pretrained`."
+        )
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"Source '{name}': '{index}' is not an index of safetensors files: {error!r}") from error
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(
+                f"Source '{name}': '{index}' names {file!r}, which is not a safetensors file of its folder."
+            )
+        if not (folder / file).is_file():
+            raise OSError(f"Source '{name}' lacks the file '{file}' that '{index}' names. Copy or download it again.")
+    return [folder / file for file in files]
+
+
+def _rename(name: str, renamings) -> str:
+    """From the tensor names of transformers before version 5, which plain models still save, to those of the modules."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name

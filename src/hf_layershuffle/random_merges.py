@@ -1,0 +1,239 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Many random merges of some models, evaluated in memory: none of them is built or written (arXiv 2407.04513)."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from .data import as_dataloader
+from .evaluation import score_execution_orders
+from .layerwise import LayerwiseClassifier
+from .merge_plan import draw_layers
+from .merging import COMPARED_FIELDS, check_configs_agree
+from .report import OrderScore, describe_environment, summarize
+
+
+REPORT_FILE = "random_merges.json"
+
+
+class MergePool(LayerwiseClassifier):
+    """The layers of several models under one model's embeddings, final LayerNorm and classifier, so that a merge is an
+    execution order over the pool.
+
+    Args:
+        models: LayerShuffle, ViT or DeiT classifiers by name.
+        base: Name of the model that gives everything but the layers. Defaults to the first.
+
+    Raises:
+        `ValueError`: if there is no model, or they differ where they must agree.
+    """
+
+    def __init__(self, models: Mapping[str, PreTrainedModel], base: str | None = None):
+        if not models:
+            raise ValueError("There are no models to merge; give at least one.")
+        parts = {name: LayerwiseClassifier(model) for name, model in models.items()}
+        if base is not None and base not in parts:
+            raise ValueError(f"`base` is '{base}'; it must be one of {', '.join(map(repr, parts))}.")
+        # Position heads play no part in what is measured here
+        fields = [field for field in COMPARED_FIELDS if field != "position_predictor"]
+        check_configs_agree({name: part.model.config for name, part in parts.items()}, fields)
+        super().__init__(parts[base or next(iter(parts))].model)
+        self.parts = parts
+        self._layers = [layer for part in parts.values() for layer in part.layers]
+        self.num_layers = len(self._layers)
+
+    @property
+    def layers(self):
+        return self._layers
+
+    @contextmanager
+    def evaluation_mode(self):
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.evaluation_mode())
+            yield
+
+    def execution_order(self, layers: Sequence[tuple[str, int]]) -> list[int]:
+        """Indices in the pool of layers given as source and layer."""
+        starts, start = {}, 0
+        for name, part in self.parts.items():
+            starts[name], start = start, start + part.num_layers
+        return [starts[source] + layer for source, layer in layers]
+
+
+@dataclass(frozen=True)
+class MergeScore:
+    """How well a merge does: `accuracy` is a fraction in [0, 1], `loss` in nats an image; `layers` the source and the
+    layer at each position. `MergePlan.random` with the same sources and `seed` is the plan of this merge."""
+
+    seed: int
+    layers: list[list]
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class RandomMergeReport:
+    """Accuracy of random merges beside that of their sources.
+
+    Args:
+        name, dataset: For people.
+        num_images, num_layers: Of the evaluation set and of the merges.
+        seed: Of the first merge; each further one has the next.
+        any_layer, base: As in [`MergePlan.random`].
+        sources: Path and revision by name.
+        source_scores: Of each source as it is, in sequential order.
+        merges: One a merge.
+        environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
+    """
+
+    name: str
+    dataset: str
+    num_images: int
+    num_layers: int
+    seed: int
+    any_layer: bool
+    base: str
+    sources: dict[str, dict]
+    source_scores: dict[str, OrderScore]
+    merges: list[MergeScore]
+    environment: dict = field(default_factory=dict)
+
+    def accuracies(self) -> dict[str, list[float]]:
+        """By row of the table and the picture: of the sources and of the merges."""
+        return {
+            f"{self.name}: sources": [score.accuracy for score in self.source_scores.values()],
+            f"{self.name}: random merges": [merge.accuracy for merge in self.merges],
+        }
+
+    def save(self, folder) -> Path:
+        """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
+        path = Path(folder) / REPORT_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, path) -> "RandomMergeReport":
+        """Reads a report from its file or from the folder that holds it.
+
+        Raises:
+            `OSError`: if there is none.
+            `ValueError`: if the file is not such a report.
+        """
+        path = Path(path)
+        path = path / REPORT_FILE if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            scores = {name: OrderScore(**score) for name, score in values["source_scores"].items()}
+            merges = [MergeScore(**merge) for merge in values["merges"]]
+            return cls(**{**values, "source_scores": scores, "merges": merges})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"'{path}' is not a report of random merges: {error!r}") from error
+
+
+def evaluate_random_merges(
+    models: Mapping[str, PreTrainedModel],
+    data,
+    *,
+    num_merges: int = 100,
+    seed: int = 0,
+    num_layers: int | None = None,
+    any_layer: bool = False,
+    base: str | None = None,
+    image_processor=None,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    name: str = "random merges",
+    dataset_name: str = "unnamed",
+    sources: Mapping[str, dict] | None = None,
+    progress: bool = True,
+) -> RandomMergeReport:
+    """Accuracy of `num_merges` random merges and of the models themselves. Merges that begin with the same layers share
+    the computation of their beginning.
+
+    Args:
+        models: LayerShuffle, ViT or DeiT classifiers by name, all on one device.
+        data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
+        num_merges (`int`): At least 1.
+        seed, num_layers, any_layer, base: As for [`MergePlan.random`]; merge i has the seed `seed + i`.
+        name, dataset_name, sources: For the report.
+
+    Raises:
+        `ValueError`: if the models do not fit together, or an argument is not valid.
+    """
+    if isinstance(num_merges, bool) or not isinstance(num_merges, int) or num_merges < 1:
+        raise ValueError(f"`num_merges` is {num_merges!r}; it must be an integer of at least 1.")
+    pool = MergePool(models, base)
+    base = base or next(iter(models))
+    depths = {model: part.num_layers for model, part in pool.parts.items()}
+    num_layers = depths[base] if num_layers is None else num_layers
+    draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
+    sizes = {"batch_size": batch_size, "max_samples": max_samples, "num_channels": pool.num_channels}
+    loader = as_dataloader(data, image_processor, **sizes)
+
+    source_scores = {}
+    for model, part in pool.parts.items():
+        order = list(range(part.num_layers))
+        source_scores[model] = score_execution_orders(
+            part, loader, [order], description=f"Evaluating {model}", progress=progress
+        )[0]
+    orders = [pool.execution_order(layers) for layers in draws]
+    scores = score_execution_orders(
+        pool, loader, orders, description=f"Evaluating {num_merges} merges", progress=progress
+    )
+    merges = [
+        MergeScore(seed + index, [list(layer) for layer in layers], score.accuracy, score.loss)
+        for index, (layers, score) in enumerate(zip(draws, scores))
+    ]
+    environment = describe_environment() | {
+        "device": str(pool.device),
+        "dtype": str(pool.model.dtype).removeprefix("torch."),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return RandomMergeReport(
+        name=name,
+        dataset=dataset_name,
+        num_images=len(loader.dataset),
+        num_layers=num_layers,
+        seed=seed,
+        any_layer=any_layer,
+        base=base,
+        sources={model: dict((sources or {}).get(model, {})) for model in models},
+        source_scores=source_scores,
+        merges=merges,
+        environment=environment,
+    )
+
+
+def random_merge_table(reports: Sequence[RandomMergeReport]):
+    """Reports on the same dataset as one [`rich.table.Table`]: accuracies as fractions in [0, 1].
+
+    Raises:
+        `ValueError`: if they are of different datasets.
+    """
+    from rich.table import Table
+
+    datasets = {(report.dataset, report.num_images) for report in reports}
+    if len(datasets) != 1:
+        found = ", ".join(f"{dataset} ({images} images)" for dataset, images in sorted(datasets)) or "none"
+        raise ValueError(f"Reports to compare must be of one and the same dataset; they are of: {found}.")
+    dataset, num_images = datasets.pop()
+    table = Table(title=f"Accuracy on {dataset} ({num_images:,} images)")
+    table.add_column("models")
+    for column in ("number", "mean", "std", "min", "max", "95 % interval of the mean"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        for label, values in report.accuracies().items():
+            numbers = summarize(values)
+            cells = [f"{value:.4f}" for value in (numbers.mean, numbers.std, numbers.min, numbers.max)]
+            table.add_row(label, str(len(values)), *cells, f"{numbers.ci_low:.4f} – {numbers.ci_high:.4f}")
+    return table

@@ -1,0 +1,182 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""`hf-layershuffle merge`: one model from layers of several."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+PLAN_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="PLAN | SOURCE...", help="A plan's file, or folders and Hub ids.")
+    ],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="New folder for the merged model, or for --evaluate's report.")
+    ] = None,
+    num_random: Annotated[
+        int | None, typer.Option("--random", help="So many random merges of the sources: 1, or more with --evaluate.")
+    ] = None,
+    average: Annotated[bool, typer.Option("--average", help="The average of the sources, layer by layer.")] = False,
+    num_layers: Annotated[
+        int | None, typer.Option("--num_layers", help="For --random: depth. Defaults to the base's.")
+    ] = None,
+    any_layer: Annotated[
+        bool, typer.Option("--any_layer", help="For --random: let any layer stand anywhere, instead of layer i at i.")
+    ] = False,
+    base: Annotated[
+        int, typer.Option("--base", help="For --random: which source gives the rest, counted from 1.")
+    ] = 1,
+    no_position_heads: Annotated[
+        bool, typer.Option("--no_position_heads", help="For --random: leave the position heads out.")
+    ] = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option("--evaluate", help="For --random: evaluate on this dataset, in memory; no model is written."),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option("--compare", help="For --evaluate: earlier reports to show beside this one. Repeatable."),
+    ] = None,
+    dataset_config_name: options.DatasetConfigName = None,
+    eval_split: options.EvalSplit = None,
+    image_column_name: options.ImageColumn = None,
+    label_column_name: options.LabelColumn = None,
+    max_samples: options.MaxSamples = None,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    max_shard_size: Annotated[
+        str, typer.Option("--max_shard_size", help="Of a weight file at most, such as 200MB.")
+    ] = "5GB",
+    trust_paths: Annotated[
+        bool,
+        typer.Option("--trust_paths", help="Let a plan name folders outside of its own and of the current one."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Show the plan and check everything; write nothing.")
+    ] = False,
+) -> None:
+    """One model from layers of several.
+
+    Give a plan (YAML or JSON), or the sources and --random 1 or --average. A source is a LayerShuffle, ViT or DeiT
+    classifier: a folder, or a Hub id, also as ID@REVISION. With --random N --evaluate DATASET, N random merges are
+    evaluated beside their sources without being written.
+    """
+    is_plan = len(sources) == 1 and sources[0].endswith(PLAN_SUFFIXES)
+    check_arguments(is_plan, num_random, average, evaluate, compare, output_dir, dry_run)
+    named = None if is_plan else name_sources(sources, base)
+    drawing = {"num_layers": num_layers, "any_layer": any_layer, "seed": seed}
+    if evaluate is not None:
+        columns = {"image_column": image_column_name, "label_column": label_column_name}
+        split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
+        sizes = {"batch_size": batch_size, "max_samples": max_samples}
+        drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
+        evaluate_merges(named, output_dir, evaluate, split, device, dtype, compare or [], **drawing, **sizes)
+        return
+    from hf_layershuffle.merge_plan import MergePlan
+
+    if is_plan:
+        plan = MergePlan.load(sources[0], trust_paths=trust_paths)
+    elif average:
+        plan = MergePlan.average(named)
+    else:
+        drawing |= {"base": list(named)[base - 1], "position_heads": not no_position_heads}
+        plan = MergePlan.random(named, **drawing)
+    write_merge(plan, output_dir, max_shard_size, dry_run)
+
+
+def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare, output_dir, dry_run: bool) -> None:
+    if is_plan and (num_random is not None or average or evaluate is not None):
+        raise ValueError("A plan says what to merge; --random, --average and --evaluate are for sources.")
+    if not is_plan and (num_random is not None) + average != 1:
+        raise ValueError("Say how to merge the sources: give --random 1 or --average, or pass a plan's file instead.")
+    if num_random is not None and num_random < 1:
+        raise ValueError(f"--random is {num_random}; it must be at least 1.")
+    if evaluate is not None and num_random is None:
+        raise ValueError(
+            "--evaluate needs --random, the number of merges; evaluate a merge on disk with `hf-layershuffle evaluate`."
+        )
+    if evaluate is None and (num_random or 1) > 1:
+        raise ValueError(
+            f"--random {num_random} needs --evaluate DATASET; one merge at a time is written, by --random 1 and --seed."
+        )
+    if compare and evaluate is None:
+        raise ValueError("--compare is for --evaluate.")
+    if evaluate is not None and dry_run:
+        raise ValueError("--dry_run is for a merge that would be written; --evaluate writes a report only.")
+    if output_dir is None and not dry_run:
+        raise ValueError("--output_dir is missing: the folder for the result.")
+
+
+def name_sources(sources: list[str], base: int) -> dict:
+    """The sources by short names; `base` is checked to be one of them."""
+    from hf_layershuffle.merge_plan import MergeSource
+    from hf_layershuffle.merge_sources import is_local, name_sources
+
+    revisions = [("@" in source and not is_local(source) and source.split("@", 1)[1]) or None for source in sources]
+    paths = [source.split("@", 1)[0] if revision else source for source, revision in zip(sources, revisions)]
+    if not 1 <= base <= len(paths):
+        raise ValueError(f"--base is {base}; it must be from 1 to {len(paths)}, the number of sources.")
+    named = name_sources(paths)
+    return {name: MergeSource(path=path, revision=rev) for (name, path), rev in zip(named.items(), revisions)}
+
+
+def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
+    from hf_layershuffle.merging import check_output_folder, merge, prepare_merge, split_into_shards
+
+    if not dry_run:
+        merge(plan, output_dir, max_shard_size=max_shard_size)
+        print(f"Saved to {output_dir}")
+        return
+    prepared = prepare_merge(plan)
+    if output_dir is not None:
+        check_output_folder(output_dir, prepared.sources)
+    num_files = len(split_into_shards(prepared, max_shard_size).filename_to_tensors)
+    prepared.check_values()
+    options.print_table(prepared.plan.table())
+    files = "1 file" if num_files == 1 else f"{num_files} files"
+    print(
+        f"{len(prepared.tensors)} tensors, {prepared.num_bytes:,} bytes in {files}. Nothing was written (--dry_run)."
+    )
+
+
+def evaluate_merges(
+    sources: dict, output_dir: Path, dataset_name: str, split: dict, device, dtype: str, compare: list[Path], **kwargs
+) -> None:
+    from hf_layershuffle.merge_sources import resolve_folder
+    from hf_layershuffle.plotting import plot_accuracy_distribution, save_figure
+    from hf_layershuffle.random_merges import (
+        REPORT_FILE,
+        RandomMergeReport,
+        evaluate_random_merges,
+        random_merge_table,
+    )
+
+    options.check_output_dir(output_dir, REPORT_FILE)
+    others = [RandomMergeReport.load(path) for path in compare]
+    folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
+    loaded = {name: options.load_model(str(folder), device, dtype) for name, (folder, _) in folders.items()}
+    base = loaded[kwargs["base"]]
+    report = evaluate_random_merges(
+        {name: each.model for name, each in loaded.items()},
+        options.load_evaluation_split(base.model, dataset_name, **split),
+        image_processor=base.image_processor,
+        name=output_dir.resolve().name,
+        dataset_name=options.short_name(dataset_name),
+        sources={name: {"path": source.path, "revision": folders[name][1]} for name, source in sources.items()},
+        **kwargs,
+    )
+    table = random_merge_table([report, *others])
+    report.save(output_dir)
+    rows = {label: values for each in (report, *others) for label, values in each.accuracies().items()}
+    figure = plot_accuracy_distribution(rows, title=f"Random merges on {report.dataset}", point_label="one model")
+    save_figure(figure, output_dir / "random_merges")
+    options.print_table(table)
+    print(f"Saved to {output_dir}")
