@@ -23,11 +23,13 @@ from .modeling_layershuffle import (
 # A further public name: a line here, the same import for editors below, and an entry in `__all__`
 _LAZY_NAMES = {
     "Accuracy": "metrics",
+    "AnalysisReport": "analysis",
     "LayerShuffleCallback": "training",
     "LayerShuffleTrainer": "training",
     "LayerShuffleTrainingArguments": "training",
     "OrderAccuracy": "metrics",
     "RobustnessReport": "report",
+    "analyze": "analysis",
     "compare_reports": "report",
     "compute_metrics": "training",
     "evaluate_robustness": "evaluation",
@@ -35,6 +37,7 @@ _LAZY_NAMES = {
 }
 
 if TYPE_CHECKING:
+    from .analysis import AnalysisReport, analyze
     from .evaluation import evaluate_robustness, score_execution_orders
     from .metrics import Accuracy, OrderAccuracy
     from .report import RobustnessReport, compare_reports
@@ -59,6 +62,7 @@ for _config, _model, _classifier in (
 
 __all__ = [
     "Accuracy",
+    "AnalysisReport",
     "LayerShuffleCallback",
     "LayerShuffleDeiTConfig",
     "LayerShuffleDeiTForImageClassification",
@@ -70,6 +74,7 @@ __all__ = [
     "LayerShuffleViTModel",
     "OrderAccuracy",
     "RobustnessReport",
+    "analyze",
     "arbitrary_execution_orders",
     "check_execution_order",
     "compare_reports",

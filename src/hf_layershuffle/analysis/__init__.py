@@ -10,6 +10,7 @@ from ..execution_order import arbitrary_execution_orders
 from ..report import describe_environment
 from .attention import AttentionMaps, attention_rollout
 from .contributions import (
+    PARTS,
     QUANTITIES,
     LayerContributions,
     as_parts,
@@ -122,6 +123,7 @@ __all__ = [
     "EMBEDDINGS",
     "Embedding",
     "LayerContributions",
+    "PARTS",
     "PositionProbe",
     "QUANTITIES",
     "Representations",
@@ -129,6 +131,7 @@ __all__ = [
     "analyze",
     "attention_rollout",
     "balanced_execution_orders",
+    "check_embedding",
     "collect_representations",
     "embed_representations",
     "layer_contributions",

@@ -13,14 +13,14 @@ from ..data import as_dataloader
 from ..layerwise import LayerwiseClassifier
 
 
-# x is a token's hidden state before a layer and f(x) the one after it; means over an image's tokens
+# x is a token's hidden state before a layer and f(x) the one after it; means over an image's tokens. f(x) - x is the sum
+# of what attention, MLP and (with a depth embedding) depth projection add.
+PARTS = {"update": "f(x) − x", "attention": "attention(x)", "mlp": "MLP(x)", "depth": "depth projection(x)"}
 QUANTITIES = {
-    "update_norm": "‖f(x) − x‖ / ‖x‖",
-    "attention_norm": "‖attention's part of f(x) − x‖ / ‖x‖",
-    "mlp_norm": "‖MLP's part of f(x) − x‖ / ‖x‖",
-    "depth_norm": "‖depth projection's part of f(x) − x‖ / ‖x‖",
-    "cosine": "cosine between f(x) − x and x",
-    "stream_norm": "‖x‖",
+    **{f"{name}_norm": f"‖{formula}‖ / ‖x‖" for name, formula in PARTS.items()},
+    **{f"{name}_size": f"‖{formula}‖" for name, formula in PARTS.items()},
+    "stream_size": "‖x‖",
+    "cosine": "cosine of f(x) − x and x",
     "logit_change": "true-class logit after the layer minus before it",
     "log_probability_change": "true-class log-probability after the layer minus before it, in nats",
 }
@@ -28,8 +28,8 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class LayerContributions:
-    """What layers add to the residual stream, by layer and position: the `QUANTITIES`, of which "depth_norm" is there
-    with a depth embedding only.
+    """What layers add to the residual stream, by layer and position: the `QUANTITIES`, those of the depth projection with a
+    depth embedding only.
 
     Args:
         mean, std: Of each quantity, over images and random orders; arrays of shape `(num_layers, num_layers)`: layers ×
@@ -57,14 +57,22 @@ class LayerContributions:
         """Mean of a quantity of each layer, over the positions in random orders; of shape `(num_layers,)`."""
         return np.average(self.mean[quantity], axis=1, weights=self.counts)
 
-    def away_from_home(self, quantity: str = "update_norm") -> np.ndarray:
+    def away_from_home(self, quantity: str = "update_size") -> np.ndarray:
         """Of each layer: its mean at other positions than its own in random orders, divided by that in sequential order.
 
-        Below 1 for "update_norm", the layer does less where it does not stand in the checkpoint: it switches itself off.
-        Shape `(num_layers,)`.
+        Below 1 for "update_size", the layer does less where it does not stand in the checkpoint: it switches itself off.
+        (Not so for "update_norm", since ‖x‖ grows with the position.) Shape `(num_layers,)`.
         """
         away = self.counts * (1 - np.eye(len(self.counts)))
         return np.average(self.mean[quantity], axis=1, weights=away) / self.sequential_mean[quantity]
+
+    def least_over_most(self, quantity: str = "update_size") -> np.ndarray:
+        """Of each layer: its mean at the position where it is least, divided by that where it is most.
+
+        Near 0 for "update_size", the layer is switched off at some position; near 1, it does as much everywhere. Shape
+        `(num_layers,)`.
+        """
+        return self.mean[quantity].min(axis=1) / self.mean[quantity].max(axis=1)
 
 
 def balanced_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -> list[list[int]]:
@@ -145,7 +153,7 @@ def layer_contributions(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
     )
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
-    names = [name for name in QUANTITIES if name != "depth_norm" or parts.model.config.depth_embedding]
+    names = [name for name in QUANTITIES if not name.startswith("depth") or parts.model.config.depth_embedding]
     sequential = list(range(parts.num_layers))
     # Sums and sums of squares over images; the first row is the sequential order
     sums = np.zeros((2, 1 + len(orders), parts.num_layers, len(names)))
@@ -173,10 +181,11 @@ def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch
         previous_scores, scores = scores, _true_class_scores(parts, hidden_states, labels)
         norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         update = hidden_states.float() - before.float()
-        row = {f"{name}_norm": (part.float().norm(dim=-1) / norm).mean(1) for name, part in updates.items()}
-        row["update_norm"] = (update.norm(dim=-1) / norm).mean(1)
+        row = {"stream_size": norm.mean(1)}
+        for name, part in {"update": update, **updates}.items():
+            size = part.float().norm(dim=-1)
+            row[f"{name}_size"], row[f"{name}_norm"] = size.mean(1), (size / norm).mean(1)
         row["cosine"] = torch.cosine_similarity(update, before.float(), dim=-1).mean(1)
-        row["stream_norm"] = norm.mean(1)
         row["logit_change"], row["log_probability_change"] = scores - previous_scores
         rows.append(torch.stack([row[name] for name in names]))
     return torch.stack(rows)

@@ -110,28 +110,30 @@ class AnalysisReport:
         found, sequential = self.contributions, self.contributions.sequential_mean
         title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
         caption = (
-            "Update: ‖f(x) − x‖ / ‖x‖, in sequential order, over random orders, and their ratio away from the layer's own "
-            f"position (below 1: the layer does less there). Position: read by a linear probe; chance {self.probe.chance:.4f}."
+            "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away / home: size of what the layer adds at other positions than its own in "
+            "random orders, by that in sequential order; below 1, it does less there. Logit: change of the true class's. "
+            "Position: fraction a linear probe reads from the layer's output, on unseen images and orders; chance "
+            f"{self.probe.chance:.3f}."
         )
         table = Table(title=title, caption=caption)
         columns = {
-            "update: sequential": sequential["update_norm"],
-            "random": found.by_layer("update_norm"),
-            "away / home": found.away_from_home("update_norm"),
-            "attention: away / home": found.away_from_home("attention_norm"),
-            "MLP: away / home": found.away_from_home("mlp_norm"),
-            "true-class logit: sequential": sequential["logit_change"],
-            "random ": found.by_layer("logit_change"),
-            "position read": self.probe.accuracy,
-            "std": self.probe.std,
+            "update,\nsequential": sequential["update_norm"],
+            "update,\nrandom": found.by_layer("update_norm"),
+            "away /\nhome": found.away_from_home(),
+            "its\nattention": found.away_from_home("attention_size"),
+            "its\nMLP": found.away_from_home("mlp_size"),
+            "logit,\nsequential": sequential["logit_change"],
+            "logit,\nrandom": found.by_layer("logit_change"),
+            "position\nread": self.probe.accuracy,
+            "std\n(folds)": self.probe.std,
         }
         table.add_column("layer", justify="right")
         for name in columns:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for layer in range(self.num_layers):
-            table.add_row(str(layer), *(f"{values[layer]:.4f}" for values in columns.values()))
+            table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in columns.values()))
         table.add_section()
-        table.add_row("mean", *(f"{np.mean(values):.4f}" for values in columns.values()))
+        table.add_row("mean", *(f"{np.mean(values):.3f}" for values in columns.values()))
         return table
 
     def __str__(self) -> str:

@@ -5,6 +5,14 @@ Each function returns a [`matplotlib.figure.Figure`] that pyplot does not know o
 nothing refers to it any more. [`save_figure`] writes it as PNG and SVG.
 """
 
+from .analysis import (
+    plot_attention_maps,
+    plot_embedding,
+    plot_layer_position_maps,
+    plot_output_similarity,
+    plot_position_probe,
+    plot_updates_by_position,
+)
 from .robustness import (
     plot_accuracy_distribution,
     plot_layer_ablation,
@@ -16,8 +24,14 @@ from .style import save_figure
 
 __all__ = [
     "plot_accuracy_distribution",
+    "plot_attention_maps",
+    "plot_embedding",
     "plot_layer_ablation",
+    "plot_layer_position_maps",
     "plot_order_distribution",
+    "plot_output_similarity",
+    "plot_position_probe",
     "plot_pruning_curves",
+    "plot_updates_by_position",
     "save_figure",
 ]

@@ -101,9 +101,9 @@ def check_not_empty(values, name: str) -> None:
         raise ValueError(f"`{name}` is empty; pass at least one model.")
 
 
-def colors_of(number: int) -> list:
+def colors_of(number: int, lightest: float = 0.8) -> list:
     """From dark to light, not to the palest, so that the order is seen in grey and each stands out from white."""
-    return [mpl.colormaps["viridis"](value) for value in np.linspace(0.05, 0.8, number)]
+    return [mpl.colormaps["viridis"](value) for value in np.linspace(0.05, lightest, number)]
 
 
 def series_style(number: int, total: int) -> dict:
@@ -114,7 +114,7 @@ def series_style(number: int, total: int) -> dict:
     )
 
 
-def legend_below(figure: Figure, axes) -> None:
+def legend_below(figure: Figure, axes, max_columns: int = 5) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # Where lines are told apart by their style, the legend must show enough of it
     has_lines = any(isinstance(handle, Line2D) and handle.get_linestyle() != "None" for handle in handles)
@@ -122,6 +122,6 @@ def legend_below(figure: Figure, axes) -> None:
         handles,
         [wrap_name(label, 40) for label in labels],
         loc="outside lower center",
-        ncols=min(len(handles), 5),
+        ncols=min(len(handles), max_columns),
         handlelength=2.6 if has_lines else 1.2,
     )

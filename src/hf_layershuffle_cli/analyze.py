@@ -1,0 +1,97 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""`hf-layershuffle analyze`: what each layer does at each position."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
+    dataset_name: options.DatasetName = "digits",
+    dataset_config_name: options.DatasetConfigName = None,
+    eval_split: options.EvalSplit = None,
+    image_column_name: options.ImageColumn = None,
+    label_column_name: options.LabelColumn = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="For the numbers and the pictures.")] = Path(
+        "outputs/analysis"
+    ),
+    num_orders: Annotated[
+        int, typer.Option("--num_orders", help="Random orders; rounded up to a multiple of the number of layers.")
+    ] = 32,
+    embedding: Annotated[
+        str, typer.Option("--embedding", help="pca, or umap (needs pip install 'hf-layershuffle[analysis]').")
+    ] = "pca",
+    num_attention_images: Annotated[
+        int, typer.Option("--num_attention_images", help="Images with attention maps, at least 1.")
+    ] = 3,
+    max_samples: options.MaxSamples = None,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    revision: options.Revision = None,
+) -> None:
+    """What each layer of a model does at each position.
+
+    Measures updates of the residual stream by layer and position, reads the position from each layer's output with a
+    linear probe, and compares outputs and attention maps between orders. Prints a table and writes analysis.json and
+    pictures (PNG and SVG) into the output folder, where they replace those of an earlier analysis.
+    """
+    from hf_layershuffle import analysis
+
+    analysis.check_embedding(embedding)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"The output folder '{output_dir}' is a file; choose another --output_dir.")
+    loaded = options.load_model(model, device, dtype, revision)
+    data = options.load_evaluation_split(
+        loaded.model,
+        dataset_name,
+        dataset_config_name=dataset_config_name,
+        eval_split=eval_split,
+        image_column=image_column_name,
+        label_column=label_column_name,
+    )
+    report = analysis.analyze(
+        loaded.model,
+        data,
+        image_processor=loaded.image_processor,
+        num_orders=num_orders,
+        seed=seed,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        embedding=embedding,
+        num_attention_images=num_attention_images,
+        model_name=options.short_name(model),
+        dataset_name=options.short_name(dataset_name),
+    )
+    write_analysis(report, output_dir, data.features["label"].names)
+    options.print_table(report.table())
+    print(f"Saved to {output_dir}")
+
+
+def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
+    """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers last."""
+    from hf_layershuffle import plotting
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".analysis.", dir=output_dir) as folder:
+        folder = Path(folder)
+        for name, figure in (
+            ("layer_position_maps", plotting.plot_layer_position_maps(report)),
+            ("updates_by_position", plotting.plot_updates_by_position(report)),
+            ("position_probe", plotting.plot_position_probe({report.model: report})),
+            ("output_similarity", plotting.plot_output_similarity(report)),
+            ("embedding", plotting.plot_embedding(report)),
+            ("attention_maps", plotting.plot_attention_maps(report.attention, class_names)),
+        ):
+            plotting.save_figure(figure, folder / name)
+        numbers = report.save(folder)
+        pictures = [path for path in folder.iterdir() if path != numbers]
+        for path in (*pictures, numbers):
+            os.replace(path, output_dir / path.name)
