@@ -45,7 +45,7 @@ class MergePart(_Strict):
     """A source by its name in the plan, with its weight in an average: in (0, 1]; without weights all count the same."""
 
     source: str
-    weight: float | None = Field(default=None, gt=0, le=1)
+    weight: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
 
 
 class MergeLayer(MergePart):
