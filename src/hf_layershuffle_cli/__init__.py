@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from . import evaluate, merge, prune
+from . import analyze, evaluate, merge, prune, publish
 
 
 logger = logging.getLogger("hf_layershuffle")
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (evaluate.evaluate, prune.prune, merge.merge):
+for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, publish.publish):
     app.command()(command)
 
 
