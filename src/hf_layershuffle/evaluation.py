@@ -70,6 +70,7 @@ class Tallies:
         self.position_total = np.zeros((num_layers, num_layers), dtype=np.int64)
 
     def save(self, path: Path, key: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         with open(partial, "wb") as file:
             np.savez(file, key=key, **vars(self))

@@ -3,7 +3,7 @@
 
 import copy
 
-import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -33,33 +33,33 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
         raise ValueError(
             f"`keep` holds layer {twice} more than once: {keep}; a pruned model has each layer at most once."
         )
-    config = _pruned_config(model.config, len(keep))
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in f".{name}"}
-    for position, layer in enumerate(keep):
-        for name, tensor in model.base_model.layers[layer].state_dict().items():
-            state[f"{_layers_prefix(model)}{position}.{name}"] = tensor
-    with torch.device("meta"):
-        pruned = type(model)(config)
-    shapes = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
-    # Depth vectors and position heads have a row for each position, of which the first ones remain
-    state = {name: tensor[: shapes[name][0]] if tensor.ndim else tensor for name, tensor in state.items()}
-    pruned.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    pruned.generation_config = None
-    return pruned.train(model.training)
-
-
-def _layers_prefix(model: PreTrainedModel) -> str:
-    return "layers." if model.base_model is model else f"{model.base_model_prefix}.layers."
-
-
-def _pruned_config(config, num_layers: int):
-    pruned = copy.deepcopy(config)
-    if not isinstance(getattr(config, "execution_order", "sequential"), str):
-        pruned.execution_order = "sequential"
-    if getattr(config, "shuffle_window", None) is not None:
-        pruned.shuffle_window = min(config.shuffle_window, num_layers)
-    pruned.num_hidden_layers = num_layers
+    pruned = copy.deepcopy(model)
+    encoder = pruned.base_model
+    encoder.layers = nn.ModuleList([encoder.layers[layer] for layer in keep])
+    if getattr(encoder, "depth_embedding", None) is not None:
+        _keep_rows(encoder.depth_embedding, len(keep))
+        encoder.depth_embedding.num_embeddings = len(keep)
+    for layer in encoder.layers:
+        if getattr(layer, "position_head", None) is not None:
+            _keep_rows(layer.position_head.dense, len(keep))
+            layer.position_head.dense.out_features = len(keep)
+    _shorten_config(pruned.config, len(keep))
     return pruned
+
+
+def _keep_rows(module: nn.Module, num_rows: int) -> None:
+    """Depth vectors and position heads have a row for each position, of which the first ones remain."""
+    for name, parameter in list(module.named_parameters()):
+        rows = nn.Parameter(parameter.detach()[:num_rows].clone(), requires_grad=parameter.requires_grad)
+        setattr(module, name, rows)
+
+
+def _shorten_config(config, num_layers: int) -> None:
+    if not isinstance(getattr(config, "execution_order", "sequential"), str):
+        config.execution_order = "sequential"
+    if getattr(config, "shuffle_window", None) is not None:
+        config.shuffle_window = min(config.shuffle_window, num_layers)
+    config.num_hidden_layers = num_layers
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:

@@ -80,7 +80,8 @@ class OrderGroup:
 
 @dataclass(frozen=True)
 class PositionPrediction:
-    """How often a layer's head knows the position at which the layer ran, over the report's arbitrary orders.
+    """How often a layer's head knows the position at which the layer ran, over the report's arbitrary orders; where
+    several of them begin alike, their common beginning counts once.
 
     Args:
         accuracy: Fraction in [0, 1], over all images, orders and positions.

@@ -61,7 +61,6 @@ def evaluate(
         reports[name] = None if overwrite else find_report(folder, loaded.model, expected)
     for (name, loaded, data), folder in zip(evaluations, folders):
         if reports[name] is None:
-            folder.mkdir(parents=True, exist_ok=True)
             reports[name] = evaluate_robustness(
                 loaded.model,
                 data,

@@ -1,0 +1,196 @@
+"""Runs `hf-layershuffle evaluate` and `prune` as a user does."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import Architecture, run_command, run_python
+from PIL import Image
+from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, ViTImageProcessor
+
+import hf_layershuffle as ls
+from hf_layershuffle.evaluation import score_execution_orders
+
+
+def run_cli(*arguments, **kwargs):
+    return run_command([sys.executable, "-m", "hf_layershuffle_cli", *arguments], **kwargs)
+
+
+def run_cli_cases(cases: dict[str, list], cwd) -> None:
+    """Bad input, many cases in one process: each is refused by one line that holds the key, with exit code 2."""
+    code = f"""
+import io, sys
+from contextlib import redirect_stderr
+import hf_layershuffle_cli
+
+for message, arguments in {cases!r}.items():
+    sys.argv = ["hf-layershuffle", *map(str, arguments)]
+    with redirect_stderr(io.StringIO()) as errors:
+        try:
+            hf_layershuffle_cli.main()
+        except SystemExit as stop:
+            assert stop.code == 2, (arguments, stop.code, errors.getvalue())
+        else:
+            raise AssertionError(arguments)
+    lines = [line for line in errors.getvalue().splitlines() if line.startswith("hf-layershuffle")]
+    assert len(lines) == 1 and lines[0].startswith("hf-layershuffle: error: "), (arguments, errors.getvalue())
+    assert message in lines[0], (message, lines)
+"""
+    result = run_python(code, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A LayerShuffle model with everything and a plain ViT, for the digits."""
+    root = tmp_path_factory.mktemp("models")
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    labels = {"id2label": {i: str(i) for i in range(10)}, "label2id": {str(i): i for i in range(10)}}
+    vit = Architecture("vit")
+    flags = {"shuffle_mode": "arbitrary", "depth_embedding": True, "position_predictor": True}
+    models = {
+        "ours": vit.classifier(**labels, **flags, num_labels=10),
+        "plain": vit.plain_classifier(**labels, num_labels=10),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    return root
+
+
+def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path):
+    arguments = ["evaluate", folders / "ours", folders / "plain", "--max_samples", "60", "--num_orders", "4"]
+    arguments += ["--num_subsets", "2", "--output_dir", tmp_path / "out"]
+    result = run_cli(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "Evaluating ours: 100%" in result.stderr
+    for name in ("ours", "plain"):
+        report = ls.RobustnessReport.load(tmp_path / "out" / name)
+        assert (report.model, report.dataset, report.num_images, report.num_orders) == (name, "digits", 60, 4)
+    row = next(line for line in result.stdout.splitlines() if line.startswith("│ arbitrary: worst"))
+    assert row.split("│")[3].strip() == f"{report.arbitrary.accuracy.min:.4f}"
+    pictures = {
+        f"{name}.{kind}"
+        for name in ("order_distribution", "pruning_curves", "layer_ablation")
+        for kind in ("png", "svg")
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ours", "plain"} | pictures
+    assert {path.name for path in (tmp_path / "out" / "ours").iterdir()} == {"robustness.json"} | pictures
+    assert min(Image.open(tmp_path / "out" / "pruning_curves.png").size) > 400
+
+    again = run_cli(*arguments)  # nothing is evaluated twice
+    assert "Evaluating" not in again.stderr and again.stdout == result.stdout
+    other = run_cli(*arguments, "--seed", "1")
+    assert other.returncode == 2
+    assert "holds a report of another evaluation (`seed` is 0 there and 1 here)" in other.stderr
+    assert run_cli(*arguments, "--seed", "1", "--overwrite").returncode == 0
+    assert ls.RobustnessReport.load(tmp_path / "out" / "ours").seed == 1
+
+
+def test_one_model_has_its_report_in_the_output_folder(folders, tmp_path):
+    arguments = ["--max_samples", "20", "--num_orders", "1", "--num_subsets", "1", "--dtype", "bfloat16"]
+    result = run_cli("evaluate", folders / "ours", *arguments, "--output_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert ls.RobustnessReport.load(tmp_path).environment["dtype"] == "bfloat16"
+    assert "layers know their position" in result.stdout
+    assert f"Saved to {tmp_path}" in result.stdout
+
+
+def test_prune_saves_a_shorter_model(folders, tmp_path):
+    result = run_cli("prune", folders / "ours", "--keep", "3,0", "--output_dir", tmp_path / "short")
+    assert result.returncode == 0, result.stderr
+    assert "Kept layers 3,0: 2 of 4, " in result.stdout
+    whole, pruned = (
+        AutoModelForImageClassification.from_pretrained(folder).eval()
+        for folder in (folders / "ours", tmp_path / "short")
+    )
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = whole(images, execution_order=[3, 0]).logits
+        torch.testing.assert_close(pruned(images).logits, expected)
+    assert f"{pruned.num_parameters():,} of {whole.num_parameters():,} parameters" in result.stdout
+    assert ViTImageProcessor.from_pretrained(tmp_path / "short").size["height"] == 8
+
+    result = run_cli("prune", folders / "plain", "--speedup", "2", "--output_dir", tmp_path / "half")
+    assert result.returncode == 0, result.stderr
+    assert "Kept layers 0,3: 2 of 4" in result.stdout
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("vit", 2)
+
+
+def test_prune_searches_on_training_images(folders, tmp_path):
+    from hf_layershuffle.data import load_image_datasets
+
+    options = ["--search", "--num_layers", "3", "--max_samples", "40", "--output_dir", tmp_path / "short"]
+    result = run_cli("prune", folders / "ours", *options)
+    assert result.returncode == 0, result.stderr
+    model = AutoModelForImageClassification.from_pretrained(folders / "ours")
+    data = load_image_datasets("digits")["train"].shuffle(seed=0).select(range(40))
+    orders = [[j for j in range(4) if j != i] for i in range(4)]
+    processor = ViTImageProcessor.from_pretrained(folders / "ours")
+    scores = score_execution_orders(model, data, orders, image_processor=processor, progress=False)
+    best = min(scores, key=lambda score: score.loss).execution_order
+    assert f"Kept layers {','.join(map(str, best))}: 3 of 4" in result.stdout
+
+
+def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folders, tmp_path):
+    bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    BertForSequenceClassification(bert).save_pretrained(tmp_path / "bert")
+    for label in ("cat", "dog"):
+        (tmp_path / "animals" / "train" / label).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "animals" / "train" / label / f"{index}.png")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    ours, out = str(folders / "ours"), ["--output_dir", str(tmp_path / "out")]
+    few = ["--max_samples", "10", "--num_orders", "1", *out]
+    run_cli_cases(
+        {
+            "There is no model folder './missing'": ["evaluate", "./missing", *few],
+            "is a model of type 'bert'": ["evaluate", str(tmp_path / "bert"), *few],
+            "There is no dataset folder './missing'": ["evaluate", ours, "--dataset_name", "./missing", *few],
+            "has the classes 'cat', 'dog', which the model does not know": [
+                *("evaluate", ours, "--dataset_name", str(tmp_path / "animals"), *few)
+            ],
+            "`num_orders` is 0": ["evaluate", ours, *few, "--num_orders", "0"],
+            "`batch_size` is 0": ["evaluate", ours, *few, "--batch_size", "0"],
+            "`max_samples` is 0": ["evaluate", ours, *out, "--max_samples", "0"],
+            "`dtype` is 'int3'": ["evaluate", ours, *few, "--dtype", "int3"],
+            "`device` is 'tpu9'": ["evaluate", ours, *few, "--device", "tpu9"],
+            "A model is given twice": ["evaluate", ours, ours, *few],
+            "Missing argument": ["evaluate"],
+            "No such option: --orders": ["evaluate", ours, "--orders", "3"],
+            "Say which layers stay": ["prune", ours, *out],
+            "Say which layers stay: give": ["prune", ours, "--keep", "0", "--speedup", "2", *out],
+            "--num_layers needs --search": ["prune", ours, "--num_layers", "2", *out],
+            "`keep` is '1;2'": ["prune", ours, "--keep", "1;2", *out],
+            "holds 9 at position 1": ["prune", ours, "--keep", "0,9", *out],
+            "holds layer 1 more than once": ["prune", ours, "--keep", "1,1", *out],
+            "`speedup` is 0.5": ["prune", ours, "--speedup", "0.5", *out],
+            "`num_kept` is 7": ["prune", ours, "--search", "--num_layers", "7", *out],
+            "is there already and not empty": [
+                *("prune", ours, "--keep", "0", "--output_dir", str(tmp_path / "occupied"))
+            ],
+            "There is no model folder": ["prune", "./missing/model", "--keep", "0", *out],
+        },
+        tmp_path,
+    )
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_help_imports_no_torch():
+    code = """
+import sys
+import hf_layershuffle_cli
+try:
+    hf_layershuffle_cli.main()
+except SystemExit as stop:
+    assert not stop.code
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    for arguments in ([], ["--help"], ["evaluate", "--help"]):
+        result = run_python(code, *arguments)
+        assert result.returncode == 0, result.stderr
+        assert "Usage: " in result.stdout

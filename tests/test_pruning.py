@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from conftest import record_layer_calls, run_python
+
+import hf_layershuffle as ls
+from hf_layershuffle.evaluation import score_execution_orders
+from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
+
+
+FLAGS = [{}, {"depth_embedding": True, "position_predictor": True, "shuffle_mode": "window", "shuffle_window": 3}]
+
+
+def lively(model):
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("keep", [[0, 2], [3, 1, 0], [2], [0, 1, 2, 3]])
+def test_a_pruned_model_computes_the_logits_of_its_layers(architecture, batch, flags, keep):
+    model = lively(architecture.classifier(**flags))
+    pruned = prune_layers(model, keep)
+    assert type(pruned) is type(model) and not pruned.training
+    assert pruned.config.num_hidden_layers == len(pruned.base_model.layers) == len(keep)
+    with torch.no_grad():
+        expected, found = model(**batch, execution_order=keep), pruned(**batch)
+    torch.testing.assert_close(found.logits, expected.logits)
+    assert found.execution_order.tolist() == list(range(len(keep)))
+    if flags:
+        torch.testing.assert_close(found.position_logits, expected.position_logits[..., : len(keep)])
+        assert pruned.config.shuffle_window == min(3, len(keep))
+    calls = record_layer_calls(pruned)
+    with torch.no_grad():
+        outputs = pruned(**batch, output_hidden_states=True)
+    assert calls == list(range(len(keep))) and len(outputs.hidden_states) == len(keep) + 1
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_hidden_states_of_a_pruned_model_are_captured_once(architecture, batch, hooked):
+    model = architecture.classifier().eval()
+    if hooked:  # transformers installs its hooks on the first call that asks for hidden states
+        model(**batch, output_hidden_states=True)
+    pruned = prune_layers(model, [2, 0])
+    outputs = pruned(**batch, output_hidden_states=True)
+    expected = model(**batch, output_hidden_states=True, execution_order=[2, 0])
+    assert len(outputs.hidden_states) == 3
+    assert all(map(torch.equal, outputs.hidden_states, expected.hidden_states))
+
+
+def test_plain_models_and_base_models_are_pruned_alike(architecture, batch):
+    plain = architecture.plain_classifier().eval()
+    pruned = prune_layers(plain, [0, 3])
+    assert type(pruned) is architecture.plain_classifier_class
+    expected = ls.layerwise.as_layershuffle(plain)(**batch, execution_order=[0, 3]).logits
+    torch.testing.assert_close(pruned(**batch).logits, expected)
+    base = architecture.classifier(depth_embedding=True).base_model.eval()
+    images = batch["pixel_values"]
+    shorter = prune_layers(base, [2, 1])(images).last_hidden_state
+    torch.testing.assert_close(shorter, base(images, execution_order=[2, 1]).last_hidden_state)
+
+
+def test_the_whole_model_is_left_alone(vit, batch):
+    model = lively(vit.classifier(execution_order=[3, 2, 1, 0])).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pruned = prune_layers(model, [1, 2])
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.config.num_hidden_layers == 4 and model.config.execution_order == [3, 2, 1, 0]
+    assert pruned.config.execution_order == "sequential" and pruned.training
+
+
+def test_an_arbitrary_evaluation_order_is_kept(vit):
+    assert prune_layers(vit.classifier(execution_order="arbitrary"), [1, 2]).config.execution_order == "arbitrary"
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_pruned_model_trains(vit, batch, flags):
+    model = prune_layers(lively(vit.classifier(**flags)), [3, 0]).train()
+    model.vit.seed_execution_order(0)
+    model(**batch).loss.backward()
+    missing = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert missing == set()
+
+
+def test_a_saved_pruned_model_loads_in_a_fresh_process(vit, batch, tmp_path):
+    model = lively(vit.classifier(depth_embedding=True, position_predictor=True))
+    pruned = prune_layers(model, [2, 0])
+    pruned.save_pretrained(tmp_path / "pruned")
+    with torch.no_grad():
+        expected = model(batch["pixel_values"], execution_order=[2, 0]).logits
+    torch.save({"images": batch["pixel_values"], "logits": expected}, tmp_path / "expected.pt")
+    code = """
+import sys, torch
+import hf_layershuffle
+from transformers import AutoModelForImageClassification
+
+model, info = AutoModelForImageClassification.from_pretrained(sys.argv[1] + "/pruned", output_loading_info=True)
+assert not any(info.values()), info
+expected = torch.load(sys.argv[1] + "/expected.pt")
+with torch.no_grad():
+    torch.testing.assert_close(model.eval()(expected["images"]).logits, expected["logits"])
+print(model.num_parameters())
+"""
+    result = run_python(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == pruned.num_parameters() < model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([], "`execution_order` is empty"),
+        ([0, 4], "holds 4 at position 1; layer indices are integers from 0 to 3"),
+        ([-1], "holds -1"),
+        ([0.5], "holds 0.5"),
+        ([1, 2, 1], "`keep` holds layer 1 more than once"),
+        ("0,1", "is '0,1'"),
+    ],
+)
+def test_bad_layers_are_refused(vit, keep, message):
+    with pytest.raises(ValueError, match=message):
+        prune_layers(vit.classifier(), keep)
+
+
+def test_layers_for_a_speedup():
+    assert layers_for_speedup(12, 2) == [0, 2, 4, 7, 9, 11]
+    assert layers_for_speedup(12, 4) == [0, 6, 11]
+    assert layers_for_speedup(12, 1) == list(range(12))
+    assert layers_for_speedup(12, 12) == [0]
+    for speedup in (0.5, 13, float("nan")):
+        with pytest.raises(ValueError, match="it must be from 1 to 12"):
+            layers_for_speedup(12, speedup)
+
+
+def images(num_images=20):
+    generator = torch.Generator().manual_seed(1)
+    return [{"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 5} for i in range(num_images)]
+
+
+def test_the_search_drops_what_costs_least(vit):
+    model, data = lively(vit.classifier()), images()
+    orders = [[j for j in range(4) if j != i] for i in range(4)]
+    losses = [score.loss for score in score_execution_orders(model, data, orders, progress=False)]
+    assert search_layers(model, data, 3, progress=False) == orders[int(np.argmin(losses))]
+    assert search_layers(model, data, 4, progress=False) == [0, 1, 2, 3]
+    assert set(search_layers(model, data, 1, progress=False)) <= set(search_layers(model, data, 2, progress=False))
+
+
+def test_the_search_drops_layers_that_do_harm(vit):
+    model, data = vit.classifier(), images()
+    with torch.no_grad():
+        for index in (1, 2):  # these write noise into the residual stream
+            model.vit.layers[index].mlp.fc2.weight.normal_(std=30.0)
+        logits = model(torch.stack([item["pixel_values"] for item in data]), execution_order=[0, 3]).logits
+        # calibrate on what the other two layers say, so that they are right
+        data = [item | {"labels": int(label)} for item, label in zip(data, logits.argmax(-1))]
+    assert search_layers(model.eval(), data, 2, progress=False) == [0, 3]
+
+
+@pytest.mark.parametrize("num_kept", [0, 5, 2.0, True])
+def test_an_impossible_number_of_layers_is_refused(vit, num_kept):
+    with pytest.raises(ValueError, match=r"`num_kept` is .*; it must be an integer from 1 to 4"):
+        search_layers(vit.classifier(), images(), num_kept)
