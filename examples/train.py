@@ -383,7 +383,7 @@ def train_and_evaluate(
         compute_metrics=ls.compute_metrics,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # which does not push: that waits for the evaluation and the card
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     args.eval_orders = args.final_eval_orders
@@ -391,10 +391,13 @@ def train_and_evaluate(
     trainer.save_metrics("eval", metrics)
     card_metrics = metrics | {"num_orders": args.final_eval_orders}
     card = {"dataset": dataset_name, "metrics": card_metrics, "finetuned_from": finetuned_from}
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
+    try:
+        if args.push_to_hub:
+            trainer.push_to_hub(**card)
+        else:
+            trainer.create_model_card(**card)
+    except Exception as error:  # whatever is wrong with the card or the Hub, the trained model is saved
+        logger.warning("The model is saved in '%s', but not its card: %s", args.output_dir, error)
     return result.metrics | metrics
 
 

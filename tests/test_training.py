@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 import hf_layershuffle as ls
-from hf_layershuffle.publishing import CARD_MARKER, write_model_card
 
 
 class RandomImages(Dataset):
@@ -358,13 +357,9 @@ def test_the_trainer_writes_a_card_that_the_hub_understands(vit, tmp_path):
     assert f"{metrics['eval_arbitrary_accuracy_min']:.4f}" in card.text
 
 
-def test_a_card_that_a_person_wrote_is_left_alone(vit, tmp_path):
-    assert write_model_card(tmp_path, vit.config())
-    assert write_model_card(tmp_path, vit.config())
-    mine = (tmp_path / "README.md").read_text().replace(CARD_MARKER, "My own words.")
-    (tmp_path / "README.md").write_text(mine)
-    assert not write_model_card(tmp_path, vit.config())
-    assert (tmp_path / "README.md").read_text() == mine
+def test_training_alone_writes_no_card(vit, tmp_path):
+    train(vit.classifier(shuffle_mode="arbitrary"), tmp_path, save_strategy="steps", save_steps=3)
+    assert not list(tmp_path.rglob("README.md"))
 
 
 def test_training_arguments_are_saved_as_json_types(tmp_path):

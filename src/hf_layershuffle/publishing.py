@@ -1,125 +1,321 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Model cards."""
+"""Publishing to the Hub: a model's whole folder, a model in memory, a report, or a plain ViT made of a model.
 
-import os
-from importlib import metadata
+Each is one commit: the Hub shows all of it or none of it.
+"""
+
+import fnmatch
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import sha_fileobj
+from transformers import AutoImageProcessor
+
+from .card_text import combine_cards, mark_published
+from .hub_errors import explained_errors
+from .model_card import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, write_model_card, write_text
 
 
-CARD_MARKER = (
-    "<!-- Written by hf-layershuffle. Remove this line to keep your own text: a card without it is left alone. -->"
+# What belongs to a published model. Checkpoints, logs, optimizer states and pickles (`training_args.bin`) do not
+PUBLISHED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.json", "*.yaml", "*_layershuffle.py", "execution_order.py"),
+    *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
 )
-_ARGUMENTS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "label_smoothing_factor",
-    "bf16",
-    "seed",
+NOT_PUBLISHED = (".*", "trainer_state.json")
+# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
+# the records hold and join the folder; if not, all of these are of another model, and the commit removes them
+RECORDS = (
+    *("robustness.json", TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES),
 )
-_ROWS = {
-    "eval_accuracy": "as configured",
-    "eval_arbitrary_accuracy": "arbitrary, mean",
-    "eval_arbitrary_accuracy_std": "arbitrary, standard deviation",
-    "eval_arbitrary_accuracy_min": "arbitrary, worst",
-}
+REPLACED = (
+    *("*.safetensors", "*.safetensors.index.json", "*_layershuffle.py", "execution_order.py", EXPORT_FILE, *RECORDS),
+)
+CODE_FILES = ("configuration_layershuffle.py", "modeling_layershuffle.py", "execution_order.py")
+AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageClassification")
+PLAIN_REVISION = "plain-vit"
 
 
-def write_model_card(
+def publish(
     folder,
-    config,
+    repo_id: str,
     *,
-    dataset: str | None = None,
-    metrics: dict | None = None,
-    training_arguments: dict | None = None,
-    base_model: str | None = None,
-    tags=(),
-    repo_id: str | None = None,
-) -> bool:
-    """Writes `README.md` with the Hub's metadata into `folder`.
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    license: str | None = None,
+    overwrite_card: bool = False,
+) -> CommitInfo:
+    """Pushes a model's folder to the Hub in one commit: weights, code files, image processor, card, pictures and records.
+
+    The repository, and the branch `revision`, are created if missing. The card is built, or brought up to date, by
+    [`write_model_card`]; what a person wrote into it stays, whether here or on the Hub.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        config: The model's configuration.
-        dataset (`str`, *optional*): Name of the dataset of `metrics`.
-        metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
-            number of arbitrary orders.
-        training_arguments (`dict`, *optional*): As from `TrainingArguments.to_dict`; the ones that matter are listed.
-        base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-        tags (`Iterable[str]`): Further tags.
-        repo_id (`str`, *optional*): Where the model will be; defaults to the folder's name.
+        folder (`str` or `os.PathLike`): As `save_pretrained`, `examples/train.py` or a merge wrote it.
+        repo_id (`str`): Such as `"org/vit-layershuffle"`.
+        private (`bool`, *optional*): Whether a new repository is private. Defaults to what the owner has set.
+        revision (`str`, *optional*): Branch. Defaults to `main`.
+        token (`str` or `bool`, *optional*): Defaults to the one of `hf auth login`, or `HF_TOKEN`.
+        commit_message, commit_description (`str`, *optional*): Of the commit.
+        create_pr (`bool`): Whether to open a pull request instead.
+        license (`str`, *optional*): For the card, as the Hub names it, such as `"apache-2.0"`.
+        overwrite_card (`bool`): Whether the folder's card replaces one that was edited on the Hub.
 
-    Returns:
-        `bool`: False where a card without our marker line is there: somebody's own text, which is left alone.
+    Raises:
+        `ValueError`: if the folder is no complete model, or the card was edited here and on the Hub.
+        `OSError`: if the Hub cannot be reached or refuses. The folder is complete; the message says how to go on.
     """
-    path, metrics = Path(folder) / "README.md", metrics or {}
-    if path.exists() and CARD_MARKER not in path.read_text(encoding="utf-8"):
-        return False
-    model_name = (repo_id or Path(folder).resolve().name).split("/")[-1]
-    orders = f" ({metrics['num_orders']} orders)" if "num_orders" in metrics else ""
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset or "unknown",
-            dataset_name=dataset or "unknown",
-            metric_type="accuracy",
-            metric_name=f"Accuracy, execution order: {_ROWS[name]}{orders if 'arbitrary' in name else ''}",
-            metric_value=round(metrics[name], 4),
-        )
-        for name in ("eval_accuracy", "eval_arbitrary_accuracy")
-        if name in metrics
-    ]
-    card = ModelCard.from_template(
-        ModelCardData(
-            model_name=model_name,
-            library_name="transformers",
-            pipeline_tag="image-classification",
-            tags=sorted({"layershuffle", "vision-transformer", *tags}),
-            # The Hub refuses a base model that is not one of its own
-            base_model=None if base_model is None or Path(base_model).exists() else base_model,
-            eval_results=results or None,
-        ),
-        template_path=str(Path(__file__).with_name("model_card_template.md")),
-        model_name=model_name,
-        config=config,
-        method=_describe_training(config),
-        dataset=dataset,
-        rows=[
-            (label + (orders if "arbitrary" in name else ""), f"{metrics[name]:.4f}")
-            for name, label in _ROWS.items()
-            if name in metrics
-        ],
-        repo_id=repo_id or f"your-name/{model_name}",
-        reversed_order=list(reversed(range(config.num_hidden_layers))),
-        base_model=base_model,
-        arguments=[(name, training_arguments[name]) for name in _ARGUMENTS if _is_set(name, training_arguments or {})],
-        versions=", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers")),
-        marker=CARD_MARKER,
+    go_on = f"'{folder}' is complete: publish it again when that is mended"
+    return _publish(
+        Path(folder),
+        repo_id,
+        go_on,
+        private=private,
+        revision=revision,
+        token=token,
+        license=license,
+        overwrite_card=overwrite_card,
+        commit_message=commit_message or "Upload model",
+        commit_description=commit_description,
+        create_pr=create_pr,
     )
-    partial = path.with_name(".README.md.partial")
-    partial.write_text(str(card), encoding="utf-8")
-    os.replace(partial, path)
+
+
+def _publish(
+    folder: Path,
+    repo_id: str,
+    go_on: str,
+    *,
+    private=None,
+    revision=None,
+    token=None,
+    license=None,
+    overwrite_card=False,
+    **commit_kwargs,
+) -> CommitInfo:
+    check_folder(folder)
+    card, card_kwargs = folder / "README.md", {"revision": revision, "license": license}
+    write_model_card(folder, repo_id=repo_id, **card_kwargs)
+    with explained_errors(repo_id, go_on):
+        api = HfApi(token=token)
+        repo_id = _make_repository(api, repo_id, private, revision)
+        there = api.list_repo_tree(repo_id, revision=revision, recursive=True)
+        there = {file.path: file for file in there if isinstance(file, RepoFile)}
+        if _has_same_weights(folder, there):
+            _fetch_missing(api, repo_id, revision, folder, [name for name in there if _matches(name, RECORDS)])
+        hub_card = _read_hub_card(api, repo_id, revision) if "README.md" in there and not overwrite_card else None
+        if hub_card is not None:
+            write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
+        write_model_card(folder, repo_id=repo_id, **card_kwargs)
+        write_text(card, mark_published(read_card(card)))
+        files = published_files(folder)
+        operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
+        operations += [CommitOperationDelete(name) for name in there if name not in files and _matches(name, REPLACED)]
+        return api.create_commit(repo_id, operations, revision=revision, **commit_kwargs)
+
+
+def _has_same_weights(folder: Path, there: dict[str, RepoFile]) -> bool:
+    for path in folder.glob("*.safetensors"):
+        lfs = there[path.name].lfs if path.name in there else None
+        if lfs is None or lfs.size != path.stat().st_size:
+            return False
+        with path.open("rb") as file:
+            if sha_fileobj(file).hex() != lfs.sha256:
+                return False
     return True
 
 
-def _describe_training(config) -> str:
-    """Such as "with arbitrary execution orders and a depth embedding"."""
-    if config.shuffle_mode == "window":
-        method = f"with execution orders that move each layer by at most {config.shuffle_window} positions"
-    else:
-        method = {"none": "in sequential order", "arbitrary": "with arbitrary execution orders"}[config.shuffle_mode]
-    extras = ["a depth embedding"] if config.depth_embedding else []
-    extras += ["a position predictor"] if config.position_predictor else []
-    extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
-    return " and ".join([method, *extras])
+def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        with tempfile.TemporaryDirectory() as download:  # beside the folder, it would leave its cache there
+            api.snapshot_download(repo_id, revision=revision, local_dir=download, allow_patterns=missing)
+            for name in missing:
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copy(Path(download) / name, folder / name)
 
 
-def _is_set(name: str, arguments: dict) -> bool:
-    return name in arguments and not (name == "max_steps" and arguments[name] <= 0)
+def published_files(folder) -> list[str]:
+    """The files of a model's folder that [`publish`] pushes, relative to it."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return [name for name in names if _matches(name, PUBLISHED) and not _matches(name, NOT_PUBLISHED)]
+
+
+def check_folder(folder: Path) -> None:
+    """Says what a folder lacks to be loaded from the Hub.
+
+    Raises:
+        `OSError`: if there is no such folder.
+        `ValueError`: if it lacks something.
+    """
+    if not folder.is_dir():
+        raise OSError(f"There is no folder '{folder}' to publish; pass one that `save_pretrained` wrote.")
+    again = "Load the model with hf_layershuffle and save it with `save_pretrained`."
+    if not (folder / "config.json").exists():
+        raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {again}")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"'{folder}' holds no safetensors weights, and pickles are not published. {again}")
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    code = CODE_FILES if str(config.get("model_type")).startswith("layershuffle_") else ()
+    missing = sorted(name for name in {*shards, *code} if not (folder / name).exists())
+    if missing:
+        raise ValueError(f"'{folder}' is not complete: {', '.join(missing)} is missing. {again}")
+    lacking = [name for name in AUTO_CLASSES if code and name not in config.get("auto_map", {})]
+    if lacking:
+        raise ValueError(f"'{folder}' cannot be loaded by {', '.join(lacking)}: 'auto_map' lacks it. {again}")
+
+
+def publish_with_plain_vit(
+    folder,
+    repo_id: str,
+    *,
+    plain_repo_id: str | None = None,
+    execution_order=None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    **kwargs,
+) -> tuple[CommitInfo, CommitInfo]:
+    """Pushes a LayerShuffle model's folder and, beside it, the model as a plain ViT (see [`to_plain_vit`]).
+
+    Args:
+        plain_repo_id (`str`, *optional*): A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
+            `repo_id`.
+        execution_order (*optional*): The plain ViT's fixed order. Defaults to the configuration's.
+        revision, commit_message (`str`, *optional*): Of the LayerShuffle model.
+        kwargs: As for [`publish`], for both.
+
+    Raises:
+        `ValueError`: as in [`publish`] and, before anything is pushed, in [`to_plain_vit`].
+        `OSError`: as in [`publish`].
+    """
+    folder, target = Path(folder), plain_repo_id or repo_id
+    check_folder(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        plain_folder = Path(temporary) / target.split("/")[-1]
+        save_plain_vit(folder, plain_folder, source=repo_id, execution_order=execution_order)
+        commit = publish(folder, repo_id, revision=revision, commit_message=commit_message, **kwargs)
+        go_on = f"'{folder}' is complete and the LayerShuffle model is on the Hub: publish again when that is mended"
+        plain_revision = None if plain_repo_id else PLAIN_REVISION
+        kwargs |= {"commit_message": "Upload plain ViT", "revision": plain_revision}
+        return commit, _publish(plain_folder, target, go_on, **kwargs)
+
+
+def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
+    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`.
+
+    Raises:
+        `ValueError`: as in [`to_plain_vit`].
+    """
+    from .examples import copy_examples
+    from .export import fixed_execution_order, to_plain_vit
+    from .layerwise import load_classifier
+
+    model = load_classifier(str(folder)).eval()
+    order = fixed_execution_order(model.config, execution_order)
+    to_plain_vit(model, order).save_pretrained(plain_folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    processor.save_pretrained(plain_folder)
+    export = {"source": source, "execution_order": order}
+    write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
+    copy_examples(folder, plain_folder, processor)
+
+
+def push_model(
+    model,
+    repo_id: str,
+    *,
+    image_processor=None,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+    **kwargs,
+) -> CommitInfo:
+    """`model.push_to_hub`: pushes a model in memory with its code files and a card in one commit.
+
+    Args:
+        image_processor (*optional*): Pushed too, so that `pipeline` works.
+        max_shard_size (`int` or `str`): Of the weight files, such as `"5GB"`.
+        tags (`list[str]`, *optional*): Further tags of the card.
+        kwargs: As for [`publish`].
+    """
+    go_on = "The model is untouched: push it again when that is mended, or keep it with `save_pretrained`"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / repo_id.split("/")[-1]
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if image_processor is not None:
+            image_processor.save_pretrained(folder)
+        if tags:
+            write_text(folder / TRAINING_FILE, json.dumps({"tags": list(tags)}) + "\n")
+        kwargs = {"commit_message": "Upload model"} | {
+            name: value for name, value in kwargs.items() if value is not None
+        }
+        return _publish(folder, repo_id, go_on, **kwargs)
+
+
+def push_report(
+    report,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """`report.push_to_hub`: pushes a report, its pictures and the card that shows them in one commit, beside a model.
+
+    Raises:
+        `OSError`: as in [`publish`].
+    """
+    go_on = "The report is untouched: push it again when that is mended"
+    with explained_errors(repo_id, go_on), tempfile.TemporaryDirectory() as temporary:
+        api = HfApi(token=token)
+        repo_id = _make_repository(api, repo_id, private, revision)
+        folder = Path(temporary) / repo_id.split("/")[-1]
+        # The weights and the code are not needed for the card
+        patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
+        api.snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=patterns)
+        report.save(folder)
+        draw_pictures(report, folder)
+        write_model_card(folder, repo_id=repo_id, revision=revision)
+        names = ["README.md", "robustness.json", *(name for name in PICTURES if (folder / name).exists())]
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, str(folder / name)) for name in names],
+            commit_message=commit_message or "Upload robustness report",
+            revision=revision,
+        )
+
+
+def draw_pictures(report, folder) -> None:
+    """Draws the pictures that a card shows into the folder."""
+    from . import plotting
+
+    draw = (plotting.plot_order_distribution, plotting.plot_pruning_curves, plotting.plot_layer_ablation)
+    for name, function in zip(PICTURES, draw):
+        plotting.save_figure(function({report.model: report}), Path(folder) / Path(name).stem)
+
+
+def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """Creates the repository and the branch where they are missing; returns the repository's full name."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def _read_hub_card(api: HfApi, repo_id: str, revision: str | None) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_card(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder))
+
+
+def _matches(name: str, patterns) -> bool:
+    """Whether one pattern has as many folders as the name and fits: `*` does not reach into folders."""
+    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

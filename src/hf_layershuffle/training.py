@@ -5,11 +5,13 @@ import os
 from dataclasses import dataclass, field
 
 import torch
+from huggingface_hub import HfApi
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from .execution_order import arbitrary_execution_orders
 from .metrics import Accuracy, OrderAccuracy
-from .publishing import write_model_card
+from .model_card import record_training, write_model_card
+from .publishing import publish
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -123,23 +125,47 @@ class LayerShuffleTrainer(Trainer):
         return loss, (logits, torch.stack(classes, dim=1)), labels  # classes: (batch_size, num_orders)
 
     def create_model_card(self, dataset=None, metrics=None, **kwargs) -> None:
-        """Writes `README.md` into the output folder, unless a person wrote the one that is there. `push_to_hub` calls it.
+        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`, which
+        records what the card says of the training. `push_to_hub` calls it; training alone does not.
 
         Args:
             dataset (`str`, *optional*): Name of the dataset.
             metrics (`dict[str, float]`, *optional*): Evaluation metrics. Default to those of the last evaluation.
+            finetuned_from (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
+            tags (`list[str]`, *optional*): Further tags.
         """
         if not self.is_world_process_zero():
             return
         if metrics is None:
             metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
-        config = self.accelerator.unwrap_model(self.model).config
-        write_model_card(
+            metrics = (
+                metrics | {"num_orders": self.args.eval_orders} if getattr(self.args, "eval_orders", 0) else metrics
+            )
+        record_training(
             self.args.output_dir,
-            config,
+            arguments=self.args.to_dict(),
             dataset=dataset,
             metrics=metrics,
-            training_arguments=self.args.to_dict(),
             base_model=kwargs.get("finetuned_from"),
             tags=kwargs.get("tags") or (),
         )
+        write_model_card(self.args.output_dir, repo_id=self.args.hub_model_id, license=kwargs.get("license"))
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """As in transformers, but in one commit, and without the pickled arguments, the logs and the checkpoints."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)  # on all processes, as sharded models need
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        options = {"commit_message": commit_message, "token": token, "private": private}
+        options["revision"] = revision or self.args.hub_revision
+        if blocking:
+            return publish(self.args.output_dir, self.hub_model_id, **options)
+        return HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)

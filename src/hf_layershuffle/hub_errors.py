@@ -1,0 +1,40 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What goes wrong between here and the Hub, as one line that says what to do."""
+
+from contextlib import contextmanager
+
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+
+@contextmanager
+def explained_errors(repo_id: str, go_on: str):
+    """Turns whatever goes wrong between here and the Hub into an `OSError` that says what to do."""
+    try:
+        yield
+    # RuntimeError: a failed upload of a large file; the others: no connection, or the offline mode
+    except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        raise OSError(f"'{repo_id}' was not published: {_explain(cause, status, repo_id)}. {go_on}.") from error
+
+
+def _explain(error: Exception, status: int | None, repo_id: str) -> str:
+    said = getattr(error, "server_message", None)
+    said = f" ({said.strip().rstrip('.')})" if said else ""
+    owner = repo_id.split("/")[0] if "/" in repo_id else "the account"
+    if status is None:
+        detail = str(error).strip().splitlines() or [type(error).__name__]
+        return f"the connection to the Hub failed ({detail[0].rstrip('.')}); see that it can be reached and HF_HUB_OFFLINE is not set"
+    if status == 401:
+        return f"the Hub does not know the token, or there is none (401){said}; log in with `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the token may not do this (403){said}; use one with write access to '{owner}'"
+    if status == 404:
+        return f"the Hub does not find it (404){said}; see that '{owner}' exists and the token may see it"
+    if status in (409, 412):
+        return f"it was changed by somebody else at the same time ({status}){said}"
+    if status == 429:
+        return f"the Hub was asked too often (429){said}; wait some minutes"
+    if status >= 500:
+        return f"the Hub has a problem of its own ({status}){said}; see https://status.huggingface.co and try later"
+    return f"the Hub refused it ({status}){said}"

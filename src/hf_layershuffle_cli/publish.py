@@ -1,0 +1,123 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""`hf-layershuffle publish`: a model's folder on the Hub, with its card."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import BatchSize, DatasetConfigName, Device, EvalSplit, ImageColumn, LabelColumn, MaxSamples, Seed
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Of the model, as save_pretrained, train.py or merge wrote it.")],
+    repo_id: Annotated[str | None, typer.Option("--repo_id", help="Where to, such as org/vit-layershuffle.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new repository. Defaults to what its owner has set."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch; made if missing. Defaults to main.")
+    ] = None,
+    token: Annotated[str | None, typer.Option("--token", help="Defaults to `hf auth login`'s, or HF_TOKEN.")] = None,
+    commit_message: Annotated[str | None, typer.Option("--commit_message", help="Of the one commit.")] = None,
+    license: Annotated[str | None, typer.Option("--license", help="For the card, such as apache-2.0.")] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite_card", help="Replace a card that was edited on the Hub.")
+    ] = False,
+    card_only: Annotated[
+        bool, typer.Option("--card_only", help="Write the card into the folder, and push nothing.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="List what would be pushed, and change nothing.")] = False,
+    plain_vit: Annotated[
+        bool, typer.Option("--plain_vit", help="Also push it as a plain ViT, to the branch plain-vit.")
+    ] = False,
+    plain_vit_repo_id: Annotated[
+        str | None, typer.Option("--plain_vit_repo_id", help="Push the plain ViT to this repository instead.")
+    ] = None,
+    execution_order: Annotated[
+        str | None, typer.Option("--execution_order", help="Of the plain ViT, such as 2,0,1. Defaults to the model's.")
+    ] = None,
+    dataset_name: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset_name",
+            help="Evaluate on it first, and add example images: digits, a folder or a Hub dataset id.",
+        ),
+    ] = None,
+    dataset_config_name: DatasetConfigName = None,
+    eval_split: EvalSplit = None,
+    image_column_name: ImageColumn = None,
+    label_column_name: LabelColumn = None,
+    max_samples: MaxSamples = None,
+    num_orders: Annotated[int, typer.Option("--num_orders", help="Arbitrary orders of the evaluation.")] = 32,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    device: Device = None,
+):
+    """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
+    from hf_layershuffle.model_card import write_model_card
+    from hf_layershuffle.publishing import check_folder, publish_with_plain_vit, published_files
+    from hf_layershuffle.publishing import publish as push
+
+    if repo_id is None and not (card_only or dry_run):
+        raise ValueError(
+            "`repo_id` is missing; say where to publish by --repo_id org/name, or add --card_only or --dry_run."
+        )
+    check_folder(folder)
+    if dry_run:
+        print("\n".join(f"{(folder / name).stat().st_size:>12,} {name}" for name in published_files(folder)))
+        return
+    if dataset_name is not None:
+        columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
+        sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
+        _evaluate(folder, dataset_name, device, {"dataset_config_name": dataset_config_name, **columns}, sizes)
+    if card_only:
+        write_model_card(folder, repo_id=repo_id, revision=revision, license=license)
+        print(f"Wrote {folder / 'README.md'}")
+        return
+    options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
+    options |= {"license": license, "overwrite_card": overwrite_card}
+    if plain_vit or plain_vit_repo_id:
+        order = _read_order(execution_order)
+        commits = publish_with_plain_vit(
+            folder, repo_id, plain_repo_id=plain_vit_repo_id, execution_order=order, **options
+        )
+    else:
+        commits = [push(folder, repo_id, **options)]
+    for commit in commits:
+        print(f"Published {commit.commit_url}")
+
+
+def _evaluate(folder: Path, dataset_name: str, device: str | None, dataset_options: dict, sizes: dict) -> None:
+    """Writes the report, its pictures and the example images into the folder."""
+    from hf_layershuffle import evaluate_robustness
+    from hf_layershuffle.examples import write_examples
+    from hf_layershuffle.publishing import draw_pictures
+
+    from .options import load_evaluation_split, load_model, short_name
+
+    loaded = load_model(str(folder), device)
+    dataset = load_evaluation_split(loaded.model, dataset_name, **dataset_options)
+    report = evaluate_robustness(
+        loaded.model,
+        dataset,
+        image_processor=loaded.image_processor,
+        model_name=short_name(str(folder)),
+        dataset_name=short_name(dataset_name),
+        **sizes,
+    )
+    report.save(folder)
+    draw_pictures(report, folder)
+    write_examples(folder, dataset, loaded.image_processor)
+
+
+def _read_order(text: str | None):
+    if text is None or text in ("sequential", "arbitrary"):
+        return text
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"`execution_order` is '{text}'; it must be sequential or layer indices such as 2,0,1."
+        ) from None
