@@ -208,18 +208,61 @@ def test_a_fresh_depth_path_changes_nothing_and_learns(architecture, batch):
     assert (base.depth_embedding.weight.abs().amax(dim=1) > 0).all()
 
 
-def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens(vit):
-    projection = randomize(DepthProjection(vit.config()))
-    hidden_states, vector = torch.randn(2, 5, 32), torch.randn(32)
-    joined = torch.cat([hidden_states, vector.repeat(2, 5, 1)], dim=-1)
-    expected = nn.functional.gelu(
-        nn.functional.linear(
-            nn.functional.layer_norm(joined, (64,), projection.norm.weight, projection.norm.bias, 1e-12),
-            projection.dense.weight,
-            projection.dense.bias,
-        )
-    )
-    torch.testing.assert_close(projection(hidden_states, vector), expected)
+def joined_reference(projection, hidden_states, vector):
+    """LayerNorm -> Linear -> GELU, written out on the tokens joined with the vector."""
+    joined = torch.cat([hidden_states, vector.expand(*hidden_states.shape[:-1], -1)], dim=-1)
+    return nn.functional.gelu(projection.dense(projection.norm(joined)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("depth_embedding_dim", [1, 32])
+def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens(vit, offset, depth_embedding_dim):
+    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=depth_embedding_dim))).double()
+    generator = torch.Generator().manual_seed(0)
+    hidden_states = torch.randn(2, 5, 32, generator=generator, dtype=torch.double) + offset
+    vector = torch.randn(depth_embedding_dim, generator=generator, dtype=torch.double)
+    tensors = [hidden_states.requires_grad_(), vector.requires_grad_(), *projection.parameters()]
+    results = []
+    for function in (joined_reference, DepthProjection.forward):
+        output = function(projection, hidden_states, vector)
+        upstream = torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
+        results.append((output, *torch.autograd.grad(output, tensors, upstream)))
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
+    single = projection.float()(hidden_states.float(), vector.float())
+    # 100 leaves 24 - 7 bits of a token's differences
+    torch.testing.assert_close(single.double(), results[0][0], atol=1e-6 if offset == 0 else 1e-4, rtol=1e-6)
+
+
+def test_the_depth_projection_in_half_precision_is_as_exact_as_the_joined_one(vit):
+    projection = randomize(DepthProjection(vit.config(layer_norm_eps=1e-6)))
+    generator = torch.Generator().manual_seed(0)
+    hidden_states, vector = 3 + torch.randn(64, 5, 32, generator=generator), torch.randn(32, generator=generator)
+    exact = joined_reference(projection, hidden_states, vector)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, reference = (f(projection, hidden_states, vector) for f in (DepthProjection.forward, joined_reference))
+    assert actual.dtype == reference.dtype
+    assert (actual - exact).square().mean() < 1.5 * (reference - exact).square().mean()
+    weights = copy.deepcopy(projection).to(torch.bfloat16)
+    arguments = (weights, hidden_states.to(torch.bfloat16), vector.to(torch.bfloat16))
+    actual, reference = DepthProjection.forward(*arguments), joined_reference(*arguments)
+    assert actual.dtype == torch.bfloat16
+    assert (actual - exact).square().mean() < 1.5 * (reference - exact).square().mean()
+
+
+def test_the_depth_vector_is_not_copied_to_every_token(vit):
+    projection, saved = randomize(DepthProjection(vit.config())), {}
+    hidden_states = torch.randn(2, 100, 32, requires_grad=True)
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        projection(hidden_states, torch.randn(32))
+    # The normalised tokens and the input of GELU; the parts of a joint copy would be twice as large
+    assert sum(nbytes >= hidden_states.nbytes for nbytes in saved.values()) == 2
+    assert max(saved.values()) == hidden_states.nbytes
 
 
 def test_a_layer_is_told_its_position_not_its_index(vit, batch):
