@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUTPUT ?= outputs/digits-layershuffle
 
-.PHONY: help install train test test-slow lint format clean
+.PHONY: help install train model-cards test test-slow lint format clean
 
 help:
 	@echo "make train      train LayerShuffle and a plain ViT on the digits, evaluate both, write a model card (~3 minutes)"
+	@echo "make model-cards  train, evaluate and describe the five models in model_cards/ (~15 minutes; less if outputs/ has them)"
 	@echo "make test       run the tests (~5 minutes)"
 	@echo "make test-slow  run the tests that take minutes each as well"
 	@echo "make lint       check style; make format mends it"
@@ -26,6 +27,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 train: $(INSTALLED)
 	$(BIN)/python examples/train.py --baseline --output_dir $(OUTPUT)
+
+model-cards: $(INSTALLED)
+	$(BIN)/python examples/build_model_cards.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"

@@ -112,7 +112,7 @@ def test_a_folder_arrives_whole_and_in_one_commit(hub, pushed, model_folder):
 def test_a_report_joins_its_model_in_one_commit(hub, pushed):
     first, second = hub.repositories[REPOSITORY].history()[1:3]
     assert second.message == "Upload robustness report"
-    pictures = {"order_distribution.png", "pruning_curve.png", "layer_ablation.png"}
+    pictures = {"order_distribution.png", "pruning_curves.png", "layer_ablation.png"}
     assert set(second.files) - set(first.files) == {"robustness.json", *pictures}
     report = json.loads(second.files["robustness.json"])
     metadata, body = card_of(hub.repositories[REPOSITORY])

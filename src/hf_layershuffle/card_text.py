@@ -125,8 +125,12 @@ def _with_keys(block: str, values: dict) -> str:
     result = "\n".join(part for part in parts if part)
     _, expected, _ = split_card(f"---\n{block}\n---\n")
     expected = expected | values
-    # Metadata may be written in ways that lines do not tell; then it is written anew, without its comments
-    return result if yaml.safe_load(result) == (expected or None) else yaml_dump(expected).rstrip("\n")
+    try:
+        if (yaml.safe_load(result) or {}) == expected:
+            return result
+    except yaml.YAMLError:
+        pass  # metadata may be written in ways that lines do not tell; then it is written anew, without its comments
+    return yaml_dump(expected).rstrip("\n")
 
 
 def _by_key(block: str) -> list[tuple[str | None, str]]:

@@ -231,9 +231,12 @@ def plan_orders(num_layers: int, num_orders: int, num_subsets: int, seed: int) -
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Tells checkpoints apart: a digest of the sums of a model's parameters, eight hexadecimal digits."""
-    sums = [parameter.detach().double().sum().item() for parameter in model.parameters()]
-    return f"{zlib.crc32(np.asarray(sums).tobytes()):08x}"
+    """Tells checkpoints apart: a digest of a model's parameters, eight hexadecimal digits, the same on every device."""
+    digest = 0
+    for parameter in model.parameters():
+        # Their bytes, since a sum is another one with another number of threads
+        digest = zlib.crc32(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), digest)
+    return f"{digest:08x}"
 
 
 def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:

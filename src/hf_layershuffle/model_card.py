@@ -13,11 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from .card_text import mark_published, update_card_text
+from .evaluation import weights_digest
+from .layerwise import load_classifier
 from .report import REPORT_FILE, RobustnessReport, pruning_points
 
 
@@ -26,7 +29,7 @@ TRAINING_FILE, EXPORT_FILE, MERGE_FILE = "training.json", "export.json", "merge_
 EXAMPLES_FOLDER, EXAMPLES_FILE = "examples", "examples.json"
 PICTURES = {
     "order_distribution.png": "Accuracy over arbitrary execution orders",
-    "pruning_curve.png": "Accuracy against the number of layers that run",
+    "pruning_curves.png": "Accuracy against the number of layers that run",
     "layer_ablation.png": "Accuracy with one layer left out, and with two neighbours swapped",
 }
 # Tells our entries of the metadata's `model-index` from a person's
@@ -159,6 +162,8 @@ class FolderFacts:
     def read(cls, folder) -> "FolderFacts":
         folder = Path(folder)
         report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
+        if report is not None:
+            _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         return cls(
             config=_read_config(folder, report),
@@ -303,6 +308,19 @@ def _read_config(folder: Path, report: RobustnessReport | None):
             f"'{folder}' holds neither 'config.json' nor '{REPORT_FILE}'; there is nothing to write a card of."
         )
     return SimpleNamespace(**values)
+
+
+def _check_report(folder: Path, report: RobustnessReport) -> None:
+    """Refuses a report of other weights than the folder's, as training into the same folder again leaves behind."""
+    expected = report.config.get("weights")
+    if expected is None or not any(folder.glob("*.safetensors")):
+        return
+    dtype = getattr(torch, report.environment.get("dtype", "float32"))
+    if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
+        raise ValueError(
+            f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. Evaluate again (`hf-layershuffle "
+            "publish --dataset_name ...`), or remove it."
+        )
 
 
 def _read_json(path: Path):

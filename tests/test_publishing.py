@@ -1,0 +1,399 @@
+"""Cards, examples and plain ViTs, without a network; `test_hub.py` pushes them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import Architecture, run_python
+from datasets import Array2D, ClassLabel, Dataset, Features
+from huggingface_hub import EvalResult, ModelCard, metadata_load
+from PIL import Image
+from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
+
+import hf_layershuffle as ls
+from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
+from hf_layershuffle.examples import copy_examples, write_examples
+from hf_layershuffle.export import to_plain_vit
+from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, record_training, write_model_card
+from hf_layershuffle.publishing import check_folder, draw_pictures, published_files, save_plain_vit
+
+
+PICTURES = ("order_distribution.png", "pruning_curves.png", "layer_ablation.png")
+
+
+def save_model(folder, **flags):
+    model = Architecture("vit").classifier(**{"shuffle_mode": "arbitrary", **flags}).eval()
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return model
+
+
+def images(num_images: int = 10) -> Dataset:
+    features = Features({"image": Array2D((8, 8), "uint8"), "label": ClassLabel(names=["a", "b", "c", "d", "e"])})
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (num_images, 8, 8), generator=generator, dtype=torch.uint8).numpy()
+    return Dataset.from_dict({"image": pixels, "label": [i % 5 for i in range(num_images)]}, features=features)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """A folder with everything that a card can show."""
+    folder = tmp_path_factory.mktemp("models") / "vit-tiny"
+    model, processor = save_model(folder), ViTImageProcessor(size={"height": 8, "width": 8})
+    arguments = {"learning_rate": 5e-4, "seed": 3, "max_steps": -1, "logging_dir": "/home/me"}
+    metrics = {"eval_accuracy": 0.5, "eval_runtime": 3.0}
+    record_training(folder, arguments=arguments, dataset="org/letters", base_model="google/vit-tiny", metrics=metrics)
+    report = ls.evaluate_robustness(
+        model,
+        images(),
+        image_processor=processor,
+        num_orders=8,
+        num_subsets=2,
+        model_name="vit-tiny",
+        dataset_name="org/letters",
+        progress=False,
+    )
+    report.save(folder)
+    draw_pictures(report, folder)
+    write_examples(folder, images(), processor)
+    assert write_model_card(folder, repo_id="org/vit-tiny", license="mit")
+    return folder
+
+
+@pytest.fixture
+def folder(described, tmp_path):
+    return shutil.copytree(described, tmp_path / "vit-tiny")
+
+
+# --- What a card says ---
+
+
+def test_the_metadata_is_what_the_hub_understands(described):
+    data = metadata_load(described / "README.md")
+    assert ModelCard.load(described / "README.md").data.to_dict() == data
+    assert data["pipeline_tag"] == "image-classification" and data["library_name"] == "transformers"
+    assert data["tags"] == ["layershuffle", "vision-transformer"]
+    assert data["datasets"] == ["org/letters"] and data["license"] == "mit"
+    assert data["base_model"] == "google/vit-tiny" and data["base_model_relation"] == "finetune"
+
+
+def test_the_model_index_holds_the_reports_results(described):
+    report = ls.RobustnessReport.load(described)
+    results = ModelCard.load(described / "README.md").data.eval_results
+    assert all(isinstance(result, EvalResult) and result.source_name == SOURCE_NAME for result in results)
+    values = {result.metric_name: result for result in results}
+    assert values["Accuracy, sequential order"].metric_value == round(report.sequential.accuracy, 4)
+    arbitrary = values["Accuracy, arbitrary orders (mean)"]
+    assert arbitrary.metric_value == round(report.arbitrary.accuracy.mean, 4)
+    assert arbitrary.metric_args == {"num_orders": 8, "seed": 0, "std": round(report.arbitrary.accuracy.std, 4)}
+    pruned = report.pruning["arbitrary"][1].accuracy
+    assert values["Accuracy, 2 of 4 layers, arbitrary order (mean)"].metric_value == round(pruned.mean, 4)
+    assert values["Accuracy, 2 of 4 layers, evenly spaced"].metric_value == round(
+        report.pruning["evenly_spaced"][1].accuracy.mean, 4
+    )
+
+
+def test_the_text_shows_table_pictures_arguments_and_three_ways_to_load(described):
+    text, report = (described / "README.md").read_text(), ls.RobustnessReport.load(described)
+    for name, row in report.rows().items():
+        accuracy = row.accuracy if isinstance(row.accuracy, float) else row.accuracy.mean
+        assert any(line.startswith(f"| {name} | {accuracy:.4f} |") for line in text.splitlines()), name
+    assert all(f"]({name})" in text and (described / name).exists() for name in PICTURES)
+    assert "| `learning_rate` | `0.0005` |" in text
+    assert "/home/me" not in text and "`max_steps`" not in text
+    assert "import hf_layershuffle" in text and "trust_remote_code=True" in text and "pipeline(" in text
+    assert f"torch {torch.__version__}" in text and "2407.04513" in text and "## Limits" in text
+
+
+def test_widget_examples_are_files_with_this_models_answers(described):
+    widget = metadata_load(described / "README.md")["widget"]
+    classify = pipeline("image-classification", model=str(described))
+    assert [entry["example_title"] for entry in widget] == ["Class a", "Class b", "Class c", "Class d"]
+    for row, entry in enumerate(widget):
+        image = Image.open(described / entry["src"])
+        assert image.size == (96, 96)
+        assert (torch.tensor(list(image.resize((8, 8), Image.Resampling.NEAREST).tobytes())).view(8, 8)
+                == torch.tensor(images()[row]["image"])).all()  # fmt: skip
+        answers = {answer["label"]: answer["score"] for answer in classify(str(described / entry["src"]), top_k=5)}
+        assert [answer["label"] for answer in entry["output"]] == list(answers)
+        for answer in entry["output"]:
+            assert answer["score"] == pytest.approx(answers[answer["label"]], abs=1e-4)
+
+
+def test_grey_models_answer_grey_images(tmp_path):
+    save_model(tmp_path, num_channels=1)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    entries = write_examples(tmp_path, images(), processor, num_examples=2, top_k=3)
+    assert [len(entry["output"]) for entry in entries] == [3, 3]
+    with pytest.raises(ValueError, match="`num_examples` is 0"):
+        write_examples(tmp_path, images(), processor, num_examples=0)
+
+
+def test_a_bare_folder_gets_a_card_too(tmp_path):
+    save_model(tmp_path, shuffle_mode="none")
+    assert write_model_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Not evaluated." in text and "The training arguments are not recorded." in text
+    assert "model-index" not in metadata_load(tmp_path / "README.md")
+    assert "the results above" not in text
+
+
+def test_a_merged_folder_is_described_by_its_plan(folder):
+    (folder / "training.json").unlink()
+    sources = {"a": {"path": "org/a", "revision": "c0ffee"}, "b": {"path": "outputs/b", "revision": None}}
+    (folder / "merge_plan.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    card = build_model_card(folder)
+    assert card.data.base_model == "org/a"  # the other is no model of the Hub
+    assert card.data.to_dict()["base_model_relation"] == "merge" and "merge" in card.data.tags
+    assert "| a | `org/a` | c0ffee |" in card.text and "merged layer by layer from 2 models" in card.text
+    assert "Fine-tuned" not in card.text and "## Training" not in card.text
+    # The same from the configuration alone
+    (folder / "merge_plan.yaml").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"merge_plan": {"sources": sources}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert build_model_card(folder).data.base_model == "org/a"
+
+
+def test_a_report_of_other_weights_is_refused(folder):
+    before = (folder / "README.md").read_bytes()
+    Architecture("vit").classifier(seed=9, shuffle_mode="arbitrary").save_pretrained(folder)
+    with pytest.raises(ValueError, match="a report of other weights than those beside it"):
+        write_model_card(folder)
+    assert (folder / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["training.json", "export.json", "robustness.json", "merge_plan.yaml"])
+def test_a_broken_record_is_named(folder, name):
+    (folder / name).write_text("{ no: ] valid")
+    with pytest.raises(ValueError, match=f"{name}' is not"):
+        write_model_card(folder)
+
+
+# --- What a person wrote stays ---
+
+
+def test_writing_a_card_again_changes_nothing(folder):
+    before = (folder / "README.md").read_bytes()
+    assert write_model_card(folder, repo_id="org/vit-tiny")
+    assert (folder / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_only_our_sections_and_metadata_are_renewed(folder, line_break):
+    path = folder / "README.md"
+    text = path.read_text()
+    text = text.replace("# vit-tiny\n", "# My model\n\nTrained on a *rainy* day.\n")
+    text = text.replace("<!-- hf-layershuffle: limits -->", "").replace(
+        "<!-- /hf-layershuffle: limits -->", "Mine now."
+    )
+    text = text.replace("library_name: transformers", "language: [en]  # a comment\nlibrary_name: transformers")
+    text = text.replace("tags:\n", "tags:\n- mine\n").replace("license: mit", "license: openrail")
+    text = text.replace("pipeline_tag: image-classification", "pipeline_tag: image-feature-extraction")
+    text = text.replace("widget:\n", "widget:\n- src: mine.png\n")
+    path.write_bytes(text.replace("\n", line_break).encode())
+    record_training(folder, arguments={"learning_rate": 0.125}, dataset="org/letters", tags=["new"])
+    assert write_model_card(folder, repo_id="org/renamed")
+
+    content = path.read_bytes().decode()
+    assert content.count("\n") == content.count(line_break) and ("\r" in content) == ("\r" in line_break)
+    content = content.replace("\r\n", "\n")
+    assert "# My model\n\nTrained on a *rainy* day.\n" in content and "Mine now." in content
+    assert "language: [en]  # a comment\n" in content
+    assert "| `learning_rate` | `0.125` |" in content and "0.0005" not in content
+    assert 'from_pretrained("org/renamed")' in content and 'from_pretrained("org/vit-tiny")' not in content
+    data = metadata_load(path)
+    assert data["tags"] == ["mine", "layershuffle", "vision-transformer", "new"]
+    assert data["license"] == "openrail" and data["pipeline_tag"] == "image-feature-extraction"
+    assert [entry["src"] for entry in data["widget"]] == ["mine.png", *(f"examples/{i}.png" for i in range(4))]
+
+
+def test_a_persons_results_stay_beside_ours(folder):
+    path = folder / "README.md"
+    card = ModelCard.load(path)
+    theirs = EvalResult("image-classification", "org/other", "Other", "f1", 0.125)
+    card.data.eval_results = [theirs, *card.data.eval_results]
+    card.save(path)
+    (folder / "robustness.json").unlink()
+    write_model_card(folder)
+    results = ModelCard.load(path).data.eval_results
+    assert [result.metric_value for result in results] == [0.125, 0.5]
+
+
+@pytest.mark.parametrize("head", ["", "---\nlicense: mit # free\ntags: [one, two]\nwidget:\n- src: mine.png\n---\n"])
+def test_a_card_without_our_sections_keeps_its_text(folder, head, caplog):
+    path = folder / "README.md"
+    path.write_text(f"{head}# Mine\n\nOnly my words.\n")
+    assert not write_model_card(folder)
+    assert "none of our sections" in caplog.text
+    assert path.read_text().split("---\n")[-1] == "# Mine\n\nOnly my words.\n"
+    data = metadata_load(path)
+    assert data["pipeline_tag"] == "image-classification" and "layershuffle" in data["tags"]
+    if head:
+        assert data["license"] == "mit" and data["tags"][:2] == ["one", "two"]
+        assert "license: mit # free\n" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"---\ntags: [a\n---\n# x\n", "not valid YAML.*Mend or remove"),
+        (b"---\n- a\n---\n# x\n", "not a mapping"),
+        (b"\xff\xfe# x", "not text in UTF-8"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_left_alone(folder, content, message):
+    (folder / "README.md").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        write_model_card(folder)
+    assert (folder / "README.md").read_bytes() == content
+
+
+def test_metadata_written_in_unusual_ways_survives():
+    fresh = "---\ntags:\n- ours\n---\n"
+    for block in (
+        "{license: mit, tags: [mine]}",
+        '"license": mit\n"tags":\n  - mine',
+        "license: mit\ntags: [\n  mine]",
+    ):
+        text, _ = update_card_text(f"---\n{block}\n---\nText", fresh)
+        assert split_card(text)[1] == {"license": "mit", "tags": ["mine", "ours"]}
+        assert text.endswith("\n---\nText")
+
+
+def test_it_is_known_which_card_a_person_edited(folder):
+    ours = (folder / "README.md").read_text()
+    assert not is_edited(ours)
+    edited = ours.replace("# vit-tiny", "# vit-tiny\n\nMine.")
+    assert is_edited(edited) and not is_edited(mark_published(edited))
+    assert is_edited("# A person's") and not is_edited("---\nlicense: mit\n---\n")
+    other = mark_published(ours.replace("# vit-tiny", "# vit-tiny\n\nOther."))
+    assert combine_cards(ours, edited, "the Hub") == edited
+    assert combine_cards(edited, ours, "the Hub") == edited
+    assert combine_cards(edited, other, "the Hub") == edited
+    assert combine_cards(other, edited, "the Hub") == edited
+    with pytest.raises(ValueError, match="edited both here and on the Hub"):
+        combine_cards(edited, other + "\nMore.", "the Hub")
+    # metadata that only the other has is taken over
+    assert split_card(combine_cards("# Mine\n", "---\nlanguage: da\n---\n", "the Hub"))[1] == {"language": "da"}
+
+
+# --- What is pushed ---
+
+
+def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
+    for name in ("checkpoint-1/model.safetensors", "runs/events.json", "training_args.bin", "optimizer.pt", ".env"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    code = ["configuration_layershuffle.py", "execution_order.py", "modeling_layershuffle.py"]
+    examples = ["examples/0.png", "examples/1.png", "examples/2.png", "examples/3.png", "examples/examples.json"]
+    records = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "robustness.json"]
+    assert published_files(folder) == sorted([*code, *examples, *records, "training.json", *PICTURES])
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        ("config.json", "'config.json' is missing"),
+        ("model.safetensors", "no safetensors weights"),
+        ("execution_order.py", "not complete: execution_order.py is missing"),
+    ],
+)
+def test_an_incomplete_folder_is_refused(folder, missing, message):
+    check_folder(folder)
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=message):
+        check_folder(folder)
+
+
+def test_a_folder_that_serves_one_auto_class_only_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]["AutoModel"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be loaded by AutoModel: 'auto_map' lacks it"):
+        check_folder(folder)
+
+
+def test_the_command_writes_a_card_offline_and_lists_what_it_would_push(folder):
+    code = """
+import sys
+from hf_layershuffle_cli import main
+for arguments in (["--dry_run"], ["--card_only", "--repo_id", "org/offline"], ["--repo_id", "org/offline"]):
+    sys.argv = ["hf-layershuffle", "publish", sys.argv[-1] if "publish" not in sys.argv else sys.argv[2], *arguments]
+    try:
+        main()
+    except SystemExit as error:
+        print("exit code", error.code or 0)
+"""
+    (folder / "README.md").unlink()
+    result = run_python(code, folder)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[-1] for line in lines[: lines.index("exit code 0")]] == [
+        name for name in published_files(folder) if name != "README.md"
+    ]
+    assert f"Wrote {folder / 'README.md'}" in lines
+    assert 'from_pretrained("org/offline")' in (folder / "README.md").read_text()
+    assert lines[-1] == "exit code 2"
+    assert "'org/offline' was not published: the connection to the Hub failed" in result.stderr
+    assert "HF_HUB_OFFLINE" in result.stderr and f"'{folder}' is complete" in result.stderr
+
+
+# --- Plain ViT ---
+
+
+@pytest.mark.parametrize("order", [None, "sequential", [3, 1, 0, 2], [2, 0], [1, 1, 3, 0, 2, 2]])
+@pytest.mark.parametrize("position_predictor", [False, True])
+def test_a_plain_vit_gives_the_same_logits(architecture, batch, order, position_predictor):
+    model = architecture.classifier(
+        shuffle_mode="arbitrary", position_predictor=position_predictor, layerdrop=0.5
+    ).eval()
+    model.config.execution_order = [1, 2, 3]
+    plain = to_plain_vit(model, order)
+    assert type(plain) is architecture.plain_classifier_class and not plain.training
+    expected = model(batch["pixel_values"], execution_order=order).logits
+    assert torch.equal(plain(batch["pixel_values"]).logits, expected)
+    assert not any("position_head" in name for name in plain.state_dict())
+    # copies: training one leaves the other
+    with torch.no_grad():
+        plain.base_model.layers[0].layernorm_before.weight.add_(1)
+    assert torch.equal(model(batch["pixel_values"], execution_order=order).logits, expected)
+
+
+def test_a_model_with_depth_embedding_is_no_plain_vit(architecture):
+    with pytest.raises(ValueError, match=r"`depth_embedding=True` cannot become a plain ViT.*trust_remote_code"):
+        to_plain_vit(architecture.classifier(depth_embedding=True))
+
+
+def test_a_plain_vit_needs_one_fixed_order(vit):
+    model = vit.classifier(execution_order="arbitrary")
+    with pytest.raises(ValueError, match="'arbitrary', another one in each forward"):
+        to_plain_vit(model)
+    with pytest.raises(ValueError, match="holds 7 at position 0"):
+        to_plain_vit(model, [7])
+    assert to_plain_vit(model, [0]).config.num_hidden_layers == 1
+
+
+def test_a_saved_plain_vit_is_an_ordinary_model(folder, tmp_path, batch):
+    target = tmp_path / "plain"
+    save_plain_vit(folder, target, source="org/vit-tiny", execution_order=[2, 0])
+    write_model_card(target, repo_id="org/vit-tiny", revision="plain-vit")
+    check_folder(target)
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "export.json"}
+    assert {name for name in published_files(target) if "/" not in name} == files
+    assert "auto_map" not in json.loads((target / "config.json").read_text())
+    model = ls.LayerShuffleViTForImageClassification.from_pretrained(folder).eval()
+    plain = AutoModelForImageClassification.from_pretrained(target).eval()
+    expected = model(batch["pixel_values"], execution_order=[2, 0]).logits
+    torch.testing.assert_close(plain(batch["pixel_values"]).logits, expected)
+    # its examples hold its own answers
+    entry = metadata_load(target / "README.md")["widget"][0]
+    (answer,) = pipeline("image-classification", model=str(target))(str(target / entry["src"]), top_k=1)
+    assert entry["output"][0]["label"] == answer["label"]
+    assert entry["output"][0]["score"] == pytest.approx(answer["score"], abs=1e-4)
+
+
+def test_a_folder_without_examples_has_none_to_copy(tmp_path):
+    copy_examples(tmp_path, tmp_path / "target", None)
+    assert not (tmp_path / "target").exists()
