@@ -33,13 +33,17 @@ _LAZY_NAMES = {
     "compare_reports": "report",
     "compute_metrics": "training",
     "evaluate_robustness": "evaluation",
+    "layers_for_speedup": "pruning",
+    "prune_layers": "pruning",
     "score_execution_orders": "evaluation",
+    "search_layers": "pruning",
 }
 
 if TYPE_CHECKING:
     from .analysis import AnalysisReport, analyze
     from .evaluation import evaluate_robustness, score_execution_orders
     from .metrics import Accuracy, OrderAccuracy
+    from .pruning import layers_for_speedup, prune_layers, search_layers
     from .report import RobustnessReport, compare_reports
     from .training import (
         LayerShuffleCallback,
@@ -80,7 +84,10 @@ __all__ = [
     "compare_reports",
     "compute_metrics",
     "evaluate_robustness",
+    "layers_for_speedup",
+    "prune_layers",
     "score_execution_orders",
+    "search_layers",
 ]
 
 
