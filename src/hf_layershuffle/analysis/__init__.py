@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 import torch
 
 from ..data import as_dataloader
+from ..evaluation import weights_digest
 from ..execution_order import arbitrary_execution_orders
 from ..report import describe_environment
 from .attention import AttentionMaps, attention_rollout
@@ -82,7 +83,9 @@ def analyze(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
     )
     if len(loader.dataset) < MIN_IMAGES:
-        raise ValueError(f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}.")
+        raise ValueError(
+            f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."
+        )
     contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
     outputs = collect_representations(parts, loader, seed=seed, progress=progress)
     config = parts.model.config
@@ -98,7 +101,7 @@ def analyze(
         similarity=output_similarity(outputs),
         embedding=embed_representations(outputs, method=embedding, seed=seed),
         attention=_attention_of_first_images(parts, loader, num_attention_images, seed),
-        config={name: getattr(config, name, None) for name in _FLAGS},
+        config={name: getattr(config, name, None) for name in _FLAGS} | {"weights": weights_digest(parts.model)},
         environment=describe_environment()
         | {
             "device": str(parts.device),

@@ -39,7 +39,7 @@ class AnalysisReport:
         similarity: CKA between the CLS tokens after all (layer, position) pairs.
         embedding: The same CLS tokens in two dimensions.
         attention: Attention maps of a few images under a few orders.
-        config: The model's type and its LayerShuffle flags.
+        config: The model's type, its LayerShuffle flags and a digest of its weights.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
 

@@ -37,6 +37,7 @@ STYLE = {
     "savefig.dpi": 200,
     "svg.fonttype": "path",
     "svg.hashsalt": "hf-layershuffle",
+    "text.parse_math": False,  # a model's name may hold a dollar sign
     "xtick.labelsize": 7,
     "xtick.major.width": 0.6,
     "ytick.labelsize": 7,
