@@ -117,10 +117,15 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None,
-        metadata={"help": "Split to evaluate on. Defaults to validation, then test, then a part of train."},
+        metadata={
+            "help": "Split to evaluate on. Defaults to validation, then test; train means a part held out of it."
+        },
     )
     eval_fraction: float = field(
-        default=0.2, metadata={"help": "Fraction of the training split held out where there is no other split."}
+        default=0.2,
+        metadata={
+            "help": "Fraction of the training split held out where there is no other split, or --eval_split train."
+        },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})

@@ -58,6 +58,13 @@ def test_parquet_folder(tmp_path, eval_name):
     assert splits["train"].features["label"].names == ["cat", "dog"]
 
 
+def test_a_part_of_the_training_split_is_held_out_though_there_is_a_test_split(tmp_path):
+    image_dataset(20).to_parquet(tmp_path / "train.parquet")
+    image_dataset(4).to_parquet(tmp_path / "test.parquet")
+    splits = load_image_datasets(str(tmp_path), eval_split="train", eval_fraction=0.3)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 14, "test": 6}
+
+
 def test_image_folder(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for name in ("cat", "dog"):

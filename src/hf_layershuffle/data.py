@@ -44,7 +44,8 @@ def load_image_datasets(
         image_column, label_column (`str`, *optional*): Found by feature type, then by usual names, if not given.
         train_split (`str`): Split to train on.
         eval_split (`str`, *optional*): Split to evaluate on. Defaults to the first of `validation`, `valid`, `val` and
-            `test` that is there; without any, `eval_fraction` of the training split is held out.
+            `test` that is there; without any, or where it is `train_split`, `eval_fraction` of the training split is
+            held out.
         eval_fraction (`float`): Fraction in (0, 1), stratified by class.
         seed (`int`): Seed of the held-out part.
         load_kwargs: Passed to `datasets.load_dataset`.
@@ -59,7 +60,10 @@ def load_image_datasets(
         raise ValueError(f"Dataset '{dataset_name}' has no split '{train_split}'; it has {_names(splits)}.")
     if eval_split is not None and eval_split not in splits:
         raise ValueError(f"Dataset '{dataset_name}' has no split '{eval_split}'; it has {_names(splits)}.")
-    eval_split = eval_split or next((name for name in EVALUATION_SPLITS if name in splits), None)
+    if eval_split == train_split:
+        eval_split = None
+    else:
+        eval_split = eval_split or next((name for name in EVALUATION_SPLITS if name in splits), None)
 
     chosen = {"train": splits[train_split]} | ({"test": splits[eval_split]} if eval_split else {})
     for name, split in chosen.items():
