@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
-from .tensor_files import StoredTensor, dtype_of, open_safetensors
+from .tensor_files import StoredTensor, list_tensors
 
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -66,11 +66,7 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
     renamings = _RENAMINGS[config.plain_model_type]
     tensors = {}
     for file in _weight_files(name, folder):
-        with open_safetensors(name, file) as handle:
-            for stored_name in handle.keys():
-                header = handle.get_slice(stored_name)
-                shape, dtype = tuple(header.get_shape()), dtype_of(header)
-                tensors[_rename(stored_name, renamings)] = StoredTensor(name, file, stored_name, shape, dtype)
+        tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
     return SourceCheckpoint(name, path, folder, commit, config, tensors)
 
 
@@ -110,7 +106,9 @@ def read_config(name: str, folder: Path):
     if model_type not in _CONFIGS:
         allowed = ", ".join(f"'{prefix}{known}'" for prefix in ("", "layershuffle_") for known in _CONFIGS)
         raise ValueError(f"Source '{name}' is a model of type '{model_type}'; models of type {allowed} can be merged.")
-    return _CONFIGS[model_type].from_pretrained(folder)
+    # Not `from_pretrained`, which for its log writes out each configuration, with a thousand labels, as text
+    config_class = _CONFIGS[model_type]
+    return config_class(**config_class.get_config_dict(folder)[0])
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:

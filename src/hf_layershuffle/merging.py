@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Merged ("Frankenstein") models: carries out a [`MergePlan`], one tensor in memory at a time (arXiv 2407.04513)."""
+"""Merged ("Frankenstein") models: carries out a [`MergePlan`], one piece of a tensor in memory at a time (arXiv 2407.04513)."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -23,7 +24,7 @@ from .modeling_layershuffle import (
     LayerShuffleDeiTForImageClassification,
     LayerShuffleViTForImageClassification,
 )
-from .tensor_files import StoredTensor, is_finite, write_safetensors
+from .tensor_files import StoredTensor, write_safetensors
 
 
 # In all of these the sources must agree
@@ -60,14 +61,24 @@ class MergedTensor:
     dtype: torch.dtype
     inputs: list[tuple[StoredTensor, float]]
 
-    def compute(self) -> torch.Tensor:
-        """A copy is bit for bit; an average is summed in float64, so that equal tensors give themselves."""
-        if len(self.inputs) == 1:
-            return _fit_rows(self.inputs[0][0].read(), self.shape).to(self.dtype)
-        total = torch.zeros(self.shape, dtype=torch.float64)
+    def compute(self) -> Iterator[torch.Tensor]:
+        """Its numbers in pieces, each valid until the next."""
+        inputs = [stored for stored, _ in self.inputs]
+        if all(stored.shape == self.shape for stored in inputs):
+            pieces = [stored.chunks() for stored in inputs]
+        else:
+            pieces = [[_fit_rows(stored.read(), self.shape)] for stored in inputs]
+        for values in zip(*pieces):
+            yield self._average(values)
+
+    def _average(self, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if len(values) == 1:
+            return values[0].to(self.dtype)
+        # In float64, so that an average of equal tensors gives themselves
+        total = torch.zeros(values[0].shape, dtype=torch.float64)
         sum_of_weights = math.fsum(weight for _, weight in self.inputs)  # such as 0.9999999, as people round thirds
-        for stored, weight in self.inputs:
-            total.add_(_fit_rows(stored.read(), self.shape), alpha=weight / sum_of_weights)
+        for value, (_, weight) in zip(values, self.inputs):
+            total.add_(value, alpha=weight / sum_of_weights)
         return total.to(self.dtype)
 
 
@@ -95,7 +106,7 @@ class PreparedMerge:
         """
         inputs = {(stored.file, stored.name): stored for tensor in self.tensors for stored, _ in tensor.inputs}
         for stored in tqdm(inputs.values(), desc="Checking tensors", unit="tensor", disable=not progress):
-            if not is_finite(stored.read()):
+            if not stored.is_finite():
                 raise ValueError(
                     f"Source '{stored.source}': the tensor '{stored.name}' in '{stored.file}' holds NaN or infinite values. Take "
                     "another source or an earlier checkpoint."
@@ -141,8 +152,7 @@ def merge(
     """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan as
     `merge_plan.yaml`, the base's image processor, and the code for `trust_remote_code=True`.
 
-    Memory holds one tensor at a time (an average needs four times its float32 size), whatever the number and size of
-    the sources. A tensor keeps its dtype; where its kind has several in the sources, it gets the widest of them.
+    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype; where its kind has several in the sources, it gets the widest of them.
 
     Args:
         plan ([`MergePlan`]): Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
@@ -230,7 +240,7 @@ def _merged_config(sources: dict[str, SourceCheckpoint], plan: MergePlan):
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
-    config = type(base).from_dict(values)
+    config = type(base)(**values)
     config.architectures = [_CLASSES[base.model_type].__name__]
     config.auto_map = dict(_AUTO_MAPS[base.model_type])
     return config

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Safetensors files, read and written one tensor at a time."""
+"""Safetensors files, read and written piece by piece."""
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,28 +12,76 @@ from safetensors import SafetensorError, safe_open
 
 
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+CHUNK_NUMBERS = 2**18  # few enough to stay in the processor's cache
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its name there, its shape, and its dtype (None if it is not a float)."""
+    """Where a tensor lies: its name there, its shape, its dtype (None if it is not of floats of 16 to 64 bits), and the
+    first of its bytes in the file."""
 
     source: str
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    start: int
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> torch.Tensor:
-        """The tensor, mapped from the file: memory is taken only while it is used, and given back with the last reference."""
-        # A file is opened for each tensor (0.3 ms), since an open one keeps all that was read from it mapped
+        """The whole tensor, mapped from the file. The file is not kept open, which would keep it mapped."""
         with open_safetensors(self.source, self.file) as file:
             return file.get_tensor(self.name)
 
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Its numbers in flat pieces of up to `CHUNK_NUMBERS`, each valid until the next. Of large tensors this takes less
+        time than `read`, which waits for every page to be mapped."""
+        buffer, left = bytearray(min(self.num_bytes, CHUNK_NUMBERS * self.dtype.itemsize)), self.num_bytes
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            while left:
+                view = memoryview(buffer)[:left]
+                if file.readinto(view) < len(view):
+                    raise OSError(f"'{self.file}' became shorter while it was read. Copy or download it again.")
+                left -= len(view)
+                yield torch.frombuffer(view, dtype=self.dtype)
+
+    def is_finite(self) -> bool:
+        """Whether there is neither NaN nor infinity. `torch.aminmax` takes one pass and no temporary."""
+        return all(math.isfinite(value.item()) for chunk in self.chunks() for value in torch.aminmax(chunk))
+
+
+def list_tensors(source: str, file: Path) -> list[StoredTensor]:
+    """What a file holds; `source` is whose it is, for messages.
+
+    Raises:
+        `OSError`: if the file is truncated or corrupted.
+    """
+    with open_safetensors(source, file):
+        pass  # checks the header, and that the file is as long as it says
+    with open(file, "rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes))
+    header.pop("__metadata__", None)
+    return [
+        StoredTensor(
+            source,
+            file,
+            name,
+            tuple(item["shape"]),
+            _DTYPES.get(item["dtype"]),
+            8 + header_bytes + item["data_offsets"][0],
+        )
+        for name, item in header.items()
+    ]
+
 
 def open_safetensors(source: str, file: Path):
-    """The open file; `source` is whose it is, for the message.
+    """The open file, whose tensors are read when they are asked for.
 
     Raises:
         `OSError`: if it is truncated or corrupted.
@@ -46,23 +94,13 @@ def open_safetensors(source: str, file: Path):
         ) from error
 
 
-def dtype_of(header) -> torch.dtype | None:
-    """Of a slice of an open file; None if it does not hold floats of 16 to 64 bits."""
-    return _DTYPES.get(header.get_dtype())
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether there is neither NaN nor infinity. In one pass without a temporary, unlike `torch.isfinite`."""
-    return tensor.numel() == 0 or all(map(math.isfinite, (value.item() for value in torch.aminmax(tensor))))
-
-
 def write_safetensors(file: Path, tensors: Iterable, advance: Callable[[int], None]) -> None:
     """Streams a file, which `safetensors.torch.save_file` would want to have in memory at once.
 
     Its format: the length of the header (8 bytes, little-endian), the header (JSON), the tensors' bytes without gaps.
 
     Args:
-        tensors: Objects with `name`, `shape`, `dtype` and `compute()`, which gives the tensor.
+        tensors: Objects with `name`, `shape`, `dtype` and `compute()`, which gives its numbers in pieces.
         advance: Called with the number of bytes written.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # each starts at a multiple of its item size
@@ -80,12 +118,8 @@ def write_safetensors(file: Path, tensors: Iterable, advance: Callable[[int], No
     with open(file, "wb", buffering=0) as stream:
         _write_all(stream, len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            # No name for it here, which would keep it in memory while the next one is computed
-            advance(_write_all(stream, _as_bytes(tensor.compute())))
-
-
-def _as_bytes(tensor: torch.Tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            for piece in tensor.compute():
+                advance(_write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()))
 
 
 def _write_all(stream, content) -> int:
