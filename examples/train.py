@@ -28,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
 from transformers.hf_argparser import string_to_bool
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
@@ -387,10 +389,15 @@ def train_and_evaluate(
         processing_class=image_processor,
         compute_metrics=ls.compute_metrics,
     )
+    start_step = 0
+    if checkpoint is not None:
+        start_step = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which does not push: that waits for the evaluation and the card
     trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
+    if trainer.state.global_step > start_step:
+        # a finished run that is only evaluated again keeps what its training measured
+        trainer.save_metrics("train", result.metrics | {"train_samples": len(train_dataset)})
     args.eval_orders = args.final_eval_orders
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)

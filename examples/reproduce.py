@@ -1,0 +1,325 @@
+"""The paper's experiments: trains a grid of datasets, methods and seeds, records each run, and renders tables and pictures.
+
+    python examples/reproduce.py --dataset_name /usr/share/datasets/fashion-mnist --preset fashion-mnist --seeds 0
+    python examples/reproduce.py ... --methods plain layershuffle --seeds 0 1 2 --jobs 2
+    python examples/reproduce.py --render                 # docs/results.md and its pictures, from the records alone
+
+A run trains by examples/train.py, evaluates by `evaluate_robustness` and appends one line to `results/runs.jsonl`; what
+is recorded there is skipped, and a run that was stopped goes on from its checkpoint. Prints a line a run.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoImageProcessor, HfArgumentParser
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECORDS = REPOSITORY / "results" / "runs.jsonl"
+RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
+METHODS = {
+    "plain": ["--shuffle_mode", "none"],
+    "layerdrop": ["--shuffle_mode", "none", "--layerdrop", "0.2"],
+    "layershuffle": [],
+    "depth": ["--depth_embedding"],
+    "predict": ["--position_predictor"],
+    "layershuffle-layerdrop": ["--layerdrop", "0.2"],
+    # Retrained with as many layers as the pruned models have: the fair baseline for pruning
+    "plain-3": ["--shuffle_mode", "none", "--num_hidden_layers", "3"],
+    "plain-6": ["--shuffle_mode", "none", "--num_hidden_layers", "6"],
+    "plain-9": ["--shuffle_mode", "none", "--num_hidden_layers", "9"],
+}
+LABELS = {
+    "plain": "plain ViT",
+    "layerdrop": "LayerDrop 0.2",
+    "layershuffle": "LayerShuffle",
+    "depth": "LayerShuffle-position (depth embedding)",
+    "predict": "LayerShuffle-predict (position predictor)",
+    "layershuffle-layerdrop": "LayerShuffle + LayerDrop 0.2",
+    "plain-3": "plain ViT of 3 layers",
+    "plain-6": "plain ViT of 6 layers",
+    "plain-9": "plain ViT of 9 layers",
+}
+PRESETS = {
+    # 480,000 images seen
+    "fashion-mnist": [
+        *("--hidden_size", "96", "--num_hidden_layers", "12", "--patch_size", "7", "--num_channels", "1"),
+        *("--num_train_epochs", "8", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+    ],
+    # 3,000,000 images seen
+    "cifar10": [
+        *("--hidden_size", "192", "--num_hidden_layers", "12", "--patch_size", "4"),
+        *("--num_train_epochs", "60", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+    ],
+}
+
+
+@dataclass
+class GridArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "As for train.py: a folder or a Hub id."})
+    preset: str = field(default="fashion-mnist", metadata={"help": f"Model and schedule: {', '.join(PRESETS)}."})
+    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Of the grid."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Of the grid, each at least 0."})
+    train_arguments: str = field(
+        default="", metadata={"help": "Further arguments for train.py in one string; recorded with the run."}
+    )
+    held_out: bool = field(
+        default=False,
+        metadata={"help": "Evaluate on a tenth held out of the training split: to choose by, without the test split."},
+    )
+    num_orders: int = field(default=32, metadata={"help": "Arbitrary orders of the evaluation."})
+    num_subsets: int = field(default=4, metadata={"help": "Random subsets a number of layers of the evaluation."})
+    jobs: int = field(default=1, metadata={"help": "Runs at a time, each with one thread if there are several."})
+    work_dir: str = field(default="outputs/reproduce", metadata={"help": "For checkpoints and models."})
+    records: str = field(default=str(RECORDS), metadata={"help": "The file with one JSON line a run."})
+    render: bool = field(default=False, metadata={"help": "Only render tables and pictures from the records."})
+
+
+def check(args: GridArguments) -> None:
+    unknown = [method for method in args.methods if method not in METHODS]
+    if unknown:
+        raise ValueError(f"`methods` holds '{unknown[0]}'; choose from {', '.join(METHODS)}.")
+    if args.preset not in PRESETS:
+        raise ValueError(f"`preset` is '{args.preset}'; choose from {', '.join(PRESETS)}.")
+    if min(args.seeds) < 0 or args.jobs < 1:
+        raise ValueError(f"Seeds must be at least 0 and `jobs` at least 1; they are {args.seeds} and {args.jobs}.")
+    if args.dataset_name is None:
+        raise ValueError("Give --dataset_name, as for train.py, or --render.")
+
+
+def read_records(path: str) -> list[dict]:
+    path = Path(path)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def run_key(args: GridArguments, method: str, seed: int) -> dict:
+    """What makes a run the same as a recorded one."""
+    split = "held_out" if args.held_out else "test"
+    return {
+        "dataset": args.preset,
+        "split": split,
+        "method": method,
+        "seed": seed,
+        "train_arguments": args.train_arguments,
+        "num_orders": args.num_orders,
+    }
+
+
+def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> list[str]:
+    held_out = ["--eval_split", "train", "--eval_fraction", "0.1"] if args.held_out else []
+    return [
+        *(sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name),
+        *(*PRESETS[args.preset], *METHODS[method], *args.train_arguments.split(), *held_out),
+        *("--seed", str(seed), "--output_dir", str(folder)),
+        *("--eval_strategy", "no", "--save_total_limit", "1", "--final_eval_orders", "8", "--report_to", "none"),
+    ]
+
+
+def run_one(args: GridArguments, method: str, seed: int) -> dict:
+    """Trains, evaluates and returns the record."""
+    key = run_key(args, method, seed)
+    name = f"{args.preset}-{method}-{seed}" + "".join(args.train_arguments.split()).replace("--", "-").replace(
+        "/", "_"
+    )
+    folder = Path(args.work_dir, name + ("-held_out" if args.held_out else ""))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = train_command(args, method, seed, folder)
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {})
+    started = time.monotonic()
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+    seconds = time.monotonic() - started
+    report = evaluate(args, folder, environment)
+    results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    return key | {
+        "command": " ".join(["python", "examples/train.py", *command[2:]]),
+        "images_seen": round(results["epoch"] * results["train_samples"]),
+        "seconds": round(seconds),  # of this call: less than all where the run was stopped and went on
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at a time",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "report": report,
+    }
+
+
+def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:
+    """By this file in a process of its own, so that several evaluations run at a time."""
+    command = [sys.executable, __file__, "evaluate-folder", json.dumps(vars(args)), str(folder)]
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+    return json.loads((folder / "robustness.json").read_text(encoding="utf-8"))
+
+
+def evaluate_folder(args: GridArguments, folder: str) -> None:
+    import hf_layershuffle as ls
+    from hf_layershuffle.data import load_image_datasets
+    from hf_layershuffle.layerwise import load_classifier
+
+    split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
+    report = ls.evaluate_robustness(
+        load_classifier(folder),
+        load_image_datasets(args.dataset_name, **split)["test"],
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+        num_orders=args.num_orders,
+        num_subsets=args.num_subsets,
+        batch_size=250,
+        model_name=Path(folder).name,
+        dataset_name=args.preset,
+        progress_file=Path(folder, ".evaluation.npz"),
+    )
+    report.save(folder)
+
+
+def run_grid(args: GridArguments) -> None:
+    """All runs that are not recorded, seed by seed, each recorded as soon as it is done."""
+    check(args)
+    recorded = read_records(args.records)
+    todo = [
+        (method, seed)
+        for seed in args.seeds
+        for method in args.methods
+        if not any(run_key(args, method, seed).items() <= record.items() for record in recorded)
+    ]
+    lock, path = threading.Lock(), Path(args.records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def run_and_record(method: str, seed: int) -> None:
+        record = run_one(args, method, seed)
+        with lock, open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        report = record["report"]
+        arbitrary = report["arbitrary"]["accuracy"]
+        print(
+            f"{method}, seed {seed}: sequential {report['sequential']['accuracy']:.4f}, arbitrary {arbitrary['mean']:.4f}, "
+            f"worst {arbitrary['min']:.4f} ({record['seconds']} s)",
+            flush=True,
+        )
+
+    print(f"{len(todo)} runs to do", flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in [pool.submit(run_and_record, *each) for each in todo]:
+            future.result()
+
+
+# --- Tables and pictures ---
+
+
+def render(args: GridArguments) -> None:
+    """Writes each dataset's table and pictures into `docs/results.md`, between its two markers; text around them stays."""
+    from hf_layershuffle import RobustnessReport
+    from hf_layershuffle.plotting import plot_accuracy_distribution, plot_pruning_curves, save_figure
+
+    records = [record for record in read_records(args.records) if record["split"] == "test"]
+    if not records:
+        raise ValueError(f"'{args.records}' holds no run on a test split; run some first.")
+    page = RESULTS_PAGE.read_text(encoding="utf-8") if RESULTS_PAGE.exists() else "# Results\n"
+    for dataset in dict.fromkeys(record["dataset"] for record in records):
+        groups = group_records([record for record in records if record["dataset"] == dataset])
+        reports = {
+            name: [RobustnessReport.from_dict(each["report"]) for each in group] for name, group in groups.items()
+        }
+        by_order = {
+            name: [score.accuracy for each in group for score in each.arbitrary.scores]
+            for name, group in reports.items()
+        }
+        full_depth = {name: group[0] for name, group in reports.items() if not name.startswith("plain ViT of")}
+        save_figure(plot_accuracy_distribution(by_order), RESULTS_PAGE.parent / f"{dataset}-orders")
+        save_figure(plot_pruning_curves(full_depth), RESULTS_PAGE.parent / f"{dataset}-pruning")
+        section = render_section(dataset, groups, reports)
+        begin, end = (f"<!-- {word} {dataset}: rendered by examples/reproduce.py -->" for word in ("begin", "end"))
+        if begin not in page:
+            page += f"\n## {dataset}\n\n{begin}\n{end}\n"
+        head, tail = page.split(begin)[0], page.split(end)[1]
+        page = f"{head}{begin}\n{section}\n{end}{tail}"
+    RESULTS_PAGE.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS_PAGE.write_text(page, encoding="utf-8")
+    print(f"Rendered {RESULTS_PAGE}")
+
+
+def group_records(records: list[dict]) -> dict[str, list[dict]]:
+    """The runs of each method, whose label names further training arguments."""
+    groups = {}
+    for method in METHODS:
+        for record in records:
+            if record["method"] == method:
+                extra = f" ({record['train_arguments']})" if record["train_arguments"] else ""
+                groups.setdefault(LABELS[method] + extra, []).append(record)
+    return groups
+
+
+def render_section(dataset: str, groups: dict[str, list[dict]], reports: dict[str, list]) -> str:
+    depth = max(group[0].num_layers for group in reports.values())
+    points = [depth * quarter // 4 for quarter in (3, 2, 1)]
+    columns = ["method", "seeds", "sequential", "arbitrary", "worst order"]
+    columns += [f"{k} of {depth}, arbitrary" for k in points] + [f"{k} of {depth}, evenly spaced" for k in points]
+    columns += ["position known"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, group in reports.items():
+        lines.append(f"| {' | '.join([name, str(len(group)), *table_cells(group, points)])} |")
+    example = next(iter(groups.values()))[0]
+    num_images = next(iter(reports.values()))[0].num_images
+    seen = sorted({f"{record['images_seen']:,}" for group in groups.values() for record in group})
+    return "\n".join(
+        [
+            f"Fraction of {num_images:,} test images classified correctly, mean ± standard deviation over seeds (sequential, evenly spaced) or over "
+            f"seeds and {example['num_orders']} orders each (arbitrary); {' or '.join(seen)} training images seen. The first run:",
+            f"`{example['command']}`",
+            "",
+            *lines,
+            "",
+            f"![Accuracy over orders]({dataset}-orders.png)",
+            "",
+            f"![Accuracy with fewer layers]({dataset}-pruning.png)",
+        ]
+    )
+
+
+def table_cells(reports: list, points: list[int]) -> list[str]:
+    depth = reports[0].num_layers
+    by_order = [score.accuracy for report in reports for score in report.arbitrary.scores]
+    cells = [mean_std([report.sequential.accuracy for report in reports]), mean_std(by_order), f"{min(by_order):.4f}"]
+    for method in ("arbitrary", "evenly_spaced"):
+        for k in points:
+            scores = [score for report in reports if k < depth for score in report.pruning[method][k - 1].scores]
+            cells.append(mean_std([score.accuracy for score in scores]))
+    known = [report.position_prediction.accuracy for report in reports if report.position_prediction]
+    return [*cells, mean_std(known)]
+
+
+def mean_std(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def main() -> None:
+    try:
+        if sys.argv[1:2] == ["evaluate-folder"]:
+            evaluate_folder(GridArguments(**json.loads(sys.argv[2])), sys.argv[3])
+            return
+        (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses()
+        render(args) if args.render else run_grid(args)
+    except KeyboardInterrupt:
+        print("\nreproduce.py: stopped; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        command = " ".join(error.cmd[:2])
+        print(f"reproduce.py: error: {command} failed; see the .log files in the --work_dir.", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        print(f"reproduce.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
