@@ -3,12 +3,15 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from huggingface_hub import HfApi
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+from .augmentation import finish_batch
 from .execution_order import arbitrary_execution_orders
+from .image_dataset import ImageBatch, collate_for_device
 from .metrics import Accuracy, OrderAccuracy
 from .model_card import record_training, write_model_card
 from .publishing import publish
@@ -109,8 +112,18 @@ class LayerShuffleTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.data_collator is default_data_collator:
+            self.data_collator = collate_for_device
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        # It would take a batch apart into items, and such a batch holds no unused columns
+        removing = super()._get_collator_with_removed_columns(data_collator, description)
+        return partial(_collate_batch_or_items, data_collator, removing)
+
+    def _prepare_inputs(self, inputs):
+        return finish_batch(super()._prepare_inputs(inputs))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -169,3 +182,7 @@ class LayerShuffleTrainer(Trainer):
         if blocking:
             return publish(self.args.output_dir, self.hub_model_id, **options)
         return HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+
+
+def _collate_batch_or_items(collate_batch, collate_items, features):
+    return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
