@@ -138,7 +138,7 @@ def test_a_model_in_memory_arrives_with_code_processor_and_card_in_one_commit(hu
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *CODE_FILES} <= set(files)
     metadata, body = card_of(repository, "dev")
     assert "tiny" in metadata["tags"]
-    assert 'from_pretrained("org/from-memory", revision="dev")' in body
+    assert 'repo_id = "org/from-memory"' in body and 'from_pretrained(repo_id, revision="dev")' in body
 
 
 def test_a_merged_folder_names_its_sources(hub, pushed):

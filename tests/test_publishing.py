@@ -202,7 +202,7 @@ def test_only_our_sections_and_metadata_are_renewed(folder, line_break):
     assert "# My model\n\nTrained on a *rainy* day.\n" in content and "Mine now." in content
     assert "language: [en]  # a comment\n" in content
     assert "| `learning_rate` | `0.125` |" in content and "0.0005" not in content
-    assert 'from_pretrained("org/renamed")' in content and 'from_pretrained("org/vit-tiny")' not in content
+    assert 'repo_id = "org/renamed"' in content and 'repo_id = "org/vit-tiny"' not in content
     data = metadata_load(path)
     assert data["tags"] == ["mine", "layershuffle", "vision-transformer", "new"]
     assert data["license"] == "openrail" and data["pipeline_tag"] == "image-feature-extraction"
@@ -334,7 +334,7 @@ for arguments in (["--dry_run"], ["--card_only", "--repo_id", "org/offline"], ["
         name for name in published_files(folder) if name != "README.md"
     ]
     assert f"Wrote {folder / 'README.md'}" in lines
-    assert 'from_pretrained("org/offline")' in (folder / "README.md").read_text()
+    assert 'repo_id = "org/offline"' in (folder / "README.md").read_text()
     assert lines[-1] == "exit code 2"
     assert "'org/offline' was not published: the connection to the Hub failed" in result.stderr
     assert "HF_HUB_OFFLINE" in result.stderr and f"'{folder}' is complete" in result.stderr
