@@ -297,7 +297,7 @@ PEAK_MEMORY = """
 import sys
 from pathlib import Path
 from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.merging import MergedTensor, merge
+from hf_layershuffle.merging import merge, prepare_merge
 
 def peak():  # of this process since it began or since the last reset; `ru_maxrss` would include the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
@@ -324,7 +324,7 @@ def test_memory_is_bounded_by_the_largest_tensor(vit, tmp_path, how):
     largest, whole, growth = map(float, result.stdout.split())
     assert whole > 200 and largest == 8
     # Promised are 4 * largest + 300 MB, which would not tell it from holding all of this result
-    assert growth < 4 * largest
+    assert growth < 4 * largest + 50
 
 
 # --- What is refused, before anything is written ---
