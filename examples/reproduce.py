@@ -82,6 +82,7 @@ class GridArguments:
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each with one thread if there are several."})
     work_dir: str = field(default="outputs/reproduce", metadata={"help": "For checkpoints and models."})
     records: str = field(default=str(RECORDS), metadata={"help": "The file with one JSON line a run."})
+    page: str = field(default=str(RESULTS_PAGE), metadata={"help": "The page to render; its pictures lie beside it."})
     render: bool = field(default=False, metadata={"help": "Only render tables and pictures from the records."})
 
 
@@ -214,14 +215,16 @@ def run_grid(args: GridArguments) -> None:
 
 
 def render(args: GridArguments) -> None:
-    """Writes each dataset's table and pictures into `docs/results.md`, between its two markers; text around them stays."""
+    """Writes each dataset's table and pictures into the page, between the dataset's markers; the text around them stays."""
     from hf_layershuffle import RobustnessReport
     from hf_layershuffle.plotting import plot_accuracy_distribution, plot_pruning_curves, save_figure
 
     records = [record for record in read_records(args.records) if record["split"] == "test"]
     if not records:
         raise ValueError(f"'{args.records}' holds no run on a test split; run some first.")
-    page = RESULTS_PAGE.read_text(encoding="utf-8") if RESULTS_PAGE.exists() else "# Results\n"
+    path = Path(args.page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         groups = group_records([record for record in records if record["dataset"] == dataset])
         reports = {
@@ -232,17 +235,16 @@ def render(args: GridArguments) -> None:
             for name, group in reports.items()
         }
         full_depth = {name: group[0] for name, group in reports.items() if not name.startswith("plain ViT of")}
-        save_figure(plot_accuracy_distribution(by_order), RESULTS_PAGE.parent / f"{dataset}-orders")
-        save_figure(plot_pruning_curves(full_depth), RESULTS_PAGE.parent / f"{dataset}-pruning")
+        save_figure(plot_accuracy_distribution(by_order), path.parent / f"{dataset}-orders")
+        save_figure(plot_pruning_curves(full_depth), path.parent / f"{dataset}-pruning")
         section = render_section(dataset, groups, reports)
         begin, end = (f"<!-- {word} {dataset}: rendered by examples/reproduce.py -->" for word in ("begin", "end"))
         if begin not in page:
             page += f"\n## {dataset}\n\n{begin}\n{end}\n"
         head, tail = page.split(begin)[0], page.split(end)[1]
         page = f"{head}{begin}\n{section}\n{end}{tail}"
-    RESULTS_PAGE.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS_PAGE.write_text(page, encoding="utf-8")
-    print(f"Rendered {RESULTS_PAGE}")
+    path.write_text(page, encoding="utf-8")
+    print(f"Rendered {path}")
 
 
 def group_records(records: list[dict]) -> dict[str, list[dict]]:

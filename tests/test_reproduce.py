@@ -1,0 +1,86 @@
+"""Runs examples/reproduce.py as a user does, on the digits and with a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, run_python
+
+
+SMALL = "--image_size 8 --patch_size 4 --hidden_size 16 --num_attention_heads 2 --num_hidden_layers 4 --max_steps 4"
+
+
+def reproduce(folder, *arguments):
+    paths = ("--records", folder / "runs.jsonl", "--work_dir", folder / "work", "--page", folder / "docs" / "page.md")
+    return run_python(REPOSITORY / "examples" / "reproduce.py", *paths, *arguments)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    grid = ["--dataset_name", "digits", "--methods", "layershuffle", "--seeds", 0, 1]
+    grid += [
+        "--num_orders",
+        3,
+        "--num_subsets",
+        1,
+        "--jobs",
+        2,
+        "--train_arguments",
+        f"{SMALL} --max_train_samples 64",
+    ]
+    result = reproduce(folder, *grid)
+    assert result.returncode == 0, result.stderr
+    assert "2 runs to do" in result.stdout
+    return folder, grid, [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+def test_each_run_is_recorded_once(recorded):
+    folder, grid, records = recorded
+    assert sorted(record["seed"] for record in records) == [0, 1]
+    for record in records:
+        assert record["images_seen"] == 4 * 64  # one batch a pass
+        assert record["report"]["num_orders"] == 3 and record["report"]["num_images"] == 360
+        assert "--shuffle_mode" not in record["command"] and f"--seed {record['seed']}" in record["command"]
+    result = reproduce(folder, *grid)
+    assert result.returncode == 0 and "0 runs to do" in result.stdout
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_page_is_rendered_from_the_records_alone(recorded):
+    folder, _, records = recorded
+    assert reproduce(folder, "--render").returncode == 0
+    page = folder / "docs" / "page.md"
+    accuracies = [score["accuracy"] for each in records for score in each["report"]["arbitrary"]["scores"]]
+    row = next(line for line in page.read_text().splitlines() if line.startswith("| LayerShuffle"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2] == "2"
+    assert cells[4] == f"{np.mean(accuracies):.4f} ± {np.std(accuracies):.4f}"
+    assert cells[5] == f"{min(accuracies):.4f}"
+    assert {path.name for path in page.parent.glob("*.png")} == {
+        "fashion-mnist-orders.png",
+        "fashion-mnist-pruning.png",
+    }
+
+    # what a person wrote around the tables stays
+    page.write_text(page.read_text() + "\nWhat this means.\n")
+    first = page.read_text()
+    assert reproduce(folder, "--render").returncode == 0
+    assert page.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset_name", "digits", "--methods", "magic"], "`methods` holds 'magic'; choose from plain, layerdrop"),
+        (["--dataset_name", "digits", "--preset", "imagenet"], "`preset` is 'imagenet'"),
+        ([], "Give --dataset_name"),
+        (["--render"], "holds no run on a test split"),
+        (["--dataset_name", "./missing", "--methods", "plain"], "see the .log files"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2(tmp_path, arguments, message):
+    result = reproduce(tmp_path, *arguments)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("reproduce.py: error: ") and message in last
