@@ -100,7 +100,7 @@ def naive_quantities(model, items, order) -> dict[str, np.ndarray]:
         logits = [first] + [model(pixel_values, execution_order=order[: k + 1]).logits for k in range(len(order))]
     rows = {"update_norm": [], "update_size": [], "cosine": [], "logit_change": [], "log_probability_change": []}
     for x, y, before, after in zip(states, states[1:], logits, logits[1:]):
-        rows["update_norm"].append(((y - x).norm(dim=-1) / x.norm(dim=-1)).mean(1))
+        rows["update_norm"].append((y - x).norm(dim=-1).mean(1) / x.norm(dim=-1).mean(1))
         rows["update_size"].append((y - x).norm(dim=-1).mean(1))
         rows["cosine"].append((((y - x) * x).sum(-1) / (y - x).norm(dim=-1) / x.norm(dim=-1)).mean(1))
         rows["logit_change"].append((after - before)[range(len(labels)), labels])
@@ -148,6 +148,12 @@ def test_a_layer_that_adds_nothing_is_seen_to(vit):
         assert (found.mean[name][2] == 0).all() and (found.std[name][2] == 0).all()
         assert (found.mean[name][[0, 1, 3]] != 0).all()
     assert "depth_norm" not in found.mean
+
+
+def test_a_token_that_is_zero_is_no_harm(architecture):
+    """The special tokens of a fresh model."""
+    found = layer_contributions(architecture.classifier(), make_items(4), num_orders=4, progress=False)
+    assert all(np.isfinite(values).all() and values.max() < 100 for values in found.mean.values())
 
 
 def test_switching_off_is_the_ratio_to_the_own_position():

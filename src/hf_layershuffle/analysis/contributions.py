@@ -13,8 +13,9 @@ from ..data import as_dataloader
 from ..layerwise import LayerwiseClassifier
 
 
-# x is a token's hidden state before a layer and f(x) the one after it; means over an image's tokens. f(x) - x is the sum
-# of what attention, MLP and (with a depth embedding) depth projection add.
+# x is a token's hidden state before a layer and f(x) the one after it; f(x) - x is the sum of what attention, MLP and (with a
+# depth embedding) depth projection add. Norms and cosines are means over an image's tokens, and relative norms divide two
+# such means: a single token may be zero, as DeiT's distillation token is in a fresh model.
 PARTS = {"update": "f(x) − x", "attention": "attention(x)", "mlp": "MLP(x)", "depth": "depth projection(x)"}
 QUANTITIES = {
     **{f"{name}_norm": f"‖{formula}‖ / ‖x‖" for name, formula in PARTS.items()},
@@ -179,12 +180,11 @@ def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch
         before = hidden_states
         hidden_states, _ = parts.run_layer(before, index, position)
         previous_scores, scores = scores, _true_class_scores(parts, hidden_states, labels)
-        norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         update = hidden_states.float() - before.float()
-        row = {"stream_size": norm.mean(1)}
+        row = {"stream_size": before.float().norm(dim=-1).mean(1)}
         for name, part in {"update": update, **updates}.items():
-            size = part.float().norm(dim=-1)
-            row[f"{name}_size"], row[f"{name}_norm"] = size.mean(1), (size / norm).mean(1)
+            row[f"{name}_size"] = part.float().norm(dim=-1).mean(1)
+            row[f"{name}_norm"] = row[f"{name}_size"] / row["stream_size"]
         row["cosine"] = torch.cosine_similarity(update, before.float(), dim=-1).mean(1)
         row["logit_change"], row["log_probability_change"] = scores - previous_scores
         rows.append(torch.stack([row[name] for name in names]))

@@ -100,7 +100,7 @@ def plot_output_similarity(report: AnalysisReport) -> Figure:
     """CKA between the outputs of all (layer, position) pairs, sorted by layer and sorted by position."""
     num_layers = report.num_layers
     by_position = np.arange(num_layers**2).reshape(num_layers, num_layers).T.ravel()
-    figure = Figure(figsize=(PAGE_WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
     matrix = report.similarity.matrix
     for axes, order, outer, inner in (
