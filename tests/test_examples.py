@@ -90,6 +90,7 @@ def test_the_folder_can_be_used_and_published(finished_run):
         "modeling_layershuffle.py",
         "preprocessor_config.json",
         "trainer_state.json",
+        "training.json",
     } <= names
     assert not any(name.endswith((".bin", ".pt", ".pth")) for name in names - {"training_args.bin"})
     assert ModelCard.load(folder / "README.md").data.pipeline_tag == "image-classification"
@@ -97,6 +98,21 @@ def test_the_folder_can_be_used_and_published(finished_run):
     labels = {prediction["label"] for prediction in classify(Image.new("L", (8, 8), 128))}
     assert labels <= set("0123456789")
     assert any((folder / "runs").rglob("events.*")) or any(folder.rglob("events.*"))  # report_to
+
+
+def test_a_card_that_cannot_be_written_loses_nothing(finished_run):
+    folder, first = finished_run
+    card, mine = folder / "README.md", b"---\nlicense: [mit\n---\n# Mine\n"
+    ours = card.read_bytes()
+    card.write_bytes(mine)
+    try:
+        result = run_train(*SMALL, "--output_dir", folder)
+        assert card.read_bytes() == mine
+    finally:
+        card.write_bytes(ours)
+    assert result.returncode == 0, result.stderr
+    assert f"The model is saved in '{folder}', but not its card: The metadata at the top of README.md" in result.stderr
+    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
 
 
 def test_both_models_started_from_the_same_weights_and_differ_in_shuffling_only(finished_run):

@@ -72,6 +72,17 @@ publish_with_plain_vit(folder, "org/other", plain_repo_id="org/other-plain", rev
 model.push_to_hub("org/from-memory", revision="dev", tags=["tiny"],
                   image_processor=ViTImageProcessor.from_pretrained(folder), commit_message="From memory")
 publish(sources, "org/merged")
+
+arguments = ls.LayerShuffleTrainingArguments(
+    folder + "/../trained", max_steps=1, use_cpu=True, report_to="none", save_steps=1, hub_model_id="org/trained"
+)
+items = [{"pixel_values": image, "labels": i % 5} for i, image in enumerate(torch.randn(8, 3, 8, 8))]
+trainer = ls.LayerShuffleTrainer(
+    ls.LayerShuffleViTForImageClassification.from_pretrained(folder), arguments, train_dataset=items,
+    processing_class=ViTImageProcessor.from_pretrained(folder),
+)
+trainer.train()
+trainer.push_to_hub(dataset="noise", tags=["trained"])
 torch.save(model(images(), execution_order=[3, 0, 1]).logits, second)
 print(commit.oid)
 """
@@ -87,7 +98,7 @@ def pushed(hub, model_folder, tmp_path_factory):
     (merged / "merge_plan.yaml").write_text(yaml.safe_dump({"sources": sources, "layers": []}))
     result = run_python(PUSH, model_folder, home / "logits.pt", merged, WRITE_TOKEN, environment=hub.environment(home))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [list(hub.repositories[REPOSITORY].commits)[1]]
+    assert result.stdout.splitlines()[-1:] == [list(hub.repositories[REPOSITORY].commits)[1]]
     return home / "logits.pt"
 
 
@@ -139,6 +150,23 @@ def test_a_model_in_memory_arrives_with_code_processor_and_card_in_one_commit(hu
     metadata, body = card_of(repository, "dev")
     assert "tiny" in metadata["tags"]
     assert 'repo_id = "org/from-memory"' in body and 'from_pretrained(repo_id, revision="dev")' in body
+
+
+def test_a_trainer_pushes_in_one_commit_and_no_pickle(hub, pushed):
+    history = hub.repositories["org/trained"].history()
+    assert [commit.message for commit in history] == ["initial commit", "End of training"]
+    expected = {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "training.json",
+        *CODE_FILES,
+    }
+    assert set(history[-1].files) == {".gitattributes", *expected}
+    metadata, body = card_of(hub.repositories["org/trained"])
+    assert metadata["datasets"] == ["noise"] and "trained" in metadata["tags"]
+    assert "| `max_steps` | `1` |" in body
 
 
 def test_a_merged_folder_names_its_sources(hub, pushed):

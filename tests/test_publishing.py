@@ -13,10 +13,11 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 import hf_layershuffle as ls
+from hf_layershuffle.card_examples import copy_examples, write_examples
 from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
-from hf_layershuffle.examples import copy_examples, write_examples
 from hf_layershuffle.export import to_plain_vit
-from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, record_training, write_model_card
+from hf_layershuffle.folder_records import record_training
+from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.publishing import check_folder, draw_pictures, published_files, save_plain_vit
 
 

@@ -27,23 +27,36 @@ _LAZY_NAMES = {
     "LayerShuffleCallback": "training",
     "LayerShuffleTrainer": "training",
     "LayerShuffleTrainingArguments": "training",
+    "MergePlan": "merge_plan",
     "OrderAccuracy": "metrics",
+    "RandomMergeReport": "random_merges",
     "RobustnessReport": "report",
     "analyze": "analysis",
     "compare_reports": "report",
     "compute_metrics": "training",
+    "evaluate_random_merges": "random_merges",
     "evaluate_robustness": "evaluation",
     "layers_for_speedup": "pruning",
+    "merge": "merging",
     "prune_layers": "pruning",
+    "publish": "publishing",
     "score_execution_orders": "evaluation",
     "search_layers": "pruning",
+    "to_plain_vit": "export",
+    "write_model_card": "model_card",
 }
 
 if TYPE_CHECKING:
     from .analysis import AnalysisReport, analyze
     from .evaluation import evaluate_robustness, score_execution_orders
+    from .export import to_plain_vit
+    from .merge_plan import MergePlan
+    from .merging import merge
     from .metrics import Accuracy, OrderAccuracy
+    from .model_card import write_model_card
     from .pruning import layers_for_speedup, prune_layers, search_layers
+    from .publishing import publish
+    from .random_merges import RandomMergeReport, evaluate_random_merges
     from .report import RobustnessReport, compare_reports
     from .training import (
         LayerShuffleCallback,
@@ -76,18 +89,25 @@ __all__ = [
     "LayerShuffleViTConfig",
     "LayerShuffleViTForImageClassification",
     "LayerShuffleViTModel",
+    "MergePlan",
     "OrderAccuracy",
+    "RandomMergeReport",
     "RobustnessReport",
     "analyze",
     "arbitrary_execution_orders",
     "check_execution_order",
     "compare_reports",
     "compute_metrics",
+    "evaluate_random_merges",
     "evaluate_robustness",
     "layers_for_speedup",
+    "merge",
     "prune_layers",
+    "publish",
     "score_execution_orders",
     "search_layers",
+    "to_plain_vit",
+    "write_model_card",
 ]
 
 

@@ -16,8 +16,9 @@ from huggingface_hub.utils.sha import sha_fileobj
 from transformers import AutoImageProcessor
 
 from .card_text import combine_cards, mark_published
+from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, write_text
 from .hub_errors import explained_errors
-from .model_card import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, write_model_card, write_text
+from .model_card import write_model_card
 
 
 # What belongs to a published model. Checkpoints, logs, optimizer states and pickles (`training_args.bin`) do not
@@ -215,7 +216,7 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
     Raises:
         `ValueError`: as in [`to_plain_vit`].
     """
-    from .examples import copy_examples
+    from .card_examples import copy_examples
     from .export import fixed_execution_order, to_plain_vit
     from .layerwise import load_classifier
 

@@ -11,9 +11,10 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from .augmentation import finish_batch
 from .execution_order import arbitrary_execution_orders
+from .folder_records import record_training
 from .image_dataset import ImageBatch, collate_for_device
 from .metrics import Accuracy, OrderAccuracy
-from .model_card import record_training, write_model_card
+from .model_card import write_model_card
 from .publishing import publish
 
 
@@ -162,7 +163,12 @@ class LayerShuffleTrainer(Trainer):
             base_model=kwargs.get("finetuned_from"),
             tags=kwargs.get("tags") or (),
         )
-        write_model_card(self.args.output_dir, repo_id=self.args.hub_model_id, license=kwargs.get("license"))
+        write_model_card(
+            self.args.output_dir,
+            repo_id=self.args.hub_model_id,
+            license=kwargs.get("license"),
+            config=self.accelerator.unwrap_model(self.model).config,
+        )
 
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs

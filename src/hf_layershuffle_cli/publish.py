@@ -92,7 +92,7 @@ def publish(
 def _evaluate(folder: Path, dataset_name: str, device: str | None, dataset_options: dict, sizes: dict) -> None:
     """Writes the report, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
-    from hf_layershuffle.examples import write_examples
+    from hf_layershuffle.card_examples import write_examples
     from hf_layershuffle.publishing import draw_pictures
 
     from .options import load_evaluation_split, load_model, short_name

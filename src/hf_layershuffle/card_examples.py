@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, write_text
 from .layerwise import load_classifier
-from .model_card import EXAMPLES_FILE, EXAMPLES_FOLDER, write_text
 
 
 SMALLEST_SIZE = 96  # pixels; smaller images are enlarged, or the Hub shows a dot

@@ -1,0 +1,185 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a model's folder records about the model, from which its card is built.
+
+`config.json`; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
+`export.json`, a plain ViT's origin; pictures; and `examples/`, images with the model's answers.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import yaml
+from transformers import AutoConfig
+
+from .evaluation import weights_digest
+from .layerwise import load_classifier
+from .report import REPORT_FILE, RobustnessReport
+
+
+TRAINING_FILE, EXPORT_FILE, MERGE_FILE = "training.json", "export.json", "merge_plan.yaml"
+EXAMPLES_FOLDER, EXAMPLES_FILE = "examples", "examples.json"
+PICTURES = {
+    "order_distribution.png": "Accuracy over arbitrary execution orders",
+    "pruning_curves.png": "Accuracy against the number of layers that run",
+    "layer_ablation.png": "Accuracy with one layer left out, and with two neighbours swapped",
+}
+_ARGUMENTS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "label_smoothing_factor",
+    "bf16",
+    "seed",
+)
+METRICS = {
+    "eval_accuracy": "as configured",
+    "eval_arbitrary_accuracy": "arbitrary, mean",
+    "eval_arbitrary_accuracy_std": "arbitrary, standard deviation",
+    "eval_arbitrary_accuracy_min": "arbitrary, worst",
+}
+
+
+def record_training(folder, *, arguments: dict, dataset=None, base_model=None, metrics=None, tags=()) -> None:
+    """Writes `training.json` into a model's folder, from which the card tells how the model was trained.
+
+    Args:
+        folder (`str` or `os.PathLike`): Of the model.
+        arguments (`dict`): As from `TrainingArguments.to_dict`; the ones that matter are kept.
+        dataset (`str`, *optional*): Name of the dataset.
+        base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
+        metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
+            number of arbitrary orders.
+        tags (`Iterable[str]`): Further tags of the card.
+    """
+    kept = {name: arguments[name] for name in _ARGUMENTS if name in arguments}
+    if kept.get("max_steps", 0) <= 0:
+        kept.pop("max_steps", None)
+    record = {
+        "dataset": dataset,
+        "base_model": Path(base_model).name if base_model and Path(base_model).exists() else base_model,
+        "metrics": {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"},
+        "tags": list(tags),
+        "arguments": kept,
+        "versions": {name: metadata.version(name) for name in ("hf-layershuffle", "torch", "transformers")},
+    }
+    write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
+
+
+@dataclass
+class FolderRecords:
+    """What a model's folder records; see the module's docstring."""
+
+    config: object
+    training: dict
+    report: RobustnessReport | None
+    merge: dict | None
+    export: dict | None
+    widget: list[dict]
+    pictures: list[tuple[str, str]]
+
+    @classmethod
+    def read(cls, folder, config=None) -> "FolderRecords":
+        folder = Path(folder)
+        report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
+        if report is not None:
+            _check_report(folder, report)
+        names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
+        return cls(
+            config=_read_config(folder, report, config),
+            training=_read_json(folder / TRAINING_FILE) or {},
+            report=report,
+            merge=_read_merge(folder),
+            export=_read_json(folder / EXPORT_FILE),
+            widget=_read_json(folder / EXAMPLES_FOLDER / EXAMPLES_FILE) or [],
+            pictures=[
+                (name, PICTURES.get(name, Path(name).stem.replace("_", " ").capitalize()))
+                for name in names
+                if (folder / name).exists()
+            ],
+        )
+
+
+def read_card(path) -> str:
+    try:
+        # Not `read_text`, which would turn a Windows editor's line ends into others
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file completely or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(text.encode("utf-8"))
+    os.replace(partial, path)
+
+
+def _read_config(folder: Path, report: RobustnessReport | None, config=None):
+    """With the fields of a LayerShuffle configuration, whatever the folder holds."""
+    values = dict(
+        model_type="vit",
+        shuffle_mode="none",
+        depth_embedding=False,
+        position_predictor=False,
+        layerdrop=0.0,
+        execution_order="sequential",
+    )
+    if config is None and (folder / "config.json").exists():
+        config = AutoConfig.from_pretrained(folder)
+    if config is not None:
+        values |= config.to_dict() | {"num_labels": config.num_labels}
+    elif report is not None:
+        values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
+    else:
+        raise ValueError(
+            f"'{folder}' holds neither 'config.json' nor '{REPORT_FILE}'; there is nothing to write a card of."
+        )
+    return SimpleNamespace(**values)
+
+
+def _check_report(folder: Path, report: RobustnessReport) -> None:
+    """Refuses a report of other weights than the folder's, as training into the same folder again leaves behind."""
+    expected = report.config.get("weights")
+    if expected is None or not any(folder.glob("*.safetensors")):
+        return
+    dtype = getattr(torch, report.environment.get("dtype", "float32"))
+    if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
+        raise ValueError(
+            f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. Evaluate again (`hf-layershuffle "
+            "publish --dataset_name ...`), or remove it."
+        )
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+
+
+def _read_merge(folder: Path) -> dict | None:
+    """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the configuration."""
+    path = folder / MERGE_FILE
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}") from error
+    plan = plan or (_read_json(folder / "config.json") or {}).get("merge_plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("sources"), dict):
+        return None
+    sources = {}
+    for name, source in plan["sources"].items():
+        source = source if isinstance(source, dict) else {"path": str(source)}
+        sources[name] = {"model": source.get("path", source.get("model")), "revision": source.get("revision")}
+    return {"sources": sources, "file": MERGE_FILE if path.exists() else None}
