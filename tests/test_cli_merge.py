@@ -88,7 +88,7 @@ def test_random_and_average_merges_are_written(work, command):
     assert command("a", "b", "--random", 1, "--any_layer", "--num_layers", 6, "--output_dir", "long")[0] == 0
     plan = MergePlan.random(["a", "b"], seed=0, any_layer=True, num_layers=6)
     assert MergePlan.load("long/merge_plan.yaml") == plan
-    assert command("a", "b", "--average", "--output_dir", "soup", "--max_shard_size", "60KB")[0] == 0
+    assert command("a", "b", "--average", "--output_dir", "soup", "--max_shard_size", "60000")[0] == 0
     assert MergePlan.load("soup/merge_plan.yaml") == MergePlan.average(["a", "b"])
     assert Path("soup/model.safetensors.index.json").exists()
 

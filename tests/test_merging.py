@@ -258,6 +258,13 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     ).read_bytes()
 
 
+def test_a_base_without_image_processor_is_said(sources, tmp_path, caplog):
+    Path(sources[0], "preprocessor_config.json").unlink()
+    merge(in_place(sources[0]), tmp_path / "out", progress=False)
+    assert "The base 'a' has no image processor, so the merged model has none." in caplog.text
+    assert not (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
 @pytest.fixture
 def hub_cache(plain, tmp_path, monkeypatch) -> str:
     """A Hub cache that holds the first plain model as `org/model`, so that it "downloads" offline; its commit."""

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import re
@@ -27,6 +28,7 @@ from .modeling_layershuffle import (
 from .tensor_files import StoredTensor, write_safetensors
 
 
+logger = logging.getLogger(__name__)
 # In all of these the sources must agree
 COMPARED_FIELDS = (
     "model_type",
@@ -322,6 +324,8 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config.save_pretrained(folder)
     prepared.plan.save(folder / PLAN_FILE)
     base = prepared.sources[prepared.plan.base].folder
-    for file in IMAGE_PROCESSOR_FILES:
-        if (base / file).is_file():
-            shutil.copyfile(base / file, folder / file)
+    found = [file for file in IMAGE_PROCESSOR_FILES if (base / file).is_file()]
+    for file in found:
+        shutil.copyfile(base / file, folder / file)
+    if not found:
+        logger.warning("The base '%s' has no image processor, so the merged model has none.", prepared.plan.base)

@@ -131,6 +131,7 @@ def name_sources(sources: list[str], base: int) -> dict:
 def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
     from hf_layershuffle.merging import check_output_folder, merge, prepare_merge, split_into_shards
 
+    max_shard_size = int(max_shard_size) if max_shard_size.isdigit() else max_shard_size
     if not dry_run:
         merge(plan, output_dir, max_shard_size=max_shard_size)
         print(f"Saved to {output_dir}")
