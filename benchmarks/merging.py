@@ -3,10 +3,11 @@
     python benchmarks/merging.py                    # about two minutes; needs 3 GB of disk
     python benchmarks/merging.py --hidden_size 384 --num_sources 3 --pairs 20
 
-Five checkpoints of ViT-B/16 (346 MB each) are merged layer by layer, and averaged, in turn with copies of as many bytes as
-are written (`shutil.copyfile`), and for the average, which has to read all sources, of as many as are read. Merging reads
-every tensor twice: to check it before anything is written, and to write it. Peak memory is the resident set of a fresh
-process, mapped files included, beyond what it was after the imports. Prints the ratios and writes results/merging.json.
+Five checkpoints of ViT-B/16 (346 MB each) are merged layer by layer, and averaged, in turn with copies of as many
+bytes as are written (`shutil.copyfile`), and for the average, which has to read all sources, of as many as are read.
+Merging reads every tensor twice: to check it before anything is written, and to write it. Peak memory is the resident
+set of a fresh process, mapped files included, beyond what it was after the imports. Prints the ratios and writes
+results/merging.json.
 """
 
 import argparse

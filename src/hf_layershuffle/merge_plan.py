@@ -42,7 +42,7 @@ class MergeSource(_Strict):
 
 
 class MergePart(_Strict):
-    """A source by its name in the plan, with its weight in an average: in (0, 1]; without weights all count the same."""
+    """A source by its name in the plan, with its weight in an average, in (0, 1]. Without weights all count alike."""
 
     source: str
     weight: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
@@ -104,8 +104,8 @@ class MergePlan(_Strict):
         base: Name of the source that gives the configuration, the image processor, and each part that is not named.
             Defaults to the first source.
         embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
-            depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the last,
-            as a model does that runs an order longer than itself.
+            depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the
+            last, as a model does that runs an order longer than itself.
         position_heads: Whether layers keep their position heads, if the base has them. A shorter result keeps their
             first outputs; a longer one must leave them out, since no head has learned its positions.
 
@@ -172,7 +172,7 @@ class MergePlan(_Strict):
 
     @classmethod
     def average(cls, sources, *, weights: Iterable[float] | None = None) -> "MergePlan":
-        """The average of all tensors of the sources, layer by layer: the uniform soup, or with `weights` that sum to 1.
+        """The average of all tensors of the sources, layer by layer: with equal weights, or `weights` that sum to 1.
 
         Raises:
             `ValueError`: if the sources differ in depth, or the weights are not valid.

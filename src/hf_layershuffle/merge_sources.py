@@ -25,8 +25,8 @@ _RENAMINGS = {
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A source of a merge. `path` is what the plan says; `revision` the commit for a Hub id; `tensors` by their names in
-    the LayerShuffle model."""
+    """A source of a merge. `path` is what the plan says; `revision` the commit for a Hub id; `tensors` by their names
+    in the LayerShuffle model."""
 
     name: str
     path: str
@@ -141,7 +141,7 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
 
 
 def _rename(name: str, renamings) -> str:
-    """From the tensor names of transformers before version 5, which plain models still save, to those of the modules."""
+    """From the tensor names of transformers 4, which plain models still save, to those of the modules."""
     for renaming in renamings:
         name, _ = renaming.rename_source_key(name)
     return name

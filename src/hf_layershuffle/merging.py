@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Merged ("Frankenstein") models: carries out a [`MergePlan`], one piece of a tensor in memory at a time (arXiv 2407.04513)."""
+"""Merged ("Frankenstein") models (arXiv 2407.04513): a [`MergePlan`] carried out, a piece of a tensor at a time."""
 
 import copy
 import json
@@ -86,8 +86,8 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class PreparedMerge:
-    """A plan whose sources were found and fit together: `plan` with the revisions resolved, `config` and `tensors` of the
-    result in its order."""
+    """A plan whose sources were found and fit together: `plan` with the revisions resolved, `config` and `tensors` of
+    the result in its order."""
 
     plan: MergePlan
     sources: dict[str, SourceCheckpoint]
@@ -151,15 +151,17 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
 def merge(
     plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
 ) -> Path:
-    """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan as
-    `merge_plan.yaml`, the base's image processor, and the code for `trust_remote_code=True`.
+    """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
+    as `merge_plan.yaml`, the base's image processor, and the code for `trust_remote_code=True`.
 
-    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype; where its kind has several in the sources, it gets the widest of them.
+    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
+    where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
+    of the base that is a list of layers is kept where the depth is the same, else it becomes `"sequential"`.
 
     Args:
         plan ([`MergePlan`]): Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
         output_dir (`str` or `os.PathLike`): Must not exist, or be empty. It appears when all is written.
-        max_shard_size (`int` or `str`): Bytes of a weight file at most, such as `"200MB"`; a larger tensor gets its own.
+        max_shard_size (`int` or `str`): Bytes of a weight file, such as `"200MB"`; a larger tensor has its own.
         token (`str`, *optional*): For the Hub; defaults to the logged-in one.
 
     Raises:

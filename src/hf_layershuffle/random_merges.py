@@ -157,8 +157,8 @@ def evaluate_random_merges(
     sources: Mapping[str, dict] | None = None,
     progress: bool = True,
 ) -> RandomMergeReport:
-    """Accuracy of `num_merges` random merges and of the models themselves. Merges that begin with the same layers share
-    the computation of their beginning.
+    """Accuracy of `num_merges` random merges and of the models themselves. Merges that begin with the same layers
+    share the computation of their beginning.
 
     Args:
         models: LayerShuffle, ViT or DeiT classifiers by name, all on one device.

@@ -18,8 +18,8 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its name there, its shape, its dtype (None if it is not of floats of 16 to 64 bits), and the
-    first of its bytes in the file."""
+    """Where a tensor lies: its name there, its shape, its dtype (None if it is not of floats of 16 to 64 bits), and
+    the first of its bytes in the file."""
 
     source: str
     file: Path
@@ -38,8 +38,8 @@ class StoredTensor:
             return file.get_tensor(self.name)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its numbers in flat pieces of up to `CHUNK_NUMBERS`, each valid until the next. Of large tensors this takes less
-        time than `read`, which waits for every page to be mapped."""
+        """Its numbers in flat pieces of up to `CHUNK_NUMBERS`, each valid until the next. Of large tensors this takes
+        less time than `read`, which waits for every page to be mapped."""
         buffer, left = bytearray(min(self.num_bytes, CHUNK_NUMBERS * self.dtype.itemsize)), self.num_bytes
         with open(self.file, "rb") as file:
             file.seek(self.start)
