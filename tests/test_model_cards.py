@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, run_python
@@ -14,7 +15,7 @@ import hf_layershuffle as ls
 from hf_layershuffle.data import load_image_datasets
 from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.model_card import write_model_card
-from hf_layershuffle.publishing import check_folder, published_files
+from hf_layershuffle.publishing import CODE_FILES, check_folder, published_files
 from hf_layershuffle.report import OrderGroup, pruning_points
 
 
@@ -44,6 +45,13 @@ def test_the_folder_is_exactly_what_would_be_pushed(folder):
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == set(published_files(folder))
     assert (folder / "model.safetensors").stat().st_size < 2e6
+
+
+@of_each_model
+def test_the_code_beside_the_weights_is_this_versions(folder):
+    for name in CODE_FILES:
+        ours = (Path(ls.__file__).with_name(name)).read_text()
+        assert (folder / name).read_text() == ours, f"{name} has changed: run `make model-cards`"
 
 
 @of_each_model

@@ -143,12 +143,13 @@ def test_a_bare_folder_gets_a_card_too(tmp_path):
 
 def test_a_merged_folder_is_described_by_its_plan(folder):
     (folder / "training.json").unlink()
-    sources = {"a": {"path": "org/a", "revision": "c0ffee"}, "b": {"path": "outputs/b", "revision": None}}
+    sources = {"a": {"path": "org/a", "revision": "c0ffee"}, "b": {"path": "/home/me/b", "revision": None}}
     (folder / "merge_plan.yaml").write_text(yaml.safe_dump({"sources": sources}))
     card = build_model_card(folder)
     assert card.data.base_model == "org/a"  # the other is no model of the Hub
     assert card.data.to_dict()["base_model_relation"] == "merge" and "merge" in card.data.tags
     assert "| a | `org/a` | c0ffee |" in card.text and "merged layer by layer from 2 models" in card.text
+    assert "| b | `b` |  |" in card.text and "/home/me" not in card.text
     assert "Fine-tuned" not in card.text and "## Training" not in card.text
     # The same from the configuration alone
     (folder / "merge_plan.yaml").unlink()
@@ -316,29 +317,45 @@ def test_a_folder_that_serves_one_auto_class_only_is_refused(folder):
         check_folder(folder)
 
 
-def test_the_command_writes_a_card_offline_and_lists_what_it_would_push(folder):
+def test_the_command_evaluates_and_writes_a_card_offline(tmp_path):
     code = """
 import sys
+from pathlib import Path
 from hf_layershuffle_cli import main
-for arguments in (["--dry_run"], ["--card_only", "--repo_id", "org/offline"], ["--repo_id", "org/offline"]):
-    sys.argv = ["hf-layershuffle", "publish", sys.argv[-1] if "publish" not in sys.argv else sys.argv[2], *arguments]
+folder = sys.argv[1]
+for arguments in (
+    ["--dry_run"],
+    ["--card_only", "--repo_id", "org/offline", "--dataset_name", "digits", "--max_samples", "20", "--num_orders", "8"],
+    ["--card_only", "--execution_order", "first"],
+    ["--repo_id", "org/offline"],
+    ["--repo_id", "org/offline", "--plain_vit", "--execution_order", "first"],
+):
+    sys.argv = ["hf-layershuffle", "publish", folder, *arguments]
     try:
         main()
     except SystemExit as error:
         print("exit code", error.code or 0)
 """
-    (folder / "README.md").unlink()
+    folder = tmp_path / "vit-tiny"
+    save_model(folder, num_labels=10)
+    files = published_files(folder)
     result = run_python(code, folder)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split()[-1] for line in lines[: lines.index("exit code 0")]] == [
-        name for name in published_files(folder) if name != "README.md"
-    ]
+    assert [line.split()[-1] for line in lines[: len(files)]] == files
+    codes = [line[-1] for line in lines if line.startswith("exit code")]
+    assert codes == ["0", "0", "2", "2", "2"], result.stderr
     assert f"Wrote {folder / 'README.md'}" in lines
-    assert 'repo_id = "org/offline"' in (folder / "README.md").read_text()
-    assert lines[-1] == "exit code 2"
-    assert "'org/offline' was not published: the connection to the Hub failed" in result.stderr
-    assert "HF_HUB_OFFLINE" in result.stderr and f"'{folder}' is complete" in result.stderr
+    assert ls.RobustnessReport.load(folder).num_images == 20
+    text = (folder / "README.md").read_text()
+    assert 'repo_id = "org/offline"' in text and all(f"]({name})" in text for name in PICTURES)
+    assert len(metadata_load(folder / "README.md")["widget"]) == 4
+    errors = [line for line in result.stderr.splitlines() if line.startswith("hf-layershuffle: error: ")]
+    assert len(errors) == 3 and "Traceback" not in result.stderr
+    assert "add --plain_vit" in errors[0]
+    assert "'org/offline' was not published: the connection to the Hub failed" in errors[1]
+    assert "HF_HUB_OFFLINE" in errors[1] and f"'{folder}' is complete" in errors[1]
+    assert "`execution_order` is 'first'" in errors[2]
 
 
 # --- Plain ViT ---

@@ -180,6 +180,8 @@ def _read_merge(folder: Path) -> dict | None:
         return None
     sources = {}
     for name, source in plan["sources"].items():
-        source = source if isinstance(source, dict) else {"path": str(source)}
-        sources[name] = {"model": source.get("path", source.get("model")), "revision": source.get("revision")}
+        source = source if isinstance(source, dict) else {"path": source}
+        model, revision = str(source.get("path", source.get("model"))), source.get("revision")
+        # A model of the Hub has the commit it was taken at; of a folder, where it lay is nobody's business
+        sources[name] = {"model": model if revision else Path(model).name, "revision": revision}
     return {"sources": sources, "file": MERGE_FILE if path.exists() else None}

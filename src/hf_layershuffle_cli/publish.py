@@ -64,6 +64,8 @@ def publish(
         raise ValueError(
             "`repo_id` is missing; say where to publish by --repo_id org/name, or add --card_only or --dry_run."
         )
+    if execution_order is not None and not (plain_vit or plain_vit_repo_id):
+        raise ValueError("`execution_order` is of the plain ViT; add --plain_vit, or leave it out.")
     check_folder(folder)
     if dry_run:
         print("\n".join(f"{(folder / name).stat().st_size:>12,} {name}" for name in published_files(folder)))
