@@ -52,6 +52,7 @@ def stack(items) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def representations_of(outputs: np.ndarray, group_size: int) -> Representations:
+    """Of outputs of shape `(num_images, 2, num_layers, num_positions, size)`."""
     outputs = outputs.astype(np.float32)
     return Representations(outputs, outputs, np.arange(len(outputs)) // group_size)
 
@@ -189,30 +190,31 @@ def test_plain_models_are_analysed_and_left_in_their_mode(architecture):
 def test_representations_are_the_models_hidden_states(architecture):
     model, items = randomize(architecture.classifier(position_predictor=True)), make_items(41)
     found = collect_representations(model, items, max_images=21, seed=2, progress=False)
-    assert found.cls.shape == found.mean.shape == (21, 4, 4, 32) and found.cls.dtype == np.float32
+    assert found.cls.shape == found.mean.shape == (21, 2, 4, 4, 32) and found.cls.dtype == np.float32
     assert np.bincount(found.groups).tolist() == [5, 4, 4, 4, 4]
-    orders = balanced_execution_orders(4, 20, seed=2)
+    orders = np.reshape(balanced_execution_orders(4, 40, seed=2), (5, 2, 4, 4))
     pixel_values, _ = stack(items[::2])  # evenly spaced over the data
     for group in range(5):
         chosen = torch.from_numpy(found.groups == group)
-        for order in orders[4 * group : 4 * group + 4]:
+        for run, row in np.ndindex(2, 4):
+            order = orders[group, run, row].tolist()
             with torch.inference_mode():
                 output = model.base_model(pixel_values[chosen], execution_order=order, output_hidden_states=True)
             for position, layer in enumerate(order):
                 states = output.hidden_states[position + 1].numpy()
-                np.testing.assert_allclose(found.cls[chosen, layer, position], states[:, 0], atol=1e-5)
-                np.testing.assert_allclose(found.mean[chosen, layer, position], states.mean(1), atol=1e-5)
+                np.testing.assert_allclose(found.cls[chosen, run, layer, position], states[:, 0], atol=1e-5)
+                np.testing.assert_allclose(found.mean[chosen, run, layer, position], states.mean(1), atol=1e-5)
 
 
 def test_representations_are_capped_in_bytes(vit):
-    found = collect_representations(vit.classifier(), make_items(60), max_bytes=8 * 16 * 32 * 30, progress=False)
-    assert len(found.cls) == 30 and found.cls.nbytes + found.mean.nbytes == 8 * 16 * 32 * 30
+    found = collect_representations(vit.classifier(), make_items(60), max_bytes=16 * 16 * 32 * 30, progress=False)
+    assert len(found.cls) == 30 and found.cls.nbytes + found.mean.nbytes == 16 * 16 * 32 * 30
 
 
 def test_probe_reads_a_position_that_is_there_and_none_that_is_not():
     rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(80, 2, 4, 6))
-    outputs[:, 0, :, 3] += 6 * np.arange(4)  # layer 0 tells its position along one line, layer 1 does not
+    outputs = rng.normal(size=(80, 2, 2, 4, 6))
+    outputs[:, :, 0, :, 3] += 6 * np.arange(4)  # layer 0 tells its position along one line, layer 1 does not
     probe = probe_position(representations_of(outputs, 8), progress=False)
     assert probe.chance == 0.25 and probe.num_images == 80 and probe.num_folds == 5
     assert probe.accuracy[0] > 0.98
@@ -223,8 +225,8 @@ def test_probe_does_not_take_the_order_for_the_position():
     """What is the same for all images of an order, but not for other orders with the layer at the same position, is no
     knowledge of the position, even if it tells the seen orders apart perfectly."""
     rng = np.random.default_rng(0)
-    of_order = rng.normal(size=(30, 1, 1, 4, 128)) * 5
-    outputs = (of_order + rng.normal(size=(30, 8, 1, 4, 128))).reshape(240, 1, 4, 128)
+    of_order = rng.normal(size=(30, 1, 2, 1, 4, 256)) * 5
+    outputs = (of_order + rng.normal(size=(30, 8, 2, 1, 4, 256))).reshape(240, 2, 1, 4, 256)
     assert probe_position(representations_of(outputs, 8), progress=False).accuracy[0] < 0.4
     leaking = Representations(outputs, outputs, np.arange(240) % 8)  # each order in every group
     assert probe_position(leaking, progress=False).accuracy[0] > 0.95
@@ -254,20 +256,26 @@ def test_probe_reads_the_position_of_a_trained_layershuffle_layer(vit):
     assert (probe.accuracy - 2 * probe.std > probe.chance).all(), probe
 
 
-def test_similarity_is_unbiased_cka():
+def test_similarity_is_unbiased_cka_between_the_runs():
     rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(24, 2, 2, 40))  # fewer images in a group than dimensions: plain CKA would be near 1
+    outputs = rng.normal(size=(24, 2, 2, 2, 40))  # fewer images in a group than dimensions: plain CKA would be near 1
     rotation = scipy.stats.ortho_group.rvs(40, random_state=0)
-    outputs[:, 1, 0] = 3 * outputs[:, 0, 1] @ rotation + 7
+    outputs[:, 1, 0, 0] = (
+        3 * outputs[:, 0, 0, 0] @ rotation + 7
+    )  # the same layer at the same position, in the other run
+    outputs[:, 1, 1, 0] = outputs[:, 0, 0, 1]
+    outputs[:, 0, 1, 1] = outputs[:, 0, 0, 1]  # in the same run, which is not compared
     found = output_similarity(representations_of(outputs, 12))
-    assert found.matrix.shape == (4, 4) and found.num_images == 24
-    np.testing.assert_allclose(found.matrix.diagonal(), 1)
-    np.testing.assert_allclose(found.matrix[1, 2], 1, rtol=1e-5)  # (0, 1) and (1, 0)
-    assert abs(found.matrix[0, 3]) < 0.2
-    np.testing.assert_allclose(found.matrix, naive_unbiased_cka(outputs.reshape(24, 4, 40), 12), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.same_layer, (found.matrix[0, 1] + found.matrix[2, 3]) / 2)
-    np.testing.assert_allclose(found.same_position, (found.matrix[0, 2] + found.matrix[1, 3]) / 2)
-    np.testing.assert_allclose(found.neither, (found.matrix[0, 3] + found.matrix[1, 2]) / 2)
+    matrix = found.matrix
+    assert matrix.shape == (4, 4) and found.num_images == 24
+    np.testing.assert_allclose(matrix[0, 0], 1, rtol=1e-5)
+    assert 0.4 < matrix[1, 2] < 0.6  # (0, 1) of the first run and (1, 0) of the second are equal, the reverse are not
+    assert abs(matrix[1, 1]) < 0.2 and abs(matrix[1, 3]) < 0.2
+    np.testing.assert_allclose(matrix, naive_unbiased_cka(outputs.reshape(24, 2, 4, 40), 12), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.same_both, matrix.diagonal().mean())
+    np.testing.assert_allclose(found.same_layer, (matrix[0, 1] + matrix[2, 3]) / 2)
+    np.testing.assert_allclose(found.same_position, (matrix[0, 2] + matrix[1, 3]) / 2)
+    np.testing.assert_allclose(found.neither, (matrix[0, 3] + matrix[1, 2]) / 2)
 
 
 def naive_unbiased_cka(outputs: np.ndarray, group_size: int) -> np.ndarray:
@@ -282,14 +290,23 @@ def naive_unbiased_cka(outputs: np.ndarray, group_size: int) -> np.ndarray:
         return value / n / (n - 3)
 
     groups = np.split(outputs, len(outputs) // group_size)
-    pairs = range(outputs.shape[1])
-    products = np.array([[np.mean([hsic(g[:, a], g[:, b]) for g in groups]) for b in pairs] for a in pairs])
-    return products / np.sqrt(np.outer(products.diagonal(), products.diagonal()))
+    pairs = range(outputs.shape[2])
+
+    def mean_hsic(run, pair, other_run, other_pair):
+        return np.mean([hsic(each[:, run, pair], each[:, other_run, other_pair]) for each in groups])
+
+    cka = np.array(
+        [
+            [mean_hsic(0, a, 1, b) / np.sqrt(mean_hsic(0, a, 0, a) * mean_hsic(1, b, 1, b)) for b in pairs]
+            for a in pairs
+        ]
+    )
+    return (cka + cka.T) / 2
 
 
 def test_embedding_is_the_principal_components():
     rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(30, 3, 3, 5)) * [1, 9, 1, 4, 1]
+    outputs = rng.normal(size=(30, 2, 3, 3, 5)) * [1, 9, 1, 4, 1]
     representations = representations_of(outputs, 6)
     found = embed_representations(representations, max_points=100, seed=1)
     assert found.points.shape == (100, 2) and set(found.layer) == set(found.position) == {0, 1, 2}
@@ -298,8 +315,8 @@ def test_embedding_is_the_principal_components():
     np.testing.assert_allclose(found.explained_variance, (sizes**2 / (sizes**2).sum())[:2], rtol=1e-4)
     everything = embed_representations(representations)
     np.testing.assert_allclose(np.abs(everything.points), np.abs(vectors @ axes[:2].T), atol=1e-3)
-    np.testing.assert_array_equal(everything.layer, np.tile(np.repeat([0, 1, 2], 3), 30))
-    np.testing.assert_array_equal(everything.position, np.tile([0, 1, 2], 90))
+    np.testing.assert_array_equal(everything.layer, np.tile(np.repeat([0, 1, 2], 3), 60))
+    np.testing.assert_array_equal(everything.position, np.tile([0, 1, 2], 180))
     np.testing.assert_array_equal(found.points, embed_representations(representations, max_points=100, seed=1).points)
 
 
@@ -379,7 +396,7 @@ def test_report_is_readable(report):
     cells = [cell.strip() for cell in row.split("│")]
     assert cells[2] == f"{report.contributions.sequential_mean['update_norm'][2]:.3f}"
     assert cells[9] == f"{report.probe.accuracy[2]:.3f}"
-    assert f"{report.similarity.same_layer:.4f} of one layer at two positions" in text
+    assert f"{report.similarity.same_both:.4f} of one layer at one position" in text
 
 
 def test_what_is_no_report_is_refused(report, tmp_path):
@@ -433,13 +450,13 @@ def test_bad_models_and_data_are_refused(vit, monkeypatch):
 
 
 def test_bad_representations_are_refused():
-    outputs = np.zeros((12, 2, 2, 3))
+    outputs = np.zeros((12, 2, 2, 2, 3))
     with pytest.raises(ValueError, match="There are 4 groups of images for 5 folds"):
         probe_position(representations_of(outputs, 3), progress=False)
     with pytest.raises(ValueError, match="A group holds 3 images"):
         output_similarity(representations_of(outputs, 3))
     with pytest.raises(ValueError, match="nothing to tell apart"):
-        probe_position(representations_of(outputs[:, :1, :1], 2), progress=False)
+        probe_position(representations_of(outputs[:, :, :1, :1], 2), progress=False)
     with pytest.raises(ValueError, match="`token` is 'patch'; it must be one of cls, mean"):
         embed_representations(representations_of(outputs, 3), token="patch")
 

@@ -56,8 +56,8 @@ def analyze(
 ) -> AnalysisReport:
     """What each layer of a model does at each position.
 
-    All images run in `num_orders` orders for [`layer_contributions`]; at most 256 of them in as many orders as there are
-    layers for the probe, the similarity and the embedding (see [`collect_representations`] for the memory); the first
+    All images run in `num_orders` orders for [`layer_contributions`]; at most 256 of them in twice as many orders as there
+    are layers for the probe, the similarity and the embedding (see [`collect_representations`] for the memory); the first
     `num_attention_images` in four orders for the attention maps.
 
     Args:

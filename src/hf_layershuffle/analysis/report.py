@@ -110,7 +110,7 @@ class AnalysisReport:
         found, sequential = self.contributions, self.contributions.sequential_mean
         title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
         caption = (
-            "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away / home: size of what the layer adds at other positions than its own in "
+            "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away/home: size of what the layer adds at other positions than its own in "
             "random orders, by that in sequential order; below 1, it does less there. Logit: change of the true class's. "
             "Position: fraction a linear probe reads from the layer's output, on unseen images and orders; chance "
             f"{self.probe.chance:.3f}."
@@ -119,9 +119,9 @@ class AnalysisReport:
         columns = {
             "update,\nsequential": sequential["update_norm"],
             "update,\nrandom": found.by_layer("update_norm"),
-            "away /\nhome": found.away_from_home(),
-            "its\nattention": found.away_from_home("attention_size"),
-            "its\nMLP": found.away_from_home("mlp_size"),
+            "away/home:\nlayer": found.away_from_home(),
+            "away/home:\nattention": found.away_from_home("attention_size"),
+            "away/home:\nMLP": found.away_from_home("mlp_size"),
             "logit,\nsequential": sequential["logit_change"],
             "logit,\nrandom": found.by_layer("logit_change"),
             "position\nread": self.probe.accuracy,
@@ -139,8 +139,9 @@ class AnalysisReport:
     def __str__(self) -> str:
         similarity = self.similarity
         return render(self.table()) + (
-            f"CKA between outputs: {similarity.same_layer:.4f} of one layer at two positions, "
-            f"{similarity.same_position:.4f} of two layers at one position, {similarity.neither:.4f} of others\n"
+            f"CKA between outputs in different orders: {similarity.same_both:.4f} of one layer at one position, "
+            f"{similarity.same_layer:.4f} of one layer at two positions, {similarity.same_position:.4f} of two layers at one "
+            f"position, {similarity.neither:.4f} of two layers at two positions\n"
         )
 
 

@@ -14,7 +14,7 @@ from .contributions import as_parts, balanced_execution_orders, check_integers
 
 EMBEDDINGS = ("pca", "umap")
 TOKENS = ("cls", "mean")
-MIN_GROUPS, GROUP_SIZE = 5, 16
+MIN_GROUPS, GROUP_SIZE, NUM_RUNS = 5, 16, 2
 MIN_IMAGES = 4 * MIN_GROUPS  # the similarity needs four in a group
 
 
@@ -22,11 +22,13 @@ MIN_IMAGES = 4 * MIN_GROUPS  # the similarity needs four in a group
 class Representations:
     """Outputs of every layer at every position for the same images.
 
-    Each group of images runs in orders of its own, which are as many as layers and put each layer at each position once:
-    what is learned of some groups and holds for others is then owed neither to the images nor to the orders.
+    Each group of images has orders of its own, so that what is learned of some groups and holds for others is owed neither
+    to the images nor to the orders. They run twice: in each run in as many orders as layers, which put each layer at each
+    position once. So outputs can be compared that do not come from the same forward pass.
 
     Args:
-        cls: CLS token; float32 of shape `(num_images, num_layers, num_layers, hidden_size)`: images × layers × positions.
+        cls: CLS token; float32 of shape `(num_images, 2, num_layers, num_layers, hidden_size)`: images × runs × layers ×
+            positions.
         mean: Mean of all tokens, which is what a position predictor reads; of the same shape and dtype.
         groups: Group of each image, ascending from 0; integers of shape `(num_images,)`.
     """
@@ -56,16 +58,18 @@ class PositionProbe:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Linear CKA between the outputs of all (layer, position) pairs.
+    """Linear CKA between the outputs of all (layer, position) pairs in different execution orders.
 
     Args:
-        matrix: Of shape `(num_layers ** 2, num_layers ** 2)`; row `layer * num_layers + position`.
-        same_layer, same_position, neither: Mean over different pairs of the same layer at two positions, of two layers at
-            the same position, and of two layers at two positions.
+        matrix: Of shape `(num_layers ** 2, num_layers ** 2)`; row `layer * num_layers + position`. The diagonal compares the
+            same layer at the same position after different layers.
+        same_both, same_layer, same_position, neither: Mean over that diagonal, and over pairs of the same layer at two
+            positions, of two layers at the same position, and of two layers at two positions.
         num_images: Behind each number.
     """
 
     matrix: np.ndarray
+    same_both: float
     same_layer: float
     same_position: float
     neither: float
@@ -97,15 +101,15 @@ def collect_representations(
     image_processor=None,
     seed: int = 0,
     max_images: int = 256,
-    max_bytes: int = 2**29,
+    max_bytes: int = 2**30,
     batch_size: int = 64,
     max_samples: int | None = None,
     progress: bool = True,
 ) -> Representations:
-    """Runs evenly spaced images of the data, in groups of about 16, through as many random orders as there are layers.
+    """Runs evenly spaced images of the data, in groups of about 16, through twice as many random orders as layers.
 
-    Stores at most `max_bytes` and at most `max_images` images: an image takes `8 * num_layers**2 * hidden_size` bytes, so
-    ViT-Base keeps 256 (226 MB) and ViT-Large 113.
+    Stores at most `max_bytes` and at most `max_images` images: an image takes `16 * num_layers**2 * hidden_size` bytes, so
+    ViT-Base keeps 256 (453 MB) and ViT-Large 113.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
@@ -122,26 +126,31 @@ def collect_representations(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
     )
     num_layers, hidden_size = parts.num_layers, parts.model.config.hidden_size
-    num_images = min(len(loader.dataset), max_images, max(1, max_bytes // (8 * num_layers**2 * hidden_size)))
+    num_images = min(len(loader.dataset), max_images, max_bytes // (16 * num_layers**2 * hidden_size))
     if num_images < MIN_IMAGES:
-        raise ValueError(f"There are {num_images} images; this needs at least {MIN_IMAGES}.")
+        raise ValueError(
+            f"There are {num_images} images; this needs at least {MIN_IMAGES}. Use more of the dataset, or more `max_bytes`."
+        )
     chosen = np.linspace(0, len(loader.dataset) - 1, num_images).round().astype(int)
     groups = np.array_split(chosen, max(MIN_GROUPS, num_images // GROUP_SIZE))
     loader = DataLoader(loader.dataset, batch_sampler=[each.tolist() for each in groups], collate_fn=loader.collate_fn)
-    orders = balanced_execution_orders(num_layers, num_layers * len(groups), seed)
-    cls = np.empty((num_images, num_layers, num_layers, hidden_size), dtype=np.float32)
+    orders = np.reshape(
+        balanced_execution_orders(num_layers, NUM_RUNS * num_layers * len(groups), seed),
+        (len(groups), NUM_RUNS, num_layers, num_layers),
+    )
+    cls = np.empty((num_images, NUM_RUNS, num_layers, num_layers, hidden_size), dtype=np.float32)
     mean, done = np.empty_like(cls), 0
     with parts.evaluation_mode(), torch.inference_mode():
         bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
-        for group, batch in enumerate(bar):
+        for group_orders, batch in zip(orders, bar):
             embedded = parts.embed(batch["pixel_values"].to(parts.device))
             rows = slice(done, done + len(embedded))
-            for order in orders[group * num_layers : (group + 1) * num_layers]:
+            for run, row in np.ndindex(NUM_RUNS, num_layers):
                 hidden_states = embedded
-                for position, layer in enumerate(order):
+                for position, layer in enumerate(group_orders[run, row].tolist()):
                     hidden_states, _ = parts.run_layer(hidden_states, layer, position)
-                    cls[rows, layer, position] = hidden_states[:, 0].float().cpu().numpy()
-                    mean[rows, layer, position] = hidden_states.float().mean(1).cpu().numpy()
+                    cls[rows, run, layer, position] = hidden_states[:, 0].float().cpu().numpy()
+                    mean[rows, run, layer, position] = hidden_states.float().mean(1).cpu().numpy()
             done += len(embedded)
     return Representations(cls, mean, np.repeat(np.arange(len(groups)), [len(each) for each in groups]))
 
@@ -169,7 +178,7 @@ def probe_position(
     from sklearn.preprocessing import StandardScaler
 
     outputs, groups = _tokens(representations, token), representations.groups
-    num_images, num_layers, num_positions, hidden_size = outputs.shape
+    num_images, num_runs, num_layers, num_positions, hidden_size = outputs.shape
     num_groups = int(groups.max()) + 1
     check_integers(num_folds=(num_folds, 2), seed=(seed, 0))
     if num_groups < num_folds:
@@ -182,9 +191,10 @@ def probe_position(
     accuracy = np.empty((num_layers, num_folds))
     for layer in tqdm(range(num_layers), desc="Probing positions", unit="layer", disable=not progress):
         for fold, split in enumerate(splits):
-            train, test = (outputs[np.isin(groups, part), layer] for part in split)
+            train, test = (outputs[np.isin(groups, part), :, layer] for part in split)
             (train, train_positions), (test, test_positions) = (
-                (each.reshape(-1, hidden_size), np.tile(np.arange(num_positions), len(each))) for each in (train, test)
+                (each.reshape(-1, hidden_size), np.tile(np.arange(num_positions), len(each) * num_runs))
+                for each in (train, test)
             )
             probe = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
             accuracy[layer, fold] = probe.fit(train, train_positions).score(test, test_positions)
@@ -194,10 +204,13 @@ def probe_position(
 def output_similarity(representations: Representations, *, token: str = "cls") -> Similarity:
     """Linear CKA (Kornblith et al. 2019, arXiv 1905.00414) between all (layer, position) pairs' outputs over images.
 
+    Outputs of one run are compared with those of the other, so never a layer's with those of its predecessors, which the
+    residual connection would make alike.
+
     In minibatches (Nguyen et al. 2021, arXiv 2010.15327): the unbiased HSIC of Song et al. (2012), which is the inner
     product of U-centred Gram matrices, is averaged over the groups of images. So what an order does to all images alike is
     not counted, and few images in many dimensions do not look alike; a value may come out slightly below 0. Memory:
-    `4 * num_layers**4` bytes, twice.
+    a few times `8 * num_layers**4` bytes.
 
     Args:
         token (`str`): "cls" or "mean".
@@ -206,22 +219,25 @@ def output_similarity(representations: Representations, *, token: str = "cls") -
         `ValueError`: if a group holds fewer than four images.
     """
     outputs, groups = _tokens(representations, token), representations.groups
-    num_images, num_layers, num_positions, _ = outputs.shape
+    num_images, _, num_layers, num_positions, hidden_size = outputs.shape
     smallest = int(np.bincount(groups).min())
     if smallest < 4:
         raise ValueError(f"A group holds {smallest} images; the similarity of outputs needs at least 4 in each.")
-    products = 0
+    products, squares = 0, 0
     for group in range(int(groups.max()) + 1):
-        in_group = outputs[groups == group]
+        in_group = outputs[groups == group].reshape(-1, NUM_RUNS, num_layers * num_positions, hidden_size)
         size = len(in_group)
-        grams = _u_centred_grams(in_group.reshape(size, num_layers * num_positions, -1).swapaxes(0, 1))
-        products = products + np.einsum("aij,bij->ab", grams, grams, optimize=True) / (size * (size - 3))
-    norms = np.sqrt(np.maximum(products.diagonal(), np.finfo(np.float64).tiny))
-    matrix = products / np.outer(norms, norms)
+        first, second = (_u_centred_grams(in_group[:, run].swapaxes(0, 1)) for run in range(NUM_RUNS))
+        products = products + np.tensordot(first, second, axes=((1, 2), (1, 2))) / (size * (size - 3))
+        squares = squares + np.stack([(grams**2).sum((1, 2)) for grams in (first, second)]) / (size * (size - 3))
+    norms = np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
+    matrix = products / np.outer(*norms)
+    matrix = (matrix + matrix.T) / 2
     layers, positions = np.divmod(np.arange(len(matrix)), num_positions)
     is_same_layer, is_same_position = (each[:, None] == each for each in (layers, positions))
     return Similarity(
         matrix,
+        same_both=_mean_where(matrix, is_same_layer & is_same_position),
         same_layer=_mean_where(matrix, is_same_layer & ~is_same_position),
         same_position=_mean_where(matrix, is_same_position & ~is_same_layer),
         neither=_mean_where(matrix, ~is_same_layer & ~is_same_position),
@@ -270,11 +286,10 @@ def embed_representations(
     check_embedding(method)
     check_integers(max_points=(max_points, 1), seed=(seed, 0))
     outputs = _tokens(representations, token)
-    num_images, num_layers, num_positions, hidden_size = outputs.shape
-    vectors = outputs.reshape(-1, hidden_size)
+    vectors = outputs.reshape(-1, outputs.shape[-1])
     num_points = min(max_points, len(vectors))
     chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), num_points, replace=False))
-    _, layer, position = np.unravel_index(chosen, (num_images, num_layers, num_positions))
+    *_, layer, position = np.unravel_index(chosen, outputs.shape[:-1])
     explained_variance = None
     if method == "pca":
         from sklearn.decomposition import PCA

@@ -97,7 +97,7 @@ def plot_position_probe(reports: dict[str, AnalysisReport]) -> Figure:
 
 @styled
 def plot_output_similarity(report: AnalysisReport) -> Figure:
-    """CKA between the outputs of all (layer, position) pairs, sorted by layer and sorted by position."""
+    """CKA between the outputs of all (layer, position) pairs in different orders, sorted by layer and by position."""
     num_layers = report.num_layers
     by_position = np.arange(num_layers**2).reshape(num_layers, num_layers).T.ravel()
     figure = Figure(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
