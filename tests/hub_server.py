@@ -58,7 +58,8 @@ class HubError(Exception):
 
 class HubServer:
     """Use it as a context manager. `repositories` holds what was pushed; `faults` what is to fail: dictionaries of
-    `method`, `path` (a regular expression), `status` (an integer, or "drop" to close the connection) and `times`."""
+    `method`, `path` (a regular expression), `status` (an integer, "drop" to close the connection, or "race" to let
+    somebody else's commit come first) and `times`."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
@@ -135,6 +136,10 @@ class Handler(BaseHTTPRequestHandler):
                 fault["times"] = fault.get("times", 1) - 1
                 if fault["status"] == "drop":
                     return True
+                if fault["status"] == "race":
+                    repository = self.hub.repositories[re.search(_REPO, path.removeprefix("/api/models/"))[0]]
+                    repository.commit("main", "Somebody else's", {**repository.files(), "notes.md": b"Mine"})
+                    return False
                 raise HubError(fault["status"], fault.get("message", "it was told to fail"))
         return False
 
@@ -258,6 +263,8 @@ class Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit", sha) != sha:
+                    raise HubError(412, "A commit has happened since. Please refresh and try again.")
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":

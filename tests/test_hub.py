@@ -275,6 +275,7 @@ print(json.dumps({
     "no such owner": attempt([create | {"status": 404, "message": "Organization not found"}]),
     "dropped at the end": attempt([commit | {"status": "drop"}]),
     "conflict": attempt([commit | {"status": 409, "message": "A commit has happened since"}]),
+    "race": attempt([commit | {"status": "race"}]),
     "server error": attempt([commit | {"status": 500}]),
     "bad gateway": attempt([create | {"status": 502}]),
     "upload dropped once": attempt([{"method": "PUT", "path": "/lfs/", "status": "drop"}]),
@@ -297,6 +298,7 @@ def test_a_failed_upload_says_what_to_do_and_leaves_the_folder_complete(hub, tmp
         "no such owner": r"does not find it \(404\).*Organization not found.*'org' exists",
         "dropped at the end": "the connection to the Hub failed",
         "conflict": r"changed by somebody else at the same time \(409\).*A commit has happened since",
+        "race": r"changed by somebody else at the same time \(412\).*Please refresh",
         "server error": r"problem of its own \(500\).*try later",
         "bad gateway": r"problem of its own \(502\)",
     }
@@ -306,10 +308,8 @@ def test_a_failed_upload_says_what_to_do_and_leaves_the_folder_complete(hub, tmp
         assert text.endswith(f"'{folder}' is complete: publish it again when that is mended."), text
     assert outcomes["upload dropped once"] == ["published", "Upload model"]
     assert all((folder / name).read_bytes() == content for name, content in before.items())
-    assert [commit.message for commit in hub.repositories["org/unlucky"].history()] == [
-        "initial commit",
-        "Upload model",
-    ]
+    messages = [commit.message for commit in hub.repositories["org/unlucky"].history()]
+    assert messages == ["initial commit", "Somebody else's", "Upload model"]
 
 
 COMMANDS = (

@@ -15,10 +15,10 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 import hf_layershuffle as ls
 from hf_layershuffle.card_examples import copy_examples, write_examples
 from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
-from hf_layershuffle.export import to_plain_vit
+from hf_layershuffle.export import save_plain_vit, to_plain_vit
 from hf_layershuffle.folder_records import record_training
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
-from hf_layershuffle.publishing import check_folder, draw_pictures, published_files, save_plain_vit
+from hf_layershuffle.publishing import check_folder, draw_pictures, published_files
 
 
 PICTURES = ("order_distribution.png", "pruning_curves.png", "layer_ablation.png")
@@ -164,6 +164,22 @@ def test_a_report_of_other_weights_is_refused(folder):
     with pytest.raises(ValueError, match="a report of other weights than those beside it"):
         write_model_card(folder)
     assert (folder / "README.md").read_bytes() == before
+
+
+def test_a_report_of_another_depth_is_refused(folder):
+    (folder / "model.safetensors").unlink()  # as where a report joins a model on the Hub
+    assert write_model_card(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a model with 4 layers, and 'vit-tiny' has 3"):
+        write_model_card(folder)
+
+
+def test_a_base_model_gets_a_card_too(architecture, tmp_path):
+    architecture.model_class(architecture.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    assert write_model_card(tmp_path, tags=["encoder"])
+    assert "encoder" in metadata_load(tmp_path / "README.md")["tags"]
 
 
 @pytest.mark.parametrize("name", ["training.json", "export.json", "robustness.json", "merge_plan.yaml"])

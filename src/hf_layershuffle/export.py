@@ -1,14 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """LayerShuffle models as plain ViT or DeiT models, which any inference provider can run."""
 
+import json
 from dataclasses import fields
+from pathlib import Path
 
 import torch
-from transformers import DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+from transformers import AutoImageProcessor, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
+from .card_examples import copy_examples
 from .configuration_layershuffle import LayerShuffleConfigMixin
 from .execution_order import check_execution_order
-from .layerwise import as_layershuffle
+from .folder_records import EXPORT_FILE, write_text
+from .layerwise import as_layershuffle, load_classifier
 
 
 _PLAIN_CLASSES = {"layershuffle_vit": ViTForImageClassification, "layershuffle_deit": DeiTForImageClassification}
@@ -54,6 +58,25 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
         plain = plain_class(plain_config)
     plain.load_state_dict(_reordered(model, order), assign=True)
     return plain.train(model.training)
+
+
+def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
+    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`.
+
+    Args:
+        source (`str`): What the plain ViT's card names as its origin: the Hub id of the model.
+
+    Raises:
+        `ValueError`: as in [`to_plain_vit`].
+    """
+    model = load_classifier(str(folder)).eval()
+    order = fixed_execution_order(model.config, execution_order)
+    to_plain_vit(model, order).save_pretrained(plain_folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    processor.save_pretrained(plain_folder)
+    export = {"source": source, "execution_order": order}
+    write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
+    copy_examples(folder, plain_folder, processor)
 
 
 def fixed_execution_order(config, execution_order=None) -> list[int]:

@@ -96,11 +96,11 @@ class FolderRecords:
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         return cls(
             config=_read_config(folder, report, config),
-            training=_read_json(folder / TRAINING_FILE) or {},
+            training=read_json(folder / TRAINING_FILE) or {},
             report=report,
             merge=_read_merge(folder),
-            export=_read_json(folder / EXPORT_FILE),
-            widget=_read_json(folder / EXAMPLES_FOLDER / EXAMPLES_FILE) or [],
+            export=read_json(folder / EXPORT_FILE),
+            widget=read_json(folder / EXAMPLES_FOLDER / EXAMPLES_FILE) or [],
             pictures=[
                 (name, PICTURES.get(name, Path(name).stem.replace("_", " ").capitalize()))
                 for name in names
@@ -149,7 +149,11 @@ def _read_config(folder: Path, report: RobustnessReport | None, config=None):
 
 
 def _check_report(folder: Path, report: RobustnessReport) -> None:
-    """Refuses a report of other weights than the folder's, as training into the same folder again leaves behind."""
+    """Refuses a report of another model: of another depth, or of other weights than the folder's, as training into the same
+    folder again leaves behind."""
+    depth = (read_json(folder / "config.json") or {}).get("num_hidden_layers", report.num_layers)
+    if depth != report.num_layers:
+        raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
     expected = report.config.get("weights")
     if expected is None or not any(folder.glob("*.safetensors")):
         return
@@ -161,7 +165,7 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
         )
 
 
-def _read_json(path: Path):
+def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
@@ -175,7 +179,7 @@ def _read_merge(folder: Path) -> dict | None:
         plan = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
     except yaml.YAMLError as error:
         raise ValueError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}") from error
-    plan = plan or (_read_json(folder / "config.json") or {}).get("merge_plan")
+    plan = plan or (read_json(folder / "config.json") or {}).get("merge_plan")
     if not isinstance(plan, dict) or not isinstance(plan.get("sources"), dict):
         return None
     sources = {}

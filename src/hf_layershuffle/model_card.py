@@ -20,7 +20,13 @@ SOURCE_NAME, SOURCE_URL = "hf-layershuffle", "https://github.com/hf-layershuffle
 
 
 def write_model_card(
-    folder, *, repo_id: str | None = None, revision: str | None = None, license: str | None = None, config=None
+    folder,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+    tags=(),
+    config=None,
 ) -> bool:
     """Writes `README.md` with the Hub's metadata into a model's folder, or brings the one that is there up to date.
 
@@ -33,6 +39,7 @@ def write_model_card(
         repo_id (`str`, *optional*): Where the model will be. Defaults to `your-name/` and the folder's name.
         revision (`str`, *optional*): Branch or tag that the card's examples load.
         license (`str`, *optional*): As the Hub names it, such as `"apache-2.0"`.
+        tags (`Iterable[str]`): Further tags.
         config (*optional*): Of the model, where the folder has no `config.json` yet.
 
     Returns:
@@ -42,7 +49,9 @@ def write_model_card(
         `ValueError`: if a file in the folder is not what its name says.
     """
     path = Path(folder) / "README.md"
-    fresh = str(build_model_card(folder, repo_id=repo_id, revision=revision, license=license, config=config))
+    fresh = str(
+        build_model_card(folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config)
+    )
     text, has_sections = update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
     if not has_sections:
         logger.warning(
@@ -52,7 +61,7 @@ def write_model_card(
     return has_sections
 
 
-def build_model_card(folder, *, repo_id=None, revision=None, license=None, config=None) -> ModelCard:
+def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=(), config=None) -> ModelCard:
     """A new card from what the folder records; see [`write_model_card`]."""
     records = FolderRecords.read(folder, config)
     model_name = (repo_id or Path(folder).resolve().name).split("/")[-1]
@@ -62,7 +71,7 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, confi
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(config, "image_size", None)
     return ModelCard.from_template(
-        ModelCardData(model_name=model_name, **_metadata(records, dataset), license=license),
+        ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
         model_name=model_name,
         repo_id=repo_id or f"your-name/{model_name}",
@@ -83,7 +92,7 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, confi
     )
 
 
-def _metadata(records: FolderRecords, dataset: str | None) -> dict:
+def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
     """The Hub's keys, for `ModelCardData`."""
     if records.merge:  # a merge notes the commit of each source that came from the Hub
         sources = [source["model"] for source in records.merge["sources"].values() if source["revision"]]
@@ -91,7 +100,7 @@ def _metadata(records: FolderRecords, dataset: str | None) -> dict:
         sources = [records.export["source"] if records.export else records.training.get("base_model")]
     # The Hub refuses a base model that is not one of its own
     base_models = list(dict.fromkeys(name for name in sources if name and name.count("/") == 1))
-    tags = {"vision-transformer", *records.training.get("tags", []), *(["merge"] if records.merge else [])}
+    tags = {"vision-transformer", *tags, *records.training.get("tags", []), *(["merge"] if records.merge else [])}
     values = {
         "library_name": "transformers",
         "pipeline_tag": "image-classification",

@@ -5,7 +5,6 @@ Each is one commit: the Hub shows all of it or none of it.
 """
 
 import fnmatch
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,10 +12,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
-from transformers import AutoImageProcessor
 
 from .card_text import combine_cards, mark_published
-from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, write_text
+from .export import save_plain_vit
+from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, read_json, write_text
 from .hub_errors import explained_errors
 from .model_card import write_model_card
 
@@ -98,20 +97,23 @@ def _publish(
     revision=None,
     token=None,
     license=None,
+    tags=(),
     overwrite_card=False,
     **commit_kwargs,
 ) -> CommitInfo:
     check_folder(folder)
-    card, card_kwargs = folder / "README.md", {"revision": revision, "license": license}
+    card, card_kwargs = folder / "README.md", {"revision": revision, "license": license, "tags": tags}
     write_model_card(folder, repo_id=repo_id, **card_kwargs)
     with explained_errors(repo_id, go_on):
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
-        there = api.list_repo_tree(repo_id, revision=revision, recursive=True)
+        # What is read here is what the commit builds on: it is refused if somebody has changed the repository since
+        head = api.model_info(repo_id, revision=revision).sha
+        there = api.list_repo_tree(repo_id, revision=head, recursive=True)
         there = {file.path: file for file in there if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
-            _fetch_missing(api, repo_id, revision, folder, [name for name in there if _matches(name, RECORDS)])
-        hub_card = _read_hub_card(api, repo_id, revision) if "README.md" in there and not overwrite_card else None
+            _fetch_missing(api, repo_id, head, folder, [name for name in there if _matches(name, RECORDS)])
+        hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
             write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
         write_model_card(folder, repo_id=repo_id, **card_kwargs)
@@ -119,7 +121,7 @@ def _publish(
         files = published_files(folder)
         operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
         operations += [CommitOperationDelete(name) for name in there if name not in files and _matches(name, REPLACED)]
-        return api.create_commit(repo_id, operations, revision=revision, **commit_kwargs)
+        return api.create_commit(repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
 
 
 def _has_same_weights(folder: Path, there: dict[str, RepoFile]) -> bool:
@@ -164,8 +166,8 @@ def check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"'{folder}' holds no safetensors weights, and pickles are not published. {again}")
     index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shards = set((read_json(index) or {}).get("weight_map", {}).values())
+    config = read_json(folder / "config.json")
     code = CODE_FILES if str(config.get("model_type")).startswith("layershuffle_") else ()
     missing = sorted(name for name in {*shards, *code} if not (folder / name).exists())
     if missing:
@@ -210,26 +212,6 @@ def publish_with_plain_vit(
         return commit, _publish(plain_folder, target, go_on, **kwargs)
 
 
-def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`.
-
-    Raises:
-        `ValueError`: as in [`to_plain_vit`].
-    """
-    from .card_examples import copy_examples
-    from .export import fixed_execution_order, to_plain_vit
-    from .layerwise import load_classifier
-
-    model = load_classifier(str(folder)).eval()
-    order = fixed_execution_order(model.config, execution_order)
-    to_plain_vit(model, order).save_pretrained(plain_folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    processor.save_pretrained(plain_folder)
-    export = {"source": source, "execution_order": order}
-    write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
-    copy_examples(folder, plain_folder, processor)
-
-
 def push_model(
     model,
     repo_id: str,
@@ -253,12 +235,10 @@ def push_model(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if image_processor is not None:
             image_processor.save_pretrained(folder)
-        if tags:
-            write_text(folder / TRAINING_FILE, json.dumps({"tags": list(tags)}) + "\n")
         kwargs = {"commit_message": "Upload model"} | {
             name: value for name, value in kwargs.items() if value is not None
         }
-        return _publish(folder, repo_id, go_on, **kwargs)
+        return _publish(folder, repo_id, go_on, tags=tags or (), **kwargs)
 
 
 def push_report(
@@ -280,9 +260,10 @@ def push_report(
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
         folder = Path(temporary) / repo_id.split("/")[-1]
+        head = api.model_info(repo_id, revision=revision).sha
         # The weights and the code are not needed for the card
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
-        api.snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=patterns)
+        api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
         report.save(folder)
         draw_pictures(report, folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
@@ -292,6 +273,7 @@ def push_report(
             [CommitOperationAdd(name, str(folder / name)) for name in names],
             commit_message=commit_message or "Upload robustness report",
             revision=revision,
+            parent_commit=head,
         )
 
 
