@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUTPUT ?= outputs/digits-layershuffle
 
-.PHONY: help install train model-cards test test-slow lint format clean
+.PHONY: help install train model-cards test test-slow bench lint format clean
 
 help:
 	@echo "make train      train LayerShuffle and a plain ViT on the digits, evaluate both, write a model card (~3 minutes)"
 	@echo "make model-cards  train, evaluate and describe the five models in model_cards/ (~15 minutes; less if outputs/ has them)"
 	@echo "make test       run the tests (~5 minutes)"
 	@echo "make test-slow  run the tests that take minutes each as well"
+	@echo "make bench      measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
 	@echo "make lint       check style; make format mends it"
 	@echo "make clean      remove the environment and the outputs"
 
@@ -36,6 +37,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2
+
+# BENCH="--resume" goes on after an interruption, BENCH="--only startup" measures one thing
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -34,8 +34,8 @@ def count_graphs():
 
 
 def make_run(model, batch, training: bool, dtype: torch.dtype, order=None):
-    """A training pass (forward and backward) or an inference on a batch, each time in the next random order."""
-    orders = {"execution_order": order} if order is not None else {}
+    """A training pass (forward and backward) or an inference on a batch, in this order, or each time in the model's next one."""
+    orders = {} if order is None else {"execution_order": order}
     model.train(training)
 
     def run():
@@ -43,7 +43,7 @@ def make_run(model, batch, training: bool, dtype: torch.dtype, order=None):
             if not training:
                 with torch.no_grad():
                     return model(**batch, **orders)
-            loss = model(**batch).loss
+            loss = model(**batch, **orders).loss
         loss.backward()
         model.zero_grad()
 
@@ -59,17 +59,9 @@ def warm_up(model, batch, training: bool, dtype, orders) -> tuple[float, float]:
     seconds = []
     for order in orders:
         start = time.perf_counter()
-        make_run(model, batch, training, dtype, order)() if not training else train_once(model, batch, dtype, order)
+        make_run(model, batch, training, dtype, order)()
         seconds.append(time.perf_counter() - start)
     return seconds[0], max(seconds[1:])
-
-
-def train_once(model, batch, dtype, order) -> None:
-    model.train()
-    with torch.autocast(batch["labels"].device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(**batch, execution_order=order).loss
-    loss.backward()
-    model.zero_grad()
 
 
 def graph_rows(args, device: str, dtype: torch.dtype) -> list[Row]:

@@ -94,11 +94,11 @@ def main() -> None:
     parser.add_argument("--dataset_name", default=None, help="Defaults to random images in a temporary folder.")
     parser.add_argument("--models", nargs="+", default=["the example's default", "cifar"], choices=list(MODELS))
     parser.add_argument(
-        "--batch_size", type=int, default=None, help="Defaults to the example's, and to 32 at 32 pixels."
+        "--batch_size", type=int, default=None, help="Defaults to the example's, and to 16 for the cifar model."
     )
     parser.add_argument("--num_workers", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=4, help="Steps a measurement.")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=2, help="Steps a measurement.")
     parser.add_argument("--images", type=int, default=2048, help="Random images.")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

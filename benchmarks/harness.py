@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -208,13 +209,14 @@ def _processor_name() -> str:
 
 
 def record(question: str, rows: list[Row], settings: dict | None = None, notes: str = "") -> Path:
-    """Prints the table and writes `results/<script>.json`."""
+    """Prints the table and writes `results/<script>.json`; a run with arguments is a trial and goes to the temporary folder."""
     script = Path(sys.argv[0])
     print_rows({script.stem: rows})
     if notes:
         print(notes)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{script.stem}.json"
+    folder = RESULTS if len(sys.argv) == 1 else Path(tempfile.gettempdir(), "layershuffle-benchmarks")
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{script.stem}.json"
     content = {
         "benchmark": script.stem,
         "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
@@ -227,6 +229,7 @@ def record(question: str, rows: list[Row], settings: dict | None = None, notes: 
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+    print(f"Written to {path}.")
     return path
 
 

@@ -40,7 +40,7 @@ SIZES = {
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=4
     ),
 }
-BATCH_SIZES = {"vit-s": 4, "cifar": 32, "tiny": 8}
+BATCH_SIZES = {"vit-s": 4, "cifar": 16, "tiny": 8}
 MODES = {
     "none": {},
     "arbitrary": {"shuffle_mode": "arbitrary"},
@@ -127,7 +127,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=12, help="At least 10 for the record.")
     parser.add_argument(
-        "--batch_size", type=int, default=None, help="Images a step; defaults to 4 at 224 pixels, 32 at 32."
+        "--batch_size", type=int, default=None, help="Images a step; defaults to 4 at 224 pixels, 16 at 32."
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="Print the operators of a step instead.")
