@@ -71,6 +71,7 @@ publish_with_plain_vit(folder, "org/vit-layershuffle", execution_order=[3, 0, 1]
 publish_with_plain_vit(folder, "org/other", plain_repo_id="org/other-plain", revision="v1")
 model.push_to_hub("org/from-memory", revision="dev", tags=["tiny"],
                   image_processor=ViTImageProcessor.from_pretrained(folder), commit_message="From memory")
+model.save_pretrained(folder + "/../saved", push_to_hub=True, repo_id="org/saved", commit_message="Saved")
 publish(sources, "org/merged")
 
 arguments = ls.LayerShuffleTrainingArguments(
@@ -150,6 +151,13 @@ def test_a_model_in_memory_arrives_with_code_processor_and_card_in_one_commit(hu
     metadata, body = card_of(repository, "dev")
     assert "tiny" in metadata["tags"]
     assert 'repo_id = "org/from-memory"' in body and 'from_pretrained(repo_id, revision="dev")' in body
+
+
+def test_saving_can_push_in_one_commit(hub, pushed):
+    history = hub.repositories["org/saved"].history()
+    assert [commit.message for commit in history] == ["initial commit", "Saved"]
+    assert {"config.json", "model.safetensors", *CODE_FILES} <= set(history[-1].files)
+    assert "layershuffle" in card_of(hub.repositories["org/saved"])[0]["tags"]
 
 
 def test_a_trainer_pushes_in_one_commit_and_no_pickle(hub, pushed):

@@ -5,6 +5,7 @@ The shuffling is written once, in the mixins; an architecture joins by the class
 travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -158,6 +159,15 @@ class LayerShuffleLayerMixin:
         return hidden_states if self.position_head is None else (hidden_states, self.position_head(hidden_states))
 
 
+_HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
+
+
+def _is_package() -> bool:
+    """Whether this is the package's file, not one loaded from the Hub. The package's other modules are then imported by
+    name: `from .x import` would make them travel to the Hub too."""
+    return __package__ == "hf_layershuffle"
+
+
 class LayerShufflePreTrainedMixin:
     """What base models and classifiers share: new modules start as no-ops, and loading refuses what it cannot read."""
 
@@ -202,22 +212,34 @@ class LayerShufflePreTrainedMixin:
             )
         return (model, loading_info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory, *args, save_original_format: bool = False, push_to_hub: bool = False, **kwargs
+    ):
         """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
         serves `AutoModel` and `AutoModelForImageClassification`, whichever class was saved, with this package or by
         `trust_remote_code=True`."""
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
         self.config.auto_map = dict(_AUTO_MAPS[self.config.model_type])
+        publishes = push_to_hub and _is_package()
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if publishes and name in kwargs}
         # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and reloads
         # the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
-        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(
+            save_directory,
+            *args,
+            save_original_format=save_original_format,
+            push_to_hub=push_to_hub and not publishes,
+            **kwargs,
+        )
+        if publishes and kwargs.get("is_main_process", True):
+            repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            import_module("hf_layershuffle.publishing").publish(save_directory, repo_id, **hub)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """As in transformers; with this package also with its card, and with an `image_processor` if one is given (see
         [`push_model`]). All files arrive in one commit."""
-        if __package__ != "hf_layershuffle":  # this file, loaded from the Hub
+        if not _is_package():
             return super().push_to_hub(repo_id, **kwargs)
-        # Not `from .publishing import`, which would make that module travel to the Hub too
         return import_module("hf_layershuffle.publishing").push_model(self, repo_id, **kwargs)
 
 
