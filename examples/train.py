@@ -7,6 +7,7 @@
         --ignore_mismatched_sizes                             # fine-tunes
     python examples/train.py arguments.yaml                   # or .json: all arguments from one file
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py
+    python examples/train.py --torch_compile                  # layer by layer: five graphs for all orders
 
 Prints, at the end, a table of the accuracy in sequential order and over arbitrary orders, and writes to `--output_dir`:
 the model, the image processor and the code, a model card, and all metrics in `all_results.json`. Run the same command
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
 import yaml
 from rich.console import Console
@@ -145,6 +147,13 @@ class DataArguments:
             "often characters."
         },
     )
+    max_cached_gib: float = field(
+        default=16.0,
+        metadata={
+            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than this; "
+            "0 decodes them whenever they are read."
+        },
+    )
 
 
 @dataclass
@@ -165,6 +174,10 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that prepare batches ahead. Defaults to 2 with a GPU, to none on the CPU."},
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
@@ -178,6 +191,8 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
     def __post_init__(self):
         if self.final_eval_orders < 8:
             raise ValueError(f"`final_eval_orders` is {self.final_eval_orders}; it must be at least 8.")
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 2 if torch.accelerator.is_available() and not self.use_cpu else 0
         self.has_default_output_dir = self.output_dir is None
         super().__post_init__()
 
@@ -316,7 +331,13 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
     is_colour = np.asarray(splits["train"][0]["image"]).ndim == 3
     flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
     augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
-    common = {"image_processor": image_processor, "num_channels": config.num_channels}
+    if args.max_cached_gib < 0:
+        raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
+    common = {
+        "image_processor": image_processor,
+        "num_channels": config.num_channels,
+        "max_cached_bytes": int(args.max_cached_gib * 2**30),
+    }
     return (
         ImageClassificationDataset(splits["train"], **common, **augmentation, description="Decoding training images"),
         ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
@@ -462,7 +483,8 @@ def run(argv: list[str]) -> None:
             variant_args.output_dir = str(Path(args.output_dir, "baseline"))
         find_checkpoint(variant_args, model.config)  # refuses what it must before the images are decoded
         models.append((model, variant_args))
-    train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
+    with args.main_process_first(desc="decoding images"):  # the others then read its file
+        train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
 
     rows = {}
     for model, variant_args in models:
