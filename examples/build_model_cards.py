@@ -20,9 +20,8 @@ import hf_layershuffle
 from hf_layershuffle import RobustnessReport, compare_reports, evaluate_robustness
 from hf_layershuffle.card_examples import write_examples
 from hf_layershuffle.data import load_image_datasets, match_labels
-from hf_layershuffle.evaluation import weights_digest
 from hf_layershuffle.folder_records import TRAINING_FILE
-from hf_layershuffle.layerwise import load_classifier
+from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import write_model_card
 from hf_layershuffle.publishing import CODE_FILES, check_folder, draw_pictures, published_files
 from hf_layershuffle.report import REPORT_FILE

@@ -8,25 +8,21 @@ states a level, however many orders there are.
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from .data import as_dataloader
 from .execution_order import arbitrary_execution_orders, check_execution_order
-from .layerwise import LayerwiseClassifier
+from .layerwise import as_layerwise, check_integers, describe_model, labels_on_device, weights_digest
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
 
 SAVE_EVERY_BATCHES = 20
-_FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
 
 
 @dataclass
@@ -113,7 +109,7 @@ def score_execution_orders(
     Raises:
         `ValueError`: if an order, a label or an argument is not valid, or there is no image.
     """
-    parts = _as_parts(model)
+    parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
     loader = _loader(parts, data, image_processor, batch_size, max_samples)
     distinct, tree = _distinct_tree(orders)
@@ -157,10 +153,8 @@ def evaluate_robustness(
     Raises:
         `ValueError`: if an argument or a label is not valid, or there is no image.
     """
-    for name, value, least in (("num_orders", num_orders, 1), ("num_subsets", num_subsets, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
-    parts = _as_parts(model)
+    check_integers(num_orders=(num_orders, 1), num_subsets=(num_subsets, 1), seed=(seed, 0))
+    parts = as_layerwise(model)
     config, num_layers = parts.model.config, parts.num_layers
     model_name = model_name or config.name_or_path or type(model).__name__
     loader = _loader(parts, data, image_processor, batch_size, max_samples)
@@ -199,13 +193,8 @@ def evaluate_robustness(
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
         position_prediction=PositionPrediction.of(*positions) if config.position_predictor else None,
-        config={name: getattr(config, name, None) for name in _FLAGS} | {"weights": weights_digest(parts.model)},
-        environment=describe_environment()
-        | {
-            "device": str(parts.device),
-            "dtype": str(parts.model.dtype).removeprefix("torch."),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        },
+        config=describe_model(parts.model),
+        environment=describe_environment(parts.model),
     )
     if progress_file is not None:
         Path(progress_file).unlink(missing_ok=True)
@@ -230,22 +219,9 @@ def plan_orders(num_layers: int, num_orders: int, num_subsets: int, seed: int) -
     return plan
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Tells checkpoints apart: a digest of a model's parameters, eight hexadecimal digits, the same on every device."""
-    digest = 0
-    for parameter in model.parameters():
-        # Their bytes, since a sum is another one with another number of threads
-        digest = zlib.crc32(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), digest)
-    return f"{digest:08x}"
-
-
 def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
     """The first, the last and evenly spaced layers between them, ascending; for one layer, the first."""
     return np.linspace(0, num_layers - 1, num_kept).round().astype(int).tolist()
-
-
-def _as_parts(model):
-    return LayerwiseClassifier(model) if isinstance(model, PreTrainedModel) else model
 
 
 def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None):
@@ -282,14 +258,7 @@ def _run(parts, loader, tree, num_orders, *, description, progress, progress_fil
 
 
 def _score_batch(parts, batch, tree: OrderTree, tallies: Tallies) -> None:
-    labels = torch.as_tensor(batch["labels"])
-    outside = labels[(labels < 0) | (labels >= parts.num_labels)]
-    if len(outside):
-        raise ValueError(
-            f"The data holds the label {outside[0].item()}, but the model has {parts.num_labels} classes, from 0 to "
-            f"{parts.num_labels - 1}. Evaluate it on the dataset it was trained on."
-        )
-    labels = labels.to(parts.device)
+    labels = labels_on_device(parts, batch["labels"])
     orders, results, position_results = [], [], []  # stay on the device until the batch is done, so that nothing waits
 
     def walk(node: OrderTree, hidden_states: torch.Tensor, position: int) -> None:

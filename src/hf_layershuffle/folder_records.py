@@ -16,8 +16,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from .evaluation import weights_digest
-from .layerwise import load_classifier
+from .layerwise import load_classifier, weights_digest
 from .report import REPORT_FILE, RobustnessReport
 
 

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
 
+import zlib
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
@@ -14,6 +16,7 @@ from .modeling_layershuffle import (
 )
 
 
+_FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
 _CLASSES = {
     "vit": (ViTForImageClassification, LayerShuffleViTConfig, LayerShuffleViTForImageClassification),
     "deit": (DeiTForImageClassification, LayerShuffleDeiTConfig, LayerShuffleDeiTForImageClassification),
@@ -66,6 +69,11 @@ def _classes_of(model_type: str, what: str):
             f"{what} is a model of type '{model_type}'; only {allowed} have layers that can be reordered."
         )
     return classes
+
+
+def as_layerwise(model) -> "LayerwiseClassifier":
+    """A [`LayerwiseClassifier`] of a model; anything that is none, which must have its interface, as it is."""
+    return LayerwiseClassifier(model) if isinstance(model, PreTrainedModel) else model
 
 
 class LayerwiseClassifier:
@@ -128,3 +136,41 @@ class LayerwiseClassifier:
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
         return self.model.classifier(self.encoder.layernorm(hidden_states[:, :1])[:, 0])
+
+
+def labels_on_device(parts, labels) -> torch.Tensor:
+    """Labels of shape `(batch_size,)` on the device of a [`LayerwiseClassifier`] or like object.
+
+    Raises:
+        `ValueError`: if one is no class of the model.
+    """
+    labels = torch.as_tensor(labels)
+    outside = labels[(labels < 0) | (labels >= parts.num_labels)]
+    if len(outside):
+        raise ValueError(
+            f"The data holds the label {outside[0].item()}, but the model has {parts.num_labels} classes, from 0 to "
+            f"{parts.num_labels - 1}. Take the dataset it was trained on."
+        )
+    return labels.to(parts.device)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Tells checkpoints apart: a digest of the sums of a model's parameters, eight hexadecimal digits."""
+    sums = [parameter.detach().double().sum().item() for parameter in model.parameters()]
+    return f"{zlib.crc32(np.asarray(sums).tobytes()):08x}"
+
+
+def describe_model(model: PreTrainedModel) -> dict:
+    """What a report says of the model it is about: its type, its LayerShuffle flags and a digest of its weights."""
+    return {name: getattr(model.config, name, None) for name in _FLAGS} | {"weights": weights_digest(model)}
+
+
+def check_integers(**values) -> None:
+    """Each `name=(value, least)` must be an integer of at least `least`.
+
+    Raises:
+        `ValueError`: if one is not.
+    """
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -194,11 +193,6 @@ def evaluate_random_merges(
         MergeScore(seed + index, [list(layer) for layer in layers], score.accuracy, score.loss)
         for index, (layers, score) in enumerate(zip(draws, scores))
     ]
-    environment = describe_environment() | {
-        "device": str(pool.device),
-        "dtype": str(pool.model.dtype).removeprefix("torch."),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
     return RandomMergeReport(
         name=name,
         dataset=dataset_name,
@@ -210,7 +204,7 @@ def evaluate_random_merges(
         sources={model: dict((sources or {}).get(model, {})) for model in models},
         source_scores=source_scores,
         merges=merges,
-        environment=environment,
+        environment=describe_environment(pool.model),
     )
 
 

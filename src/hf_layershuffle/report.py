@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -274,11 +275,16 @@ def pruning_points(num_layers: int) -> list[int]:
     return sorted({max(1, round(num_layers * quarter / 4)) for quarter in (1, 2, 3)})
 
 
-def describe_environment() -> dict:
-    """Versions of what the numbers depend on, and the machine."""
+def describe_environment(model=None) -> dict:
+    """Versions of what the numbers depend on, the machine, the date (ISO 8601, UTC), and the model's device and dtype."""
+    placement = (
+        {} if model is None else {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    )
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS_OF},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **placement,
     }
 
 

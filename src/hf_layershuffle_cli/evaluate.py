@@ -87,7 +87,7 @@ def find_report(folder: Path, model, expected: dict):
         `ValueError`: if there is another one.
     """
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.evaluation import weights_digest
+    from hf_layershuffle.layerwise import weights_digest
     from hf_layershuffle.report import REPORT_FILE
 
     if not (folder / REPORT_FILE).exists():

@@ -1,22 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
 
-from datetime import datetime, timezone
-
 import torch
 
 from ..data import as_dataloader
-from ..evaluation import weights_digest
 from ..execution_order import arbitrary_execution_orders
+from ..layerwise import as_layerwise, check_integers, describe_model
 from ..report import describe_environment
 from .attention import AttentionMaps, attention_rollout
 from .contributions import (
     PARTS,
     QUANTITIES,
     LayerContributions,
-    as_parts,
     balanced_execution_orders,
-    check_integers,
     layer_contributions,
     recorded_updates,
 )
@@ -34,9 +30,6 @@ from .representations import (
     output_similarity,
     probe_position,
 )
-
-
-_FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
 
 
 def analyze(
@@ -74,7 +67,7 @@ def analyze(
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
-    parts = as_parts(model)
+    parts = as_layerwise(model)
     if parts.num_layers < 2:
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
@@ -101,13 +94,8 @@ def analyze(
         similarity=output_similarity(outputs),
         embedding=embed_representations(outputs, method=embedding, seed=seed),
         attention=_attention_of_first_images(parts, loader, num_attention_images, seed),
-        config={name: getattr(config, name, None) for name in _FLAGS} | {"weights": weights_digest(parts.model)},
-        environment=describe_environment()
-        | {
-            "device": str(parts.device),
-            "dtype": str(parts.model.dtype).removeprefix("torch."),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        },
+        config=describe_model(parts.model),
+        environment=describe_environment(parts.model),
     )
 
 

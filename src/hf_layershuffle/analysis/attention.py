@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from ..execution_order import check_execution_order
-from ..layerwise import LayerwiseClassifier
-from .contributions import as_parts
+from ..layerwise import LayerwiseClassifier, as_layerwise
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def attention_rollout(
     Raises:
         `ValueError`: if an order is not valid or there is none.
     """
-    parts = as_parts(model)
+    parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
     if not orders:
         raise ValueError("`execution_orders` is empty; pass at least one order.")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from ..data import as_dataloader
-from ..layerwise import LayerwiseClassifier
+from ..layerwise import LayerwiseClassifier, as_layerwise, check_integers, labels_on_device
 
 
 # x is a token's hidden state before a layer and f(x) the one after it; f(x) - x is the sum of what attention, MLP and (with a
@@ -149,7 +148,7 @@ def layer_contributions(
         `ValueError`: if an argument or a label is not valid, or there is no image.
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
-    parts = as_parts(model)
+    parts = as_layerwise(model)
     loader = as_dataloader(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
     )
@@ -161,7 +160,7 @@ def layer_contributions(
     num_images = 0
     with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
         for batch in tqdm(loader, desc="Measuring layers' updates", unit="batch", disable=not progress):
-            labels = checked_labels(parts, batch["labels"])
+            labels = labels_on_device(parts, batch["labels"])
             embedded = parts.embed(batch["pixel_values"].to(parts.device))
             measured = [
                 _measure_order(parts, embedded, labels, order, updates, names) for order in (sequential, *orders)
@@ -215,34 +214,3 @@ def _summarize(sums: np.ndarray, names: list[str], num_images: int, orders) -> L
 def _moments(sums: np.ndarray, counts) -> tuple[np.ndarray, np.ndarray]:
     mean, mean_of_squares = sums / counts
     return mean, np.sqrt(np.maximum(mean_of_squares - mean**2, 0))
-
-
-def as_parts(model) -> LayerwiseClassifier:
-    return LayerwiseClassifier(model) if isinstance(model, PreTrainedModel) else model
-
-
-def checked_labels(parts: LayerwiseClassifier, labels) -> torch.Tensor:
-    """Labels on the model's device.
-
-    Raises:
-        `ValueError`: if one is no class of the model.
-    """
-    labels = torch.as_tensor(labels)
-    outside = labels[(labels < 0) | (labels >= parts.num_labels)]
-    if len(outside):
-        raise ValueError(
-            f"The data holds the label {outside[0].item()}, but the model has {parts.num_labels} classes, from 0 to "
-            f"{parts.num_labels - 1}. Analyse it on the dataset it was trained on."
-        )
-    return labels.to(parts.device)
-
-
-def check_integers(**values) -> None:
-    """Each `name=(value, least)` must be an integer of at least `least`.
-
-    Raises:
-        `ValueError`: if one is not.
-    """
-    for name, (value, least) in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")

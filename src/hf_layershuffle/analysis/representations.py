@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import as_dataloader
-from .contributions import as_parts, balanced_execution_orders, check_integers
+from ..layerwise import as_layerwise, check_integers
+from .contributions import balanced_execution_orders
 
 
 EMBEDDINGS = ("pca", "umap")
@@ -121,7 +122,7 @@ def collect_representations(
         `ValueError`: if an argument is not valid, or there are fewer than 20 images.
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
-    parts = as_parts(model)
+    parts = as_layerwise(model)
     loader = as_dataloader(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
     )
