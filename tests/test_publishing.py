@@ -17,6 +17,7 @@ from hf_layershuffle.card_examples import copy_examples, write_examples
 from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
 from hf_layershuffle.export import save_plain_vit, to_plain_vit
 from hf_layershuffle.folder_records import record_training
+from hf_layershuffle.layerwise import weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.publishing import check_folder, draw_pictures, published_files
 
@@ -431,3 +432,19 @@ def test_a_saved_plain_vit_is_an_ordinary_model(folder, tmp_path, batch):
 def test_a_folder_without_examples_has_none_to_copy(tmp_path):
     copy_examples(tmp_path, tmp_path / "target", None)
     assert not (tmp_path / "target").exists()
+
+
+def test_the_digest_of_weights_does_not_depend_on_how_they_are_read(vit):
+    model = vit.classifier(hidden_size=256, intermediate_size=1024)  # large enough for several threads
+    digests, threads = set(), torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            digests.add(weights_digest(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(digests) == 1
+    with torch.no_grad():  # which a sum would not tell
+        weight = model.classifier.weight
+        weight[0], weight[1] = weight[1].clone(), weight[0].clone()
+    assert weights_digest(model) not in digests
