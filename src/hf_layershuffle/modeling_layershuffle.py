@@ -76,7 +76,9 @@ class JointNormalization(torch.autograd.Function):
         mean = (tokens.sum(dim=-1, keepdim=True) + vector.sum()) / joint_size
         normalized = tokens - mean
         # Squares of differences, not a difference of squares, which would cancel
-        squares = normalized.square().sum(dim=-1, keepdim=True) + (vector - mean).square().sum(dim=-1, keepdim=True)
+        vector_mean = vector.mean()
+        squares = torch.linalg.vector_norm(normalized, dim=-1, keepdim=True).square_()
+        squares = squares + (vector - vector_mean).square().sum() + len(vector) * (vector_mean - mean).square()
         rstd = torch.rsqrt(squares / joint_size + eps)
         normalized = normalized.mul_(rstd).to(ctx.dtype)
         ctx.save_for_backward(normalized, vector, mean, rstd)
