@@ -23,7 +23,8 @@ from hf_layershuffle.data import load_image_datasets, match_labels
 from hf_layershuffle.folder_records import TRAINING_FILE
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import write_model_card
-from hf_layershuffle.publishing import CODE_FILES, check_folder, draw_pictures, published_files
+from hf_layershuffle.plotting import save_report_pictures
+from hf_layershuffle.publishing import CODE_FILES, check_folder, published_files
 from hf_layershuffle.report import REPORT_FILE
 
 
@@ -66,7 +67,7 @@ def build(folder: Path, dataset) -> RobustnessReport:
         names = {"model_name": folder.name, "dataset_name": DATASET}
         report = evaluate_robustness(model, dataset, image_processor=processor, **names, **SETTINGS)
         report.save(folder)
-    draw_pictures(report, folder)
+    save_report_pictures({report.model: report}, folder)
     write_examples(folder, dataset, processor)
     write_model_card(folder, repo_id=f"{OWNER}/{folder.name}", license=LICENSE)
     check_folder(folder)

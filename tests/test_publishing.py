@@ -19,7 +19,8 @@ from hf_layershuffle.export import save_plain_vit, to_plain_vit
 from hf_layershuffle.folder_records import record_training
 from hf_layershuffle.layerwise import weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
-from hf_layershuffle.publishing import check_folder, draw_pictures, published_files
+from hf_layershuffle.plotting import save_report_pictures
+from hf_layershuffle.publishing import check_folder, published_files
 
 
 PICTURES = ("order_distribution.png", "pruning_curves.png", "layer_ablation.png")
@@ -58,7 +59,7 @@ def described(tmp_path_factory):
         progress=False,
     )
     report.save(folder)
-    draw_pictures(report, folder)
+    save_report_pictures({report.model: report}, folder)
     write_examples(folder, images(), processor)
     assert write_model_card(folder, repo_id="org/vit-tiny", license="mit")
     return folder

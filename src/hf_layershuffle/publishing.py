@@ -255,6 +255,8 @@ def push_report(
     Raises:
         `OSError`: as in [`publish`].
     """
+    from .plotting import save_report_pictures
+
     go_on = "The report is untouched: push it again when that is mended"
     with explained_errors(repo_id, go_on), tempfile.TemporaryDirectory() as temporary:
         api = HfApi(token=token)
@@ -265,7 +267,7 @@ def push_report(
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
         report.save(folder)
-        draw_pictures(report, folder)
+        save_report_pictures({report.model: report}, folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
         names = ["README.md", "robustness.json", *(name for name in PICTURES if (folder / name).exists())]
         return api.create_commit(
@@ -275,15 +277,6 @@ def push_report(
             revision=revision,
             parent_commit=head,
         )
-
-
-def draw_pictures(report, folder) -> None:
-    """Draws the pictures that a card shows into the folder."""
-    from . import plotting
-
-    draw = (plotting.plot_order_distribution, plotting.plot_pruning_curves, plotting.plot_layer_ablation)
-    for name, function in zip(PICTURES, draw):
-        plotting.save_figure(function({report.model: report}), Path(folder) / Path(name).stem)
 
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:

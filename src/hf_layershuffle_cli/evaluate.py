@@ -38,6 +38,7 @@ def evaluate(
     evaluated again, and an evaluation that was stopped goes on.
     """
     from hf_layershuffle import compare_reports, evaluate_robustness
+    from hf_layershuffle.plotting import save_report_pictures
 
     names = options.distinct_names(models)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
@@ -73,9 +74,9 @@ def evaluate(
                 **settings,
             )
             reports[name].save(folder)
-        draw_pictures({name: reports[name]}, folder)
+        save_report_pictures({name: reports[name]}, folder)
     if len(reports) > 1:
-        draw_pictures(reports, output_dir)
+        save_report_pictures(reports, output_dir)
     options.print_table(compare_reports(reports) if len(reports) > 1 else reports[names[0]].table())
     print(f"Saved to {output_dir}")
 
@@ -102,11 +103,3 @@ def find_report(folder: Path, model, expected: dict):
                 "choose another --output_dir, or add --overwrite to replace it."
             )
     return report
-
-
-def draw_pictures(reports: dict, folder: Path) -> None:
-    from hf_layershuffle.plotting import plot_layer_ablation, plot_order_distribution, plot_pruning_curves, save_figure
-
-    save_figure(plot_order_distribution(reports), folder / "order_distribution")
-    save_figure(plot_pruning_curves(reports), folder / "pruning_curves")
-    save_figure(plot_layer_ablation(reports), folder / "layer_ablation")

@@ -95,7 +95,7 @@ def _evaluate(folder: Path, dataset_name: str, device: str | None, dataset_optio
     """Writes the report, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
     from hf_layershuffle.card_examples import write_examples
-    from hf_layershuffle.publishing import draw_pictures
+    from hf_layershuffle.plotting import save_report_pictures
 
     from .options import load_evaluation_split, load_model, short_name
 
@@ -110,7 +110,7 @@ def _evaluate(folder: Path, dataset_name: str, device: str | None, dataset_optio
         **sizes,
     )
     report.save(folder)
-    draw_pictures(report, folder)
+    save_report_pictures({report.model: report}, folder)
     write_examples(folder, dataset, loaded.image_processor)
 
 

@@ -18,6 +18,7 @@ from .robustness import (
     plot_layer_ablation,
     plot_order_distribution,
     plot_pruning_curves,
+    save_report_pictures,
 )
 from .style import save_figure
 
@@ -34,4 +35,5 @@ __all__ = [
     "plot_pruning_curves",
     "plot_updates_by_position",
     "save_figure",
+    "save_report_pictures",
 ]

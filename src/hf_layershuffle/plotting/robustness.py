@@ -2,13 +2,24 @@
 """Pictures of robustness reports."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..report import RobustnessReport
-from .style import CHANCE, PAGE_WIDTH, check_not_empty, colors_of, legend_below, series_style, styled, wrap_name
+from .style import (
+    CHANCE,
+    PAGE_WIDTH,
+    check_not_empty,
+    colors_of,
+    legend_below,
+    save_figure,
+    series_style,
+    styled,
+    wrap_name,
+)
 
 
 ACCURACY_LABEL = "accuracy (fraction of images)"
@@ -154,6 +165,12 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
     if title:
         axes.set_title(title)
     return figure, axes
+
+
+def save_report_pictures(reports: dict[str, RobustnessReport], folder) -> None:
+    """Writes `order_distribution`, `pruning_curves` and `layer_ablation` (PNG and SVG) of models by name into a folder."""
+    for draw in (plot_order_distribution, plot_pruning_curves, plot_layer_ablation):
+        save_figure(draw(reports), Path(folder) / draw.__name__.removeprefix("plot_"))
 
 
 def _draw_chance(draw_line, reports: dict[str, RobustnessReport]) -> None:
