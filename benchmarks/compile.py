@@ -1,6 +1,6 @@
 """What does compiling layer by layer cost and bring when the order changes at every step?
 
-    python benchmarks/compile.py                        # two to three minutes on 2 cores; needs a C++ compiler
+    python benchmarks/compile.py                        # three minutes on 2 cores; needs a C++ compiler
     python benchmarks/compile.py --device cuda --size vit-s --batch_size 256 --dtype bfloat16
 
 Counts the graphs compiled over 100 random orders, in training and in inference, by `accelerate.utils.compile_regions` (what
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--size", default="cifar", choices=list(SIZES))
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--orders", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 by autocast.")
     parser.add_argument("--threads", type=int, default=2)
