@@ -251,6 +251,7 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
     labels = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
+        "problem_type": "single_label_classification",  # transformers would set it at the first loss only
     }
     implementation = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.model_name_or_path is None:
