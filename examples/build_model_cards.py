@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from transformers import AutoImageProcessor
 
 import hf_layershuffle
 from hf_layershuffle import RobustnessReport, compare_reports, evaluate_robustness
 from hf_layershuffle.card_examples import write_examples
-from hf_layershuffle.data import load_image_datasets, match_labels
+from hf_layershuffle.data import load_image_datasets, load_image_processor, match_labels
 from hf_layershuffle.folder_records import TRAINING_FILE
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import write_model_card
@@ -60,7 +59,7 @@ def copy_published(source: Path, target: Path) -> None:
 
 def build(folder: Path, dataset) -> RobustnessReport:
     """Report, pictures, example images and card of the model in `folder`."""
-    model, processor = load_classifier(str(folder)).eval(), AutoImageProcessor.from_pretrained(folder)
+    model, processor = load_classifier(str(folder)).eval(), load_image_processor(folder)
     dataset = match_labels(dataset, model.config, DATASET)
     report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
     if report is None or report.config.get("weights") != weights_digest(model):

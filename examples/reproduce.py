@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -162,14 +162,14 @@ def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:
 
 def evaluate_folder(args: GridArguments, folder: str) -> None:
     import hf_layershuffle as ls
-    from hf_layershuffle.data import load_image_datasets
+    from hf_layershuffle.data import load_image_datasets, load_image_processor
     from hf_layershuffle.layerwise import load_classifier
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
     report = ls.evaluate_robustness(
         load_classifier(folder),
         load_image_datasets(args.dataset_name, **split)["test"],
-        image_processor=AutoImageProcessor.from_pretrained(folder),
+        image_processor=load_image_processor(folder),
         num_orders=args.num_orders,
         num_subsets=args.num_subsets,
         batch_size=250,

@@ -28,14 +28,14 @@ import transformers
 import yaml
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
+from transformers import HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
 
 
@@ -276,7 +276,7 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
         **implementation,
         **hub,
     )
-    return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **hub)
+    return model, load_image_processor(args.model_name_or_path, **hub)
 
 
 def choose_architecture(name: str, origin: str | None = None):

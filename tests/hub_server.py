@@ -193,7 +193,8 @@ class Handler(BaseHTTPRequestHandler):
         if repo in self.hub.repositories:
             self.send_json({"error": "You already created this model repo", **url}, 409)
             return
-        repository = Repository(private=request.get("visibility") == "private")
+        # "visibility" is what huggingface_hub 2 sends, "private" what 1 does
+        repository = Repository(private=request.get("visibility") == "private" or bool(request.get("private")))
         repository.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.hub.repositories[repo] = repository
         self.send_json(url)

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, run_python
 from huggingface_hub import ModelCard, metadata_load
-from transformers import AutoImageProcessor
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import load_image_datasets
+from hf_layershuffle.data import load_image_datasets, load_image_processor
 from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.model_card import write_model_card
 from hf_layershuffle.publishing import CODE_FILES, check_folder, published_files
@@ -91,7 +90,7 @@ def test_the_weights_give_the_recorded_accuracy(folder):
         model,
         load_image_datasets("digits")["test"],
         orders,
-        image_processor=AutoImageProcessor.from_pretrained(folder),
+        image_processor=load_image_processor(folder),
         progress=False,
     )
     # another processor may round an image to the other side of a tie

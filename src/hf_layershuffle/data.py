@@ -6,12 +6,20 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import transformers
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from transformers import AutoImageProcessor, ImageProcessingMixin
 
 from .image_dataset import ImageClassificationDataset, as_dataloader
 
 
-__all__ = ["ImageClassificationDataset", "as_dataloader", "load_image_datasets", "match_labels"]
+__all__ = [
+    "ImageClassificationDataset",
+    "as_dataloader",
+    "load_image_datasets",
+    "load_image_processor",
+    "match_labels",
+]
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
@@ -213,6 +221,22 @@ def _with_class_labels(splits: dict[str, Dataset], dataset_name: str) -> dict[st
                     f"labels are integers from 0 to {feature.num_classes - 1}. Choose another split or label column."
                 )
     return splits
+
+
+def load_image_processor(name_or_path: str, **kwargs):
+    """The image processor of a model, as `AutoImageProcessor` loads it; also without torchvision, which that class needs
+    in transformers before 5.23 although the processors themselves do not.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id.
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
+    except ImportError:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
+        name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
+        return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
 
 
 def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") -> Dataset:

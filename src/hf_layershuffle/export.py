@@ -6,10 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+from transformers import DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
 from .card_examples import copy_examples
 from .configuration_layershuffle import LayerShuffleConfigMixin
+from .data import load_image_processor
 from .execution_order import check_execution_order
 from .folder_records import EXPORT_FILE, write_text
 from .layerwise import as_layershuffle, load_classifier
@@ -72,7 +73,7 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
     model = load_classifier(str(folder)).eval()
     order = fixed_execution_order(model.config, execution_order)
     to_plain_vit(model, order).save_pretrained(plain_folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = load_image_processor(folder)
     processor.save_pretrained(plain_folder)
     export = {"source": source, "execution_order": order}
     write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")

@@ -177,7 +177,9 @@ class LayerShuffleTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)  # on all processes, as sharded models need
         if not self.is_world_process_zero():
             return None

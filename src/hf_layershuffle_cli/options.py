@@ -47,8 +47,8 @@ class LoadedModel:
 def load_model(name_or_path: str, device: str | None = None, dtype: str = "float32", revision: str | None = None):
     """The classifier, as a LayerShuffle model on its device in evaluation mode, and its image processor."""
     import torch
-    from transformers import AutoImageProcessor
 
+    from hf_layershuffle.data import load_image_processor
     from hf_layershuffle.layerwise import load_classifier
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ def load_model(name_or_path: str, device: str | None = None, dtype: str = "float
     check_model_name(name_or_path)
     hub = {"revision": revision} if revision else {}
     model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
-    image_processor = AutoImageProcessor.from_pretrained(name_or_path, **hub)
+    image_processor = load_image_processor(name_or_path, **hub)
     return LoadedModel(name_or_path, model.to(choose_device(device)).eval(), image_processor)
 
 

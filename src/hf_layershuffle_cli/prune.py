@@ -39,9 +39,10 @@ def prune(
 
     Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
 
     import hf_layershuffle  # noqa: F401  registers the models
+    from hf_layershuffle.data import load_image_processor
     from hf_layershuffle.layerwise import as_layershuffle
     from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
 
@@ -50,7 +51,7 @@ def prune(
     with options.new_folder(output_dir) as folder:
         hub = {"revision": revision} if revision else {}
         whole = AutoModelForImageClassification.from_pretrained(model, dtype="auto", **hub).eval()
-        image_processor = AutoImageProcessor.from_pretrained(model, **hub)
+        image_processor = load_image_processor(model, **hub)
         num_layers = as_layershuffle(whole).config.num_hidden_layers
         if keep is not None:
             layers = options.parse_layers(keep, "keep")
