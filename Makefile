@@ -9,13 +9,13 @@ OUTPUT ?= outputs/digits-layershuffle
 .PHONY: help install train model-cards test test-slow bench lint format clean
 
 help:
-	@echo "make train      train LayerShuffle and a plain ViT on the digits, evaluate both, write a model card (~3 minutes)"
-	@echo "make model-cards  train, evaluate and describe the five models in model_cards/ (~15 minutes; less if outputs/ has them)"
-	@echo "make test       run the tests (~5 minutes)"
-	@echo "make test-slow  run the tests that take minutes each as well"
-	@echo "make bench      measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
-	@echo "make lint       check style; make format mends it"
-	@echo "make clean      remove the environment and the outputs"
+	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~2 minutes)"
+	@echo "make test         run the tests (~5 minutes)"
+	@echo "make test-slow    run the tests that take minutes each as well"
+	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
+	@echo "make model-cards  train, evaluate and describe the models in model_cards/ (~15 minutes; less if outputs/ has them)"
+	@echo "make lint         check style; make format mends it"
+	@echo "make clean        remove the environment and the outputs"
 
 install: $(INSTALLED)
 
