@@ -16,6 +16,7 @@ from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.merge_plan import MergePlan, draw_layers
 from hf_layershuffle.merge_sources import name_sources, open_source
 from hf_layershuffle.merging import MergedTensor, merge
+from hf_layershuffle.pruning import prune_layers
 from hf_layershuffle.random_merges import (
     MergePool,
     RandomMergeReport,
@@ -256,6 +257,11 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     assert (folder / "preprocessor_config.json").read_bytes() == Path(
         sources[0], "preprocessor_config.json"
     ).read_bytes()
+
+
+def test_a_merge_does_not_claim_its_base_was_all_it_came_from(vit, tmp_path):
+    save(prune_layers(vit.classifier(), [2, 0]), tmp_path / "short")
+    assert not hasattr(merged(in_place(str(tmp_path / "short"), 2), tmp_path / "out").config, "pruned_from")
 
 
 def test_a_base_without_image_processor_is_said(sources, tmp_path, caplog):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import record_layer_calls, run_python
+from transformers import AutoModelForImageClassification
 
 import hf_layershuffle as ls
 from hf_layershuffle.evaluation import score_execution_orders
@@ -88,6 +89,18 @@ def test_a_pruned_model_trains(vit, batch, flags):
     assert missing == set()
 
 
+def test_a_pruned_model_records_its_origin(architecture, tmp_path):
+    for name, model in {"whole": architecture.classifier(), "plain": architecture.plain_classifier()}.items():
+        model.save_pretrained(tmp_path / name)
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / name)
+        prune_layers(model, [3, 0, 2]).save_pretrained(tmp_path / "short")
+        short = AutoModelForImageClassification.from_pretrained(tmp_path / "short")
+        assert short.config.pruned_from == {"model": name, "num_layers": 4, "layers": [3, 0, 2]}
+        again = prune_layers(short, torch.tensor([2, 0]))
+        assert again.config.pruned_from == {"model": name, "num_layers": 4, "layers": [2, 3]}
+        assert not hasattr(model.config, "pruned_from")
+
+
 def test_a_saved_pruned_model_loads_in_a_fresh_process(vit, batch, tmp_path):
     model = lively(vit.classifier(depth_embedding=True, position_predictor=True))
     pruned = prune_layers(model, [2, 0])
@@ -115,12 +128,12 @@ print(model.num_parameters())
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ([], "`execution_order` is empty"),
-        ([0, 4], "holds 4 at position 1; layer indices are integers from 0 to 3"),
-        ([-1], "holds -1"),
-        ([0.5], "holds 0.5"),
+        ([], r"`keep` is \[\]; pass a non-empty list of layer indices from 0 to 3"),
+        ([0, 4], r"`keep` holds layer 4: \[0, 4\]; this model has the layers 0 to 3"),
+        ([-1], "`keep` holds layer -1"),
+        ([0.5], r"`keep` is \[0.5\]"),
         ([1, 2, 1], "`keep` holds layer 1 more than once"),
-        ("0,1", "is '0,1'"),
+        ("0,1", "`keep` is '0,1'; pass a non-empty list"),
     ],
 )
 def test_bad_layers_are_refused(vit, keep, message):

@@ -17,7 +17,7 @@ from hf_layershuffle.card_examples import copy_examples, write_examples
 from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
 from hf_layershuffle.export import save_plain_vit, to_plain_vit
 from hf_layershuffle.folder_records import record_training
-from hf_layershuffle.layerwise import weights_digest
+from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.plotting import save_report_pictures
 from hf_layershuffle.publishing import check_folder, published_files
@@ -143,6 +143,46 @@ def test_a_bare_folder_gets_a_card_too(tmp_path):
     assert "the results above" not in text
 
 
+@pytest.mark.parametrize("with_report", [False, True])
+def test_a_plain_folders_card_promises_nothing_of_ours(architecture, tmp_path, with_report):
+    model, processor = architecture.plain_classifier(), ViTImageProcessor(size={"height": 8, "width": 8})
+    model.save_pretrained(tmp_path)
+    if with_report:
+        names = {"model_name": "plain", "dataset_name": "org/letters"}
+        sizes = {"num_orders": 1, "num_subsets": 1, "progress": False}
+        ls.evaluate_robustness(model, images(), image_processor=processor, **names, **sizes).save(tmp_path)
+    check_folder(tmp_path)
+    write_model_card(tmp_path, repo_id="org/plain", revision="old")
+    text, tags = (tmp_path / "README.md").read_text(), metadata_load(tmp_path / "README.md")["tags"]
+    assert f"A plain `{architecture.name}` image classifier with 4 layers" in text and tags == ["vision-transformer"]
+    assert "takes no `execution_order=`: transformers ignores it" in text
+    assert "trust_remote_code" not in text and "code files" not in text and "any order:" not in text
+    assert 'pipeline("image-classification", model=repo_id, revision="old")' in text
+    assert 'load_classifier("org/plain", revision="old")' in text and "git+https://" in text
+    assert ("were run by the package hf-layershuffle" in text) == with_report
+    # What it says of both ways is so
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path)
+    pixels = torch.rand(1, 3, 8, 8)
+    assert torch.equal(plain(pixels, execution_order=[3, 2, 1, 0]).logits, plain(pixels).logits)
+    ours = load_classifier(str(tmp_path)).eval()
+    assert not torch.equal(ours(pixels, execution_order=[3, 2, 1, 0]).logits, plain(pixels).logits)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "plain_classifier"])
+def test_a_pruned_folder_says_what_it_is_of(vit, tmp_path, kind):
+    whole = getattr(vit, kind)()
+    whole.config._name_or_path = "org/whole"
+    ls.prune_layers(whole, [3, 0]).save_pretrained(tmp_path)
+    card = build_model_card(tmp_path)
+    assert "Its layers are [3, 0] of the 4 of `org/whole`, in this order." in card.text
+    assert "Pruned from `org/whole`, whose card tells how it was trained." in card.text
+    assert "are not recorded" not in card.text and card.data.base_model == "org/whole"
+    whole.config._name_or_path = ""
+    ls.prune_layers(whole, [3, 0]).save_pretrained(tmp_path)
+    card = build_model_card(tmp_path)
+    assert "[3, 0] of the 4 of another model" in card.text and "are not recorded" in card.text
+
+
 def test_a_merged_folder_is_described_by_its_plan(folder):
     (folder / "training.json").unlink()
     sources = {"a": {"path": "org/a", "revision": "c0ffee"}, "b": {"path": "/home/me/b", "revision": None}}
@@ -152,6 +192,7 @@ def test_a_merged_folder_is_described_by_its_plan(folder):
     assert card.data.to_dict()["base_model_relation"] == "merge" and "merge" in card.data.tags
     assert "| a | `org/a` | c0ffee |" in card.text and "merged layer by layer from 2 models" in card.text
     assert "| b | `b` |  |" in card.text and "/home/me" not in card.text
+    assert "can run in any order" not in card.text and "depends on how the merged models were trained" in card.text
     assert "Fine-tuned" not in card.text and "## Training" not in card.text
     # The same from the configuration alone
     (folder / "merge_plan.yaml").unlink()

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a model's folder records about the model, from which its card is built.
 
-`config.json`; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
+`config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
 `export.json`, a plain ViT's origin; pictures; and `examples/`, images with the model's answers.
 """
 
@@ -82,9 +82,15 @@ class FolderRecords:
     training: dict
     report: RobustnessReport | None
     merge: dict | None
+    pruned: dict | None
     export: dict | None
     widget: list[dict]
     pictures: list[tuple[str, str]]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether transformers loads the model without code of this package, and so without `execution_order`."""
+        return not self.config.model_type.startswith("layershuffle_")
 
     @classmethod
     def read(cls, folder, config=None) -> "FolderRecords":
@@ -93,11 +99,13 @@ class FolderRecords:
         if report is not None:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
+        config = _read_config(folder, report, config)
         return cls(
-            config=_read_config(folder, report, config),
+            config=config,
             training=read_json(folder / TRAINING_FILE) or {},
             report=report,
             merge=_read_merge(folder),
+            pruned=getattr(config, "pruned_from", None),
             export=read_json(folder / EXPORT_FILE),
             widget=read_json(folder / EXAMPLES_FOLDER / EXAMPLES_FILE) or [],
             pictures=[

@@ -5,6 +5,7 @@ import zlib
 from contextlib import contextmanager
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
@@ -22,13 +23,14 @@ _CLASSES = {
 }
 
 
-def load_classifier(name_or_path: str, **kwargs) -> LayerShuffleForImageClassificationMixin:
+def load_classifier(name_or_path: str, *, as_saved: bool = False, **kwargs) -> PreTrainedModel:
     """Loads a LayerShuffle, ViT or DeiT image classifier, from a folder or the Hub, as a LayerShuffle model.
 
     A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
 
     Args:
         name_or_path (`str`): Folder or Hub id.
+        as_saved (`bool`): Whether a plain model stays plain.
         kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
 
     Raises:
@@ -37,8 +39,16 @@ def load_classifier(name_or_path: str, **kwargs) -> LayerShuffleForImageClassifi
     """
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
-    _, _, model_class = _classes_of(model_type, f"'{name_or_path}'")
-    return model_class.from_pretrained(name_or_path, **kwargs)
+    plain_class, _, model_class = _classes_of(model_type, f"'{name_or_path}'")
+    if as_saved and model_type in _CLASSES:
+        model_class = plain_class
+    try:
+        return model_class.from_pretrained(name_or_path, **kwargs)
+    except SafetensorError as error:  # of a plain class; ours say it themselves
+        raise OSError(
+            f"The weights of '{name_or_path}' cannot be read ({error}); the safetensors file is truncated or corrupted. "
+            "Copy or download it again."
+        ) from error
 
 
 def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:

@@ -238,6 +238,7 @@ def _brief(value) -> str:
 def _merged_config(sources: dict[str, SourceCheckpoint], plan: MergePlan):
     base, num_layers = sources[plan.base].config, len(plan.layers)
     values = copy.deepcopy(base.to_dict())
+    values.pop("pruned_from", None)  # of the base's layers, not of the result's
     values |= {"num_hidden_layers": num_layers, "merge_plan": plan.to_dict()}
     values["position_predictor"] = base.position_predictor and plan.position_heads
     if num_layers != base.num_hidden_layers and not isinstance(base.execution_order, str):

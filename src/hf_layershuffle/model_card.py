@@ -17,6 +17,7 @@ from .report import pruning_points
 logger = logging.getLogger(__name__)
 # Tells our entries of the metadata's `model-index` from a person's
 SOURCE_NAME, SOURCE_URL = "hf-layershuffle", "https://github.com/hf-layershuffle/hf-layershuffle"
+INSTALL_COMMAND = f'pip install "hf-layershuffle @ git+{SOURCE_URL}"'
 
 
 def write_model_card(
@@ -78,6 +79,8 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
         revision=f', revision="{revision}"' if revision not in (None, "main") else "",
         config=config,
         image_size=f"{size} × {size}" if isinstance(size, int) else " × ".join(map(str, size or ["their model's"])),
+        plain=records.is_plain,
+        install_command=INSTALL_COMMAND,
         method=_describe_training(config),
         dataset=dataset,
         report=report,
@@ -86,6 +89,7 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
         reversed_order=list(reversed(range(config.num_hidden_layers))),
         training=training,
         merge=records.merge,
+        pruned=records.pruned,
         export=records.export,
         pictures=records.pictures,
         versions=", ".join(f"{name} {version}" for name, version in shown.items()),
@@ -97,21 +101,24 @@ def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
     if records.merge:  # a merge notes the commit of each source that came from the Hub
         sources = [source["model"] for source in records.merge["sources"].values() if source["revision"]]
     else:
-        sources = [records.export["source"] if records.export else records.training.get("base_model")]
+        pruned_model = records.pruned["model"] if records.pruned else None
+        sources = [records.export["source"] if records.export else records.training.get("base_model") or pruned_model]
     # The Hub refuses a base model that is not one of its own
     base_models = list(dict.fromkeys(name for name in sources if name and name.count("/") == 1))
     tags = {"vision-transformer", *tags, *records.training.get("tags", []), *(["merge"] if records.merge else [])}
     values = {
         "library_name": "transformers",
         "pipeline_tag": "image-classification",
-        "tags": sorted(tags | ({"plain-vit-export"} if records.export else {"layershuffle"})),
+        "tags": sorted(
+            tags | ({"plain-vit-export"} if records.export else set() if records.is_plain else {"layershuffle"})
+        ),
         "datasets": [dataset] if dataset and not Path(dataset).is_absolute() and " " not in dataset else None,
         "base_model": base_models[0] if len(base_models) == 1 else base_models or None,
         "eval_results": _eval_results(records, dataset) or None,
     }
     if records.merge:
         values["base_model_relation"] = "merge"
-    elif base_models and not records.export:
+    elif base_models and not records.export and records.training.get("base_model"):
         values["base_model_relation"] = "finetune"
     return values | ({"widget": records.widget} if records.widget else {})
 

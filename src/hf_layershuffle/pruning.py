@@ -2,6 +2,8 @@
 """Shorter models: which layers to keep, and a model that has only these."""
 
 import copy
+from numbers import Integral
+from pathlib import Path
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -9,14 +11,13 @@ from transformers import PreTrainedModel
 
 from .data import as_dataloader
 from .evaluation import evenly_spaced_layers, score_execution_orders
-from .execution_order import check_execution_order
 
 
 def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
     """A model of the same class that has only the layers `keep`, in that order.
 
     It computes the logits of `model(..., execution_order=keep)` in its sequential order, and saves, loads, trains and
-    publishes as any model. Where it has a depth embedding or position heads, they know `len(keep)` positions. A stored
+    publishes as any model. `config.pruned_from` records the layers and where they come from. Where it has a depth embedding or position heads, they know `len(keep)` positions. A stored
     evaluation order of particular layers becomes `"sequential"`.
 
     Args:
@@ -24,15 +25,10 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
         keep (`list[int]`): Layer indices, each at most once, in the order in which they shall run.
 
     Raises:
-        `ValueError`: if `keep` is empty, holds a layer twice or one that does not exist.
+        `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist.
     """
     num_layers = len(model.base_model.layers)
-    keep = check_execution_order(keep, num_layers)
-    if len(set(keep)) < len(keep):
-        twice = next(layer for layer in keep if keep.count(layer) > 1)
-        raise ValueError(
-            f"`keep` holds layer {twice} more than once: {keep}; a pruned model has each layer at most once."
-        )
+    keep = _check_layers(keep, num_layers)
     pruned = copy.deepcopy(model)
     encoder = pruned.base_model
     encoder.layers = nn.ModuleList([encoder.layers[layer] for layer in keep])
@@ -43,8 +39,37 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
         if getattr(layer, "position_head", None) is not None:
             _keep_rows(layer.position_head.dense, len(keep))
             layer.position_head.dense.out_features = len(keep)
+    pruned.config.pruned_from = _describe_origin(model.config, keep)
     _shorten_config(pruned.config, len(keep))
     return pruned
+
+
+def _check_layers(keep, num_layers: int) -> list[int]:
+    layers = keep.tolist() if hasattr(keep, "tolist") else keep  # of a tensor or an array
+    is_list = isinstance(layers, (list, tuple)) and len(layers) > 0
+    if not is_list or not all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in layers):
+        raise ValueError(f"`keep` is {keep!r}; pass a non-empty list of layer indices from 0 to {num_layers - 1}.")
+    layers = [int(layer) for layer in layers]
+    for layer in layers:
+        if not 0 <= layer < num_layers:
+            raise ValueError(f"`keep` holds layer {layer}: {layers}; this model has the layers 0 to {num_layers - 1}.")
+        if layers.count(layer) > 1:
+            raise ValueError(
+                f"`keep` holds layer {layer} more than once: {layers}; a pruned model has each layer at most once."
+            )
+    return layers
+
+
+def _describe_origin(config, keep: list[int]) -> dict:
+    """`{"model", "num_layers", "layers"}`: of which model, with how many layers, which were kept. Pruned again, a model
+    still names the layers of the first."""
+    earlier = getattr(config, "pruned_from", None)
+    if earlier is not None:
+        return {**earlier, "layers": [earlier["layers"][layer] for layer in keep]}
+    name = config.name_or_path or None
+    if name and Path(name).exists():
+        name = Path(name).resolve().name  # where the folder lay is nobody's business
+    return {"model": name, "num_layers": config.num_hidden_layers, "layers": keep}
 
 
 def _keep_rows(module: nn.Module, num_rows: int) -> None:

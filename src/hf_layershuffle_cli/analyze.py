@@ -25,7 +25,7 @@ def analyze(
         int, typer.Option("--num_orders", help="Random orders; rounded up to a multiple of the number of layers.")
     ] = 32,
     embedding: Annotated[
-        str, typer.Option("--embedding", help="pca, or umap (needs pip install 'hf-layershuffle[analysis]').")
+        str, typer.Option("--embedding", help="pca, or umap (needs pip install umap-learn).")
     ] = "pca",
     num_attention_images: Annotated[
         int, typer.Option("--num_attention_images", help="Images with attention maps, at least 1.")

@@ -319,6 +319,6 @@ def check_embedding(method: str) -> None:
             import umap  # noqa: F401
         except ImportError as error:
             raise ValueError(
-                "The embedding 'umap' needs umap-learn, which is not installed: pip install "
-                "'hf-layershuffle[analysis]'. The embedding 'pca' needs nothing more."
+                "The embedding 'umap' needs umap-learn, which is not installed: pip install umap-learn. The "
+                "embedding 'pca' needs nothing more."
             ) from error
