@@ -21,6 +21,7 @@ from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.plotting import save_report_pictures
 from hf_layershuffle.publishing import check_folder, published_files
+from hf_layershuffle_cli import main
 
 
 PICTURES = ("order_distribution.png", "pruning_curves.png", "layer_ablation.png")
@@ -353,6 +354,59 @@ def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
     assert published_files(folder) == sorted([*code, *examples, *records, "training.json", *PICTURES])
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_folder_is_refused(folder, fraction):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
+    with pytest.raises(OSError, match=r"model\.safetensors' is truncated or corrupted"):
+        check_folder(folder)
+
+
+def test_other_kinds_of_models_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is a model of type 'bert'"):
+        check_folder(folder)
+
+
+def test_a_dry_run_lists_both_targets_and_what_would_be_made(folder, monkeypatch, capsys):
+    def dry_run(*arguments):
+        monkeypatch.setattr("sys.argv", ["hf-layershuffle", "publish", str(folder), "--dry_run", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return output.out if not stop.value.code else output.err
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in (*PICTURES, "robustness.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "examples")
+    output = dry_run("--repo_id", "org/vit", "--plain_vit", "--execution_order", "2,0")
+    ours, plain = (part.splitlines() for part in output.split("To org/vit, branch plain-vit:\n"))
+    assert ours[0] == "To org/vit, branch main:"
+    assert [line.split()[-1] for line in ours[1:]] == published_files(folder)
+    assert [line.split()[-1] for line in plain[:-1]] == [
+        *("README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json")
+    ]
+    images(50).save_to_disk(folder.parent / "letters")
+    with_data = dry_run("--repo_id", "org/vit", "--dataset_name", str(folder.parent / "letters"))
+    assert all(f"        made {name}" in with_data for name in ("robustness.json", "README.md", *PICTURES))
+    assert "To org/own, branch main:" in dry_run("--repo_id", "org/vit", "--plain_vit_repo_id", "org/own")
+
+    assert "Repo id must" in dry_run("--repo_id", "a b/c")
+    assert "holds 9 at position 1" in dry_run("--plain_vit", "--execution_order", "0,9")
+    assert "There is no dataset folder './missing'" in dry_run("--dataset_name", "./missing")
+    save_model(folder, depth_embedding=True)
+    assert "`depth_embedding=True` cannot become a plain ViT" in dry_run("--plain_vit")
+    for path, content in before.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    assert "To the repository" in dry_run()
+    save_model(folder, num_labels=6)
+    assert "a report of other weights" in dry_run()
+    assert set(before) == {path for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     "missing, message",
     [
@@ -401,7 +455,8 @@ for arguments in (
     result = run_python(code, folder)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split()[-1] for line in lines[: len(files)]] == files
+    assert lines[0] == "To the repository (--repo_id), branch main:"
+    assert {line.split()[-1] for line in lines[1 : len(files) + 2]} == {*files, "README.md"}
     codes = [line[-1] for line in lines if line.startswith("exit code")]
     assert codes == ["0", "0", "2", "2", "2"], result.stderr
     assert f"Wrote {folder / 'README.md'}" in lines

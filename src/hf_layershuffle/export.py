@@ -44,13 +44,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
     """
     model = as_layershuffle(model)
     config = model.config
-    if config.depth_embedding:
-        raise ValueError(
-            "A model with `depth_embedding=True` cannot become a plain ViT: each of its layers first adds a projection of "
-            "its position's vector and of every token to the hidden states, and a plain ViT layer has no such path. "
-            "Publish it with its code files (`trust_remote_code=True`), or train one without depth embedding."
-        )
-    order = fixed_execution_order(config, execution_order)
+    order = check_exportable(config, execution_order)
     plain_class = _PLAIN_CLASSES[config.model_type]
     kept = {name: value for name, value in config.to_dict().items() if name not in _DROPPED_FIELDS}
     plain_config = plain_class.config_class.from_dict({**kept, "num_hidden_layers": len(order)})
@@ -80,13 +74,29 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
     copy_examples(folder, plain_folder, processor)
 
 
+def check_exportable(config, execution_order=None) -> list[int]:
+    """The layer indices of the plain ViT's order, from the configuration alone.
+
+    Raises:
+        `ValueError`: as in [`to_plain_vit`].
+    """
+    if getattr(config, "depth_embedding", False):
+        raise ValueError(
+            "A model with `depth_embedding=True` cannot become a plain ViT: each of its layers first adds a projection of "
+            "its position's vector and of every token to the hidden states, and a plain ViT layer has no such path. "
+            "Publish it with its code files (`trust_remote_code=True`), or train one without depth embedding."
+        )
+    return fixed_execution_order(config, execution_order)
+
+
 def fixed_execution_order(config, execution_order=None) -> list[int]:
     """The layer indices of an order that is the same in every forward; None is the configuration's.
 
     Raises:
         `ValueError`: if the order is `"arbitrary"`, or not valid.
     """
-    execution_order = config.execution_order if execution_order is None else execution_order
+    if execution_order is None:
+        execution_order = getattr(config, "execution_order", "sequential")  # a plain model has none
     if isinstance(execution_order, str) and execution_order == "arbitrary":
         raise ValueError(
             "`execution_order` is 'arbitrary', another one in each forward; a plain model has one fixed order. Pass "

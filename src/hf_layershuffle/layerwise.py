@@ -39,7 +39,7 @@ def load_classifier(name_or_path: str, *, as_saved: bool = False, **kwargs) -> P
     """
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
-    plain_class, _, model_class = _classes_of(model_type, f"'{name_or_path}'")
+    plain_class, _, model_class = classes_of(model_type, f"'{name_or_path}'")
     if as_saved and model_type in _CLASSES:
         model_class = plain_class
     try:
@@ -59,7 +59,7 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificatio
     """
     if isinstance(model, LayerShuffleForImageClassificationMixin):
         return model
-    plain_class, config_class, model_class = _classes_of(model.config.model_type, type(model).__name__)
+    plain_class, config_class, model_class = classes_of(model.config.model_type, type(model).__name__)
     if not isinstance(model, plain_class):
         raise ValueError(f"{type(model).__name__} is not an image classifier; pass a {plain_class.__name__}.")
     config = config_class.from_dict({**model.config.to_dict(), "model_type": config_class.model_type})
@@ -70,7 +70,8 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificatio
     return twin.train(model.training)
 
 
-def _classes_of(model_type: str, what: str):
+def classes_of(model_type: str, what: str):
+    """The plain class, the configuration and the class that reorders layers; a `ValueError` that names `what` if none."""
     classes = _CLASSES.get(model_type.removeprefix("layershuffle_"))
     if classes is None:
         allowed = ", ".join(f"'{prefix}{name}'" for prefix in ("", "layershuffle_") for name in _CLASSES)

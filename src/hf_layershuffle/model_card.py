@@ -50,16 +50,21 @@ def write_model_card(
         `ValueError`: if a file in the folder is not what its name says.
     """
     path = Path(folder) / "README.md"
-    fresh = str(
-        build_model_card(folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config)
+    text, has_sections = card_text(
+        folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config
     )
-    text, has_sections = update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
     if not has_sections:
         logger.warning(
             "'%s' has none of our sections: its text stays as it is, and only its metadata is updated.", path
         )
     write_text(path, text)
     return has_sections
+
+
+def card_text(folder, **kwargs) -> tuple[str, bool]:
+    """The text that [`write_model_card`] writes, and whether the README.md that is there has one of our sections."""
+    path, fresh = Path(folder) / "README.md", str(build_model_card(folder, **kwargs))
+    return update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
 
 
 def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=(), config=None) -> ModelCard:

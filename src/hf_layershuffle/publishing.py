@@ -12,12 +12,23 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
+from safetensors import SafetensorError, safe_open
 
 from .card_text import combine_cards, mark_published
 from .export import save_plain_vit
-from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_card, read_json, write_text
+from .folder_records import (
+    EXAMPLES_FOLDER,
+    EXPORT_FILE,
+    PICTURES,
+    TRAINING_FILE,
+    read_card,
+    read_json,
+    write_text,
+)
 from .hub_errors import explained_errors
+from .layerwise import classes_of
 from .model_card import write_model_card
+from .report import REPORT_FILE
 
 
 # What belongs to a published model. Checkpoints, logs, optimizer states and pickles (`training_args.bin`) do not
@@ -28,9 +39,7 @@ PUBLISHED = (
 NOT_PUBLISHED = (".*", "trainer_state.json")
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
 # the records hold and join the folder; if not, all of these are of another model, and the commit removes them
-RECORDS = (
-    *("robustness.json", TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES),
-)
+RECORDS = (*(REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES),)
 REPLACED = (
     *("*.safetensors", "*.safetensors.index.json", "*_layershuffle.py", "execution_order.py", EXPORT_FILE, *RECORDS),
 )
@@ -112,7 +121,7 @@ def _publish(
         there = api.list_repo_tree(repo_id, revision=head, recursive=True)
         there = {file.path: file for file in there if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
-            _fetch_missing(api, repo_id, head, folder, [name for name in there if _matches(name, RECORDS)])
+            _fetch_missing(api, repo_id, head, folder, [name for name in there if matches(name, RECORDS)])
         hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
             write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
@@ -120,7 +129,7 @@ def _publish(
         write_text(card, mark_published(read_card(card)))
         files = published_files(folder)
         operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and _matches(name, REPLACED)]
+        operations += [CommitOperationDelete(name) for name in there if name not in files and matches(name, REPLACED)]
         return api.create_commit(repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
 
 
@@ -148,15 +157,15 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
 def published_files(folder) -> list[str]:
     """The files of a model's folder that [`publish`] pushes, relative to it."""
     names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    return [name for name in names if _matches(name, PUBLISHED) and not _matches(name, NOT_PUBLISHED)]
+    return [name for name in names if matches(name, PUBLISHED) and not matches(name, NOT_PUBLISHED)]
 
 
 def check_folder(folder: Path) -> None:
     """Says what a folder lacks to be loaded from the Hub.
 
     Raises:
-        `OSError`: if there is no such folder.
-        `ValueError`: if it lacks something.
+        `OSError`: if there is no such folder, or a weight file is truncated or corrupted.
+        `ValueError`: if it lacks something, or holds another kind of model.
     """
     if not folder.is_dir():
         raise OSError(f"There is no folder '{folder}' to publish; pass one that `save_pretrained` wrote.")
@@ -169,9 +178,16 @@ def check_folder(folder: Path) -> None:
     shards = set((read_json(index) or {}).get("weight_map", {}).values())
     config = read_json(folder / "config.json")
     code = CODE_FILES if str(config.get("model_type")).startswith("layershuffle_") else ()
+    classes_of(str(config.get("model_type")), f"'{folder}'")
     missing = sorted(name for name in {*shards, *code} if not (folder / name).exists())
     if missing:
         raise ValueError(f"'{folder}' is not complete: {', '.join(missing)} is missing. {again}")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header and compares the file's length with it
+                pass
+        except SafetensorError as error:
+            raise OSError(f"'{path}' is truncated or corrupted ({error}). {again}") from error
     lacking = [name for name in AUTO_CLASSES if code and name not in config.get("auto_map", {})]
     if lacking:
         raise ValueError(f"'{folder}' cannot be loaded by {', '.join(lacking)}: 'auto_map' lacks it. {again}")
@@ -269,7 +285,7 @@ def push_report(
         report.save(folder)
         save_report_pictures({report.model: report}, folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
-        names = ["README.md", "robustness.json", *(name for name in PICTURES if (folder / name).exists())]
+        names = ["README.md", REPORT_FILE, *(name for name in PICTURES if (folder / name).exists())]
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(name, str(folder / name)) for name in names],
@@ -292,6 +308,6 @@ def _read_hub_card(api: HfApi, repo_id: str, revision: str | None) -> str:
         return read_card(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder))
 
 
-def _matches(name: str, patterns) -> bool:
+def matches(name: str, patterns) -> bool:
     """Whether one pattern has as many folders as the name and fits: `*` does not reach into folders."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -56,8 +56,9 @@ def publish(
     device: Device = None,
 ):
     """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
-    from hf_layershuffle.model_card import write_model_card
-    from hf_layershuffle.publishing import check_folder, publish_with_plain_vit, published_files
+    from hf_layershuffle.model_card import card_text, write_model_card
+    from hf_layershuffle.publish_plan import check_plain_vit, check_targets
+    from hf_layershuffle.publishing import check_folder, publish_with_plain_vit
     from hf_layershuffle.publishing import publish as push
 
     if repo_id is None and not (card_only or dry_run):
@@ -67,21 +68,28 @@ def publish(
     if execution_order is not None and not (plain_vit or plain_vit_repo_id):
         raise ValueError("`execution_order` is of the plain ViT; add --plain_vit, or leave it out.")
     check_folder(folder)
-    if dry_run:
-        print("\n".join(f"{(folder / name).stat().st_size:>12,} {name}" for name in published_files(folder)))
-        return
+    check_targets(repo_id, plain_vit_repo_id)
+    plain_vit, order = plain_vit or plain_vit_repo_id is not None, _read_order(execution_order)
+    if plain_vit:
+        check_plain_vit(folder, order)
     if dataset_name is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
+        loaded, data = _load_data(folder, dataset_name, device, dataset_config_name=dataset_config_name, **columns)
+    else:
+        card_text(folder)  # refuses records that are broken or of other weights
+    if dry_run:
+        _print_plan(folder, repo_id, revision, plain_vit_repo_id, plain_vit, dataset_name is not None)
+        return
+    if dataset_name is not None:
         sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
-        _evaluate(folder, dataset_name, device, {"dataset_config_name": dataset_config_name, **columns}, sizes)
+        _evaluate(folder, loaded, data, dataset_name, sizes)
     if card_only:
         write_model_card(folder, repo_id=repo_id, revision=revision, license=license)
         print(f"Wrote {folder / 'README.md'}")
         return
     options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
     options |= {"license": license, "overwrite_card": overwrite_card}
-    if plain_vit or plain_vit_repo_id:
-        order = _read_order(execution_order)
+    if plain_vit:
         commits = publish_with_plain_vit(
             folder, repo_id, plain_repo_id=plain_vit_repo_id, execution_order=order, **options
         )
@@ -91,16 +99,39 @@ def publish(
         print(f"Published {commit.commit_url}")
 
 
-def _evaluate(folder: Path, dataset_name: str, device: str | None, dataset_options: dict, sizes: dict) -> None:
+def _print_plan(folder: Path, repo_id, revision, plain_repo_id, plain_vit: bool, evaluates: bool) -> None:
+    """What would be pushed, where to, and how large; what has no size is made before."""
+    from hf_layershuffle.publish_plan import planned_files, planned_plain_files
+    from hf_layershuffle.publishing import PLAIN_REVISION
+
+    repo_id = repo_id or "the repository (--repo_id)"
+    files = planned_files(folder, evaluates=evaluates)
+    print(f"To {repo_id}, branch {revision or 'main'}:")
+    for name, size in files.items():
+        print(f"{'made' if size is None else f'{size:,}':>12} {name}")
+    if plain_vit:
+        target = f"{plain_repo_id}, branch main" if plain_repo_id else f"{repo_id}, branch {PLAIN_REVISION}"
+        print(f"To {target}:")
+        print("\n".join(f"{'made':>12} {name}" for name in planned_plain_files(files)))
+    print("Nothing was changed (--dry_run).")
+
+
+def _load_data(folder: Path, dataset_name: str, device: str | None, **kwargs):
+    """The model, its image processor and the images to evaluate on."""
+    from .options import load_evaluation_split, load_model
+
+    loaded = load_model(str(folder), device)
+    return loaded, load_evaluation_split(loaded.model, dataset_name, **kwargs)
+
+
+def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> None:
     """Writes the report, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
     from hf_layershuffle.card_examples import write_examples
     from hf_layershuffle.plotting import save_report_pictures
 
-    from .options import load_evaluation_split, load_model, short_name
+    from .options import short_name
 
-    loaded = load_model(str(folder), device)
-    dataset = load_evaluation_split(loaded.model, dataset_name, **dataset_options)
     report = evaluate_robustness(
         loaded.model,
         dataset,
