@@ -37,6 +37,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import hf_layershuffle as ls
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
+from hf_layershuffle.folder_records import read_json, write_text
 
 
 logger = logging.getLogger("train")
@@ -55,6 +56,29 @@ LAYERSHUFFLE_FLAGS = (
     "execution_order",
 )
 COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
+COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob")
+# The other arguments that decide the weights are recorded in the output folder when a run starts
+RUN_FILE = ".train_run.json"  # hidden, and so not published
+RECORDED_ARGUMENTS = {
+    "model": ("model_name_or_path", "model_revision"),
+    "data": (
+        *(
+            "dataset_name",
+            "dataset_config_name",
+            "image_column_name",
+            "label_column_name",
+            "train_split",
+            "eval_split",
+        ),
+        *("eval_fraction", "max_train_samples", "crop_padding", "horizontal_flip"),
+    ),
+    "training": (
+        *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+        *("data_seed", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+        *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+        *("label_smoothing_factor", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model"),
+    ),
+}
 
 
 @dataclass
@@ -357,10 +381,25 @@ def method_name(config) -> str:
     return "-".join(names)
 
 
-def find_checkpoint(args: TrainingArguments, config) -> str | None:
-    """The checkpoint to go on from: the one given, or the last one of the same model in the output folder.
+def recorded_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict:
+    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name."""
+    given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
+    values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
+    for name in ("model_name_or_path", "dataset_name"):
+        values[name] = public_name(values[name])
+    return json.loads(json.dumps(values))
 
-    Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in.
+
+def public_name(name_or_path: str | None) -> str | None:
+    """A Hub id, or the name of a folder without where it lies."""
+    return Path(name_or_path).resolve().name if name_or_path and Path(name_or_path).is_dir() else name_or_path
+
+
+def find_checkpoint(args: TrainingArguments, config, arguments: dict) -> str | None:
+    """The checkpoint to go on from: the one given, or the last one of the same run in the output folder.
+
+    Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in, and if the
+    earlier run had other `arguments` (as from [`recorded_arguments`]), so that what is recorded of it stays true.
     """
     folder = Path(args.output_dir)
     requested = args.resume_from_checkpoint
@@ -369,40 +408,56 @@ def find_checkpoint(args: TrainingArguments, config) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output folder '{folder}' is a file; choose another --output_dir.")
     if requested not in (None, True, "True", "true"):
+        refuse_another_run(Path(requested).parent, read_json(Path(requested).parent / RUN_FILE) or {}, arguments)
         return requested
     if not folder.is_dir() or not any(folder.iterdir()) or args.overwrite_output_dir:
         if requested:
             raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
         return None
-    checkpoint = get_last_checkpoint(str(folder))
-    if checkpoint is None:
+    checkpoint, recorded = get_last_checkpoint(str(folder)), read_json(folder / RUN_FILE)
+    # A run that was stopped before its first checkpoint starts anew
+    if checkpoint is None and (requested or recorded is None or (folder / "config.json").exists()):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
             "--output_dir, or add --overwrite_output_dir to write into it all the same."
         )
-    stored, ours = (
-        json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")),
-        json.loads(config.to_json_string()),
-    )
-    for name in (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES):
-        if stored.get(name) != ours.get(name):
-            raise ValueError(
-                f"The output folder '{folder}' holds a run with `{name}` {stored.get(name)!r}, and this one has "
-                f"{ours.get(name)!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
-            )
+    if checkpoint is not None:
+        names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
+        stored, ours = read_json(Path(checkpoint, "config.json")) or {}, json.loads(config.to_json_string())
+        refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+    refuse_another_run(folder, recorded or {}, arguments)
     return checkpoint
 
 
+def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
+    for name, value in stored.items():
+        if value != ours.get(name):
+            raise ValueError(
+                f"The output folder '{folder}' holds a run with `{name}` {value!r}, and this one has "
+                f"{ours.get(name)!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
+            )
+
+
 def train_and_evaluate(
-    args: TrainingArguments, model, image_processor, train_dataset, eval_dataset, dataset_name, finetuned_from
+    args: TrainingArguments,
+    arguments: dict,
+    checkpoint: str | None,
+    model,
+    image_processor,
+    train_dataset,
+    eval_dataset,
 ):
-    """Trains, saves the model, its card and its metrics into the output folder, and returns the metrics."""
-    checkpoint = find_checkpoint(args, model.config)
+    """Trains, saves the model, its card and its metrics into the output folder, and returns the metrics.
+
+    `arguments` are those of [`recorded_arguments`], `checkpoint` is the folder to go on from.
+    """
     if checkpoint is not None:
         logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", checkpoint)
     elif args.overwrite_output_dir and args.should_save:
         for earlier in Path(args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(earlier)
+    if args.should_save:
+        write_text(Path(args.output_dir, RUN_FILE), json.dumps(arguments, indent=1) + "\n")
     trainer = ls.LayerShuffleTrainer(
         model=model,
         args=args,
@@ -424,7 +479,8 @@ def train_and_evaluate(
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     card_metrics = metrics | {"num_orders": args.final_eval_orders}
-    card = {"dataset": dataset_name, "metrics": card_metrics, "finetuned_from": finetuned_from}
+    card = {"dataset": arguments["dataset_name"], "finetuned_from": arguments["model_name_or_path"]}
+    card["metrics"] = card_metrics
     try:
         if args.push_to_hub:
             trainer.push_to_hub(**card)
@@ -482,21 +538,17 @@ def run(argv: list[str]) -> None:
             args.has_default_output_dir = False
         if variant_args is not args:
             variant_args.output_dir = str(Path(args.output_dir, "baseline"))
-        find_checkpoint(variant_args, model.config)  # refuses what it must before the images are decoded
-        models.append((model, variant_args))
+        arguments = recorded_arguments(model_args, data_args, variant_args)
+        # Refuses what it must before the images are decoded, and on all processes before one of them writes
+        checkpoint = find_checkpoint(variant_args, model.config, arguments)
+        models.append((model, variant_args, arguments, checkpoint))
     with args.main_process_first(desc="decoding images"):  # the others then read its file
         train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
 
     rows = {}
-    for model, variant_args in models:
+    for model, variant_args, arguments, checkpoint in models:
         metrics = train_and_evaluate(
-            variant_args,
-            model,
-            image_processor,
-            train_dataset,
-            eval_dataset,
-            Path(data_args.dataset_name).name if Path(data_args.dataset_name).is_dir() else data_args.dataset_name,
-            model_args.model_name_or_path,
+            variant_args, arguments, checkpoint, model, image_processor, train_dataset, eval_dataset
         )
         rows[method_name(model.config)] = (metrics, variant_args.final_eval_orders)
     if args.should_log:

@@ -1,6 +1,7 @@
 """Runs examples/train.py as a user does."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,42 @@ def test_another_model_in_the_same_folder_is_refused(finished_run):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
 
 
+def test_a_run_with_other_arguments_in_the_same_folder_is_refused(finished_run, tmp_path):
+    folder, _ = finished_run
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = [*map(str, SMALL), "--output_dir", str(folder)]
+    other = {
+        "`learning_rate` 0.0005, and this one has 0.001": ["--learning_rate", "0.001"],
+        "`seed` 42, and this one has 1": ["--seed", "1"],
+        "`per_device_train_batch_size` 8, and this one has 16": ["--per_device_train_batch_size", "16"],
+        "`weight_decay` 0.05, and this one has 0.0": ["--weight_decay", "0"],
+        "`max_steps` 8, and this one has 9": ["--max_steps", "9"],
+        "`lr_scheduler_type` 'cosine', and this one has 'linear'": ["--lr_scheduler_type", "linear"],
+        "`max_train_samples` 64, and this one has 32": ["--max_train_samples", "32"],
+        "`hidden_dropout_prob` 0.0, and this one has 0.1": ["--hidden_dropout_prob", "0.1"],
+        "`eval_fraction` 0.2, and this one has 0.3; choose another --output_dir": ["--eval_fraction", "0.3"],
+        "holds a run with `crop_padding` None": [
+            "--resume_from_checkpoint",
+            f"{folder}/checkpoint-8",
+            "--crop_padding",
+            "1",
+        ],
+    }
+    assert_all_refused({message: [*arguments, *changed] for message, changed in other.items()}, tmp_path)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew_unless_its_arguments_changed(finished_run, tmp_path):
+    folder, _ = finished_run
+    (tmp_path / "parts").mkdir()
+    shutil.copy(folder / ".train_run.json", tmp_path / "parts")
+    result = run_train(*SMALL, "--learning_rate", "1e-3", "--output_dir", tmp_path / "parts")
+    assert_refused(result, "holds a run with `learning_rate` 0.0005, and this one has 0.001")
+    result = run_train(*SMALL, "--output_dir", tmp_path / "parts")
+    assert result.returncode == 0, result.stderr
+    assert_same_weights(tmp_path / "parts", folder)
+
+
 def test_a_stopped_run_goes_on_to_the_weights_of_the_uninterrupted_one(tmp_path):
     arguments = [*SMALL, "--max_steps", 400, "--save_steps", 50, "--save_total_limit", 1, "--eval_strategy", "no"]
     arguments += ["--layerdrop", 0.2, "--depth_embedding", "True", "--crop_padding", 1, "--hidden_dropout_prob", 0.1]
@@ -259,8 +296,34 @@ def assert_refused(result, message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def assert_all_refused(cases: dict[str, list], folder) -> None:
+    """All in one process, in `folder`: what a user sees is checked by the tests around these."""
+    code = f"""
+import io, re, sys
+from contextlib import redirect_stderr
+sys.path.insert(0, {str(REPOSITORY / "examples")!r})
+import train
+
+for message, arguments in {cases!r}.items():
+    alone = len(arguments) == 1
+    output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(folder / "run")!r}]
+    sys.argv = ["train.py", *arguments, *output, *([] if alone else ["--use_cpu", "True"])]
+    with redirect_stderr(io.StringIO()) as errors:
+        try:
+            train.main()
+        except SystemExit as stop:
+            assert stop.code == 2, (arguments, stop.code)
+        else:
+            raise AssertionError(arguments)
+    lines = [line for line in errors.getvalue().splitlines() if line.startswith("train.py")]
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), (arguments, errors.getvalue())
+    assert message in lines[0] or "|" in message and re.search(message, lines[0]), (arguments, lines)
+"""
+    result = run_python(code, cwd=folder)
+    assert result.returncode == 0, result.stderr
+
+
 def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_path):
-    """All in one process: what a user sees is checked by the tests around this one."""
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
     (tmp_path / "list.yaml").write_text("- 1")
@@ -290,29 +353,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "missing.yaml": [str(tmp_path / "missing.yaml")],
         "images are read with 1 (grey) or 3 (RGB) channels": ["--num_channels", "2"],
     }
-    code = f"""
-import io, re, sys
-from contextlib import redirect_stderr
-sys.path.insert(0, {str(REPOSITORY / "examples")!r})
-import train
-
-for message, arguments in {cases!r}.items():
-    alone = len(arguments) == 1
-    output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(tmp_path / "run")!r}]
-    sys.argv = ["train.py", *arguments, *output, *([] if alone else ["--use_cpu", "True"])]
-    with redirect_stderr(io.StringIO()) as errors:
-        try:
-            train.main()
-        except SystemExit as stop:
-            assert stop.code == 2, (arguments, stop.code)
-        else:
-            raise AssertionError(arguments)
-    lines = [line for line in errors.getvalue().splitlines() if line.startswith("train.py")]
-    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), (arguments, errors.getvalue())
-    assert message in lines[0] or "|" in message and re.search(message, lines[0]), (arguments, lines)
-"""
-    result = run_python(code, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert_all_refused(cases, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json", "list.yaml", "occupied"]
     assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
 
