@@ -1,6 +1,7 @@
 """Runs `hf-layershuffle evaluate` and `prune` as a user does."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -143,6 +144,10 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "animals" / "train" / label / f"{index}.png")
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    for name, broken in (("ours", "broken"), ("plain", "broken-plain")):
+        shutil.copytree(folders / name, tmp_path / broken)
+        weights = tmp_path / broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     ours, out = str(folders / "ours"), ["--output_dir", str(tmp_path / "out")]
     few = ["--max_samples", "10", "--num_orders", "1", *out]
@@ -166,14 +171,20 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "Say which layers stay: give": ["prune", ours, "--keep", "0", "--speedup", "2", *out],
             "--num_layers needs --search": ["prune", ours, "--num_layers", "2", *out],
             "`keep` is '1;2'": ["prune", ours, "--keep", "1;2", *out],
-            "holds 9 at position 1": ["prune", ours, "--keep", "0,9", *out],
+            "`keep` holds layer 9": ["prune", ours, "--keep", "0,9", *out],
             "holds layer 1 more than once": ["prune", ours, "--keep", "1,1", *out],
             "`speedup` is 0.5": ["prune", ours, "--speedup", "0.5", *out],
-            "`num_kept` is 7": ["prune", ours, "--search", "--num_layers", "7", *out],
+            "`num_layers` is 7": ["prune", ours, "--search", "--num_layers", "7", *out],
             "is there already and not empty": [
                 *("prune", ours, "--keep", "0", "--output_dir", str(tmp_path / "occupied"))
             ],
             "There is no model folder": ["prune", "./missing/model", "--keep", "0", *out],
+            "'nowhere' is neither a folder here nor a model": ["prune", "nowhere", "--keep", "0", *out],
+            "'no/where' at revision 'v2' is neither": ["evaluate", "no/where", "--revision", "v2", *few],
+            "'nowhere-else' is neither a folder here": ["analyze", "nowhere-else", *out],
+            "'broken' cannot be read": ["evaluate", "broken", *few],
+            "plain' cannot be read": ["prune", "broken-plain", "--keep", "0,1", *out],
+            "broken' cannot be read": ["prune", "./broken", "--keep", "0,1", *out],
         },
         tmp_path,
     )

@@ -3,6 +3,7 @@
 
 from contextlib import contextmanager
 
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 
@@ -16,6 +17,31 @@ def explained_errors(repo_id: str, go_on: str):
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         raise OSError(f"'{repo_id}' was not published: {_explain(cause, status, repo_id)}. {go_on}.") from error
+
+
+@contextmanager
+def explained_download(name: str, revision: str | None = None, prefix: str = ""):
+    """Turns whatever goes wrong in finding a model on the Hub into an `OSError` of one line."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        at = f" at revision {revision!r}" if revision else ""
+        raise OSError(
+            f"{prefix}'{name}'{at} is neither a folder here nor a model that could be downloaded from the Hub: {reason}"
+        ) from error
+
+
+def check_hub_model(name: str, revision: str | None = None) -> None:
+    """Whether a model is in the Hub's cache here or on the Hub, asked once, before transformers asks for file after file
+    and waits between.
+
+    Raises:
+        `OSError`: if it is not, or the Hub cannot be reached.
+    """
+    with explained_download(name, revision):
+        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            HfApi().model_info(name, revision=revision)
 
 
 def _explain(error: Exception, status: int | None, repo_id: str) -> str:

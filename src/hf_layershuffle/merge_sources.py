@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
+from .hub_errors import explained_download
 from .tensor_files import StoredTensor, list_tensors
 
 
@@ -83,14 +84,8 @@ def resolve_folder(
         return folder, None
     # Nothing but weights and JSON: a merge never runs code of its sources
     patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE]
-    try:
+    with explained_download(path, revision, f"Source '{name}': "):
         folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise OSError(
-            f"Source '{name}': '{path}'{f' at revision {revision!r}' if revision else ''} is neither a folder here nor a "
-            f"model that could be downloaded from the Hub: {reason}"
-        ) from error
     return folder, folder.name  # the cache has one folder a commit
 
 

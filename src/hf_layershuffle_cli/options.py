@@ -54,24 +54,29 @@ def load_model(name_or_path: str, device: str | None = None, dtype: str = "float
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"`dtype` is '{dtype}'; it must be one of {', '.join(dtypes)}.")
-    check_model_name(name_or_path)
+    check_model(name_or_path, revision)
     hub = {"revision": revision} if revision else {}
     model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
     image_processor = load_image_processor(name_or_path, **hub)
     return LoadedModel(name_or_path, model.to(choose_device(device)).eval(), image_processor)
 
 
-def check_model_name(name_or_path: str) -> None:
-    """Says that a folder is missing, where the Hub would say that its path is no repository's name.
+def check_model(name_or_path: str, revision: str | None = None) -> None:
+    """Says that there is no such model, before the readers of its files do in lines of their own.
 
     Raises:
-        `OSError`: if it is a path, not a Hub id, and no folder.
+        `OSError`: if it is neither a folder, nor a Hub id of a model that can be had.
     """
-    is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if is_path and not Path(name_or_path).is_dir():
+    from hf_layershuffle.hub_errors import check_hub_model
+    from hf_layershuffle.merge_sources import is_local
+
+    if Path(name_or_path).is_dir():
+        return
+    if is_local(name_or_path):
         raise OSError(
             f"There is no model folder '{name_or_path}'; pass a folder that `save_pretrained` wrote or a Hub id."
         )
+    check_hub_model(name_or_path, revision)
 
 
 def choose_device(device: str | None):

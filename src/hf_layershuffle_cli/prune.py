@@ -39,20 +39,19 @@ def prune(
 
     Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
     """
-    from transformers import AutoModelForImageClassification
-
-    import hf_layershuffle  # noqa: F401  registers the models
     from hf_layershuffle.data import load_image_processor
-    from hf_layershuffle.layerwise import as_layershuffle
+    from hf_layershuffle.layerwise import load_classifier
     from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
 
     check_arguments(keep, speedup, search, num_kept)
-    options.check_model_name(model)
+    options.check_model(model, revision)
     with options.new_folder(output_dir) as folder:
         hub = {"revision": revision} if revision else {}
-        whole = AutoModelForImageClassification.from_pretrained(model, dtype="auto", **hub).eval()
+        whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()
         image_processor = load_image_processor(model, **hub)
-        num_layers = as_layershuffle(whole).config.num_hidden_layers
+        num_layers = whole.config.num_hidden_layers
+        if num_kept is not None and not 1 <= num_kept <= num_layers:
+            raise ValueError(f"`num_layers` is {num_kept}; it must be from 1 to {num_layers}, the model's layers.")
         if keep is not None:
             layers = options.parse_layers(keep, "keep")
         else:
