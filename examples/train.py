@@ -5,7 +5,7 @@
     python examples/train.py --dataset_name path/to/folder    # Parquet, one folder a class, IDX, or a Hub id
     python examples/train.py --model_name_or_path google/vit-base-patch16-224 --dataset_name cifar10 \
         --ignore_mismatched_sizes                             # fine-tunes
-    python examples/train.py arguments.yaml                   # or .json: all arguments from one file
+    python examples/train.py arguments.yaml                   # or .json: from a file; arguments after it win
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py
     python examples/train.py --torch_compile                  # layer by layer: five graphs for all orders
 
@@ -17,6 +17,7 @@ again to go on with a run that was stopped.
 import copy
 import json
 import logging
+import os
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -57,6 +58,12 @@ LAYERSHUFFLE_FLAGS = (
 )
 COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
 COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob")
+ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
+# Of the training arguments, checked before a folder is made
+LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0}
+LOWEST |= dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), 0)
+LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0)
 # The other arguments that decide the weights are recorded in the output folder when a run starts
 RUN_FILE = ".train_run.json"  # hidden, and so not published
 RECORDED_ARGUMENTS = {
@@ -202,6 +209,9 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
         default=None,
         metadata={"help": "Processes that prepare batches ahead. Defaults to 2 with a GPU, to none on the CPU."},
     )
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Pin batches in memory. Defaults to whether there is an accelerator."}
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or a fraction of them if below 1."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
@@ -213,12 +223,27 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
     eval_orders: int = field(default=4, metadata={"help": "Arbitrary orders of the evaluations during training."})
 
     def __post_init__(self):
-        if self.final_eval_orders < 8:
-            raise ValueError(f"`final_eval_orders` is {self.final_eval_orders}; it must be at least 8.")
+        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = 2 if torch.accelerator.is_available() and not self.use_cpu else 0
+            self.dataloader_num_workers = 2 if has_accelerator else 0
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = has_accelerator
+        for name, lowest in LOWEST.items():
+            if not getattr(self, name) >= lowest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        metrics = ("loss", "accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
+        if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:
+            raise ValueError(
+                f"`metric_for_best_model` is '{self.metric_for_best_model}'; it must be one of {', '.join(metrics)}."
+            )
         self.has_default_output_dir = self.output_dir is None
         super().__post_init__()
+        num_processes = int(os.environ.get("WORLD_SIZE", 1))
+        if num_processes > 1 and self.world_size == 1:
+            raise ValueError(
+                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train alone. "
+                "Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu after train.py."
+            )
 
 
 class ArgumentParser(HfArgumentParser):
@@ -234,8 +259,8 @@ class ArgumentParser(HfArgumentParser):
 
 
 def parse_arguments(argv: list[str]):
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        argv = read_argument_file(Path(argv[0]))
+    if argv and not argv[0].startswith("-") and argv[0].endswith((".json", ".yaml", ".yml")):
+        argv = [*read_argument_file(Path(argv[0])), *argv[1:]]  # of two values of one argument, the later counts
     return ArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
 
 
@@ -244,7 +269,10 @@ def read_argument_file(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
     except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not valid JSON or YAML: {str(error).splitlines()[0]}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"'{path}' is not valid JSON or YAML{where}: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"'{path}' must hold one mapping from arguments to values.")
     argv = []
@@ -493,14 +521,11 @@ def train_and_evaluate(
 
 def print_table(rows: dict[str, dict]) -> None:
     table = Table(title="Fraction of the evaluation images classified correctly")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in ("sequential", "arbitrary: mean", "std", "min", "orders"):
         table.add_column(name, justify="right")
     for name, (metrics, num_orders) in rows.items():
-        values = [
-            metrics[f"eval_{key}"]
-            for key in ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
-        ]
+        values = [metrics[f"eval_{key}"] for key in ("accuracy", *ARBITRARY_METRICS)]
         table.add_row(name, *(f"{value:.4f}" for value in values), str(num_orders))
     Console().print(table)
 
@@ -562,7 +587,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an argument needs a package
         logger.debug("", exc_info=True)
         print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -230,13 +230,16 @@ def test_arguments_from_one_file(tmp_path, file_format):
     if file_format == "yaml":
         text = "learning_rate: 1e-4\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in arguments.items())
     path.write_text(text)
-    result = run_python(REPOSITORY / "examples" / "train.py", path)
+    result = run_python(REPOSITORY / "examples" / "train.py", path, "--max_steps", "3")
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["shuffle_mode"] == "window" and config["shuffle_window"] == 1
     assert config["position_predictor"] is True
     assert config["execution_order"] == [2, 0, 1]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 3  # what comes after the file wins
     assert "window1-predict" in result.stdout
+    assert "pin_memory" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["vit", "deit"])
@@ -271,19 +274,32 @@ def test_two_processes_resume_to_the_weights_of_the_uninterrupted_run(tmp_path):
     launch = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
         *("--config_file", REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"),
-        *(REPOSITORY / "examples" / "train.py", *SMALL, "--layerdrop", 0.2, "--hidden_dropout_prob", 0.1),
+        *(REPOSITORY / "examples" / "train.py", *SMALL, "--layerdrop", 0.2, "--hidden_dropout_prob", 0.1, "--use_cpu"),
         *("--crop_padding", 1, "--gradient_accumulation_steps", 2, "--eval_strategy", "no", "--save_total_limit", 9),
+        *("--save_steps", 3),
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = run_command([*launch, "--output_dir", whole])
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Saved to") == 1
-    # From the checkpoint of step 4, as after a stop; it is in the middle of the second pass over the data
-    result = run_command([*launch, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-6"])
+    # As after a stop, in the middle of the second pass over the data: a pass is two steps of 2 processes x 2 x 8 images
+    result = run_command([*launch, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-3"])
     assert result.returncode == 0, result.stderr
     assert_same_weights(parts, whole)
-    state = json.loads((whole / "checkpoint-6" / "trainer_state.json").read_text())
+    state = json.loads((whole / "checkpoint-3" / "trainer_state.json").read_text())
     assert 1 < state["epoch"] < 2
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_processes_that_are_not_joined_are_refused(tmp_path, name):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    launch += [REPOSITORY / "examples" / "accelerate" / f"{name}.yaml", REPOSITORY / "examples" / "train.py", *SMALL]
+    result = run_command([*launch, "--output_dir", tmp_path / "run"])
+    assert result.returncode != 0
+    message = "train.py: error: The 2 processes were started for GPUs, of which there are none"
+    assert message in result.stderr and "exitcode  : 2 " in result.stderr, result.stderr
+    assert "--config_file examples/accelerate/ddp_cpu.yaml" in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
 # --- Bad input ---
@@ -328,6 +344,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "broken.yaml").write_text("max_steps: 2\nseed: 1: 2\n")
     cases = {
         "invalid choice|is not|not used": ["--no_such_argument", "1"],
         "is 'random'; it must be one of": ["--shuffle_mode", "random"],
@@ -347,15 +364,52 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`eval_orders` is -1": ["--eval_orders", "-1"],
         "no checkpoint folder": ["--resume_from_checkpoint", "./missing"],
         "There is no checkpoint in": ["--resume_from_checkpoint", "True"],
+        "`per_device_train_batch_size` is 0; it must be at least 1": ["--per_device_train_batch_size", "0"],
+        "`per_device_eval_batch_size` is -1": ["--per_device_eval_batch_size", "-1"],
+        "`gradient_accumulation_steps` is 0": ["--gradient_accumulation_steps", "0"],
+        "`learning_rate` is -1.0; it must be at least 0": ["--learning_rate", "-1"],
+        "`learning_rate` is nan": ["--learning_rate", "nan"],
+        "`weight_decay` is -0.1": ["--weight_decay", "-0.1"],
+        "`num_train_epochs` is -1": ["--num_train_epochs", "-1"],
+        "`dataloader_num_workers` is -1": ["--dataloader_num_workers", "-1"],
+        "`seed` is -1": ["--seed", "-1"],
+        "`metric_for_best_model` is 'foo'; it must be one of loss, accuracy": [
+            "--metric_for_best_model",
+            "foo",
+            "--load_best_model_at_end",
+            "True",
+            "--max_steps",
+            "6",
+        ],
+        "must be one of loss, accuracy.": ["--metric_for_best_model", "arbitrary_accuracy", "--eval_orders", "0"],
+        "deepspeed": ["--deepspeed", "nope.json"],
         "is not empty and holds no checkpoint": ["--output_dir", str(tmp_path / "occupied")],
         "must hold one mapping": [str(tmp_path / "list.yaml")],
-        "is not valid JSON or YAML": [str(tmp_path / "broken.json")],
+        "is not valid JSON or YAML in line 2: ": [str(tmp_path / "broken.yaml")],
+        "is not valid JSON or YAML in line 1: ": [str(tmp_path / "broken.json")],
         "missing.yaml": [str(tmp_path / "missing.yaml")],
         "images are read with 1 (grey) or 3 (RGB) channels": ["--num_channels", "2"],
     }
     assert_all_refused(cases, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json", "list.yaml", "occupied"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("broken.json", "broken.yaml", "list.yaml", "occupied")
+    ]
     assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
+
+
+def test_the_table_folds_long_names():
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / "examples")!r})
+import train
+
+name = "layershuffle-layerdrop-depth-predict"
+train.print_table({{name: (dict.fromkeys(["eval_accuracy", *map("eval_{{}}".format, train.ARBITRARY_METRICS)], 0.5), 16)}})
+"""
+    result = run_python(code, environment={"COLUMNS": "72"})
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("│") for line in result.stdout.splitlines() if line.startswith("│")]
+    assert len(rows) > 1 and "".join(row[1].strip() for row in rows) == "layershuffle-layerdrop-depth-predict"
 
 
 def test_help_is_printed():
