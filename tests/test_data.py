@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from hf_layershuffle.data import ImageClassificationDataset, as_dataloader, load_image_datasets
+from hf_layershuffle.data import ImageClassificationDataset, as_dataloader, load_image_datasets, load_image_processor
 
 
 def random_images(count: int, size=(8, 8), mode: str = "RGB", seed: int = 0) -> list[PILImage.Image]:
@@ -65,15 +65,40 @@ def test_a_part_of_the_training_split_is_held_out_though_there_is_a_test_split(t
     assert {name: len(split) for name, split in splits.items()} == {"train": 14, "test": 6}
 
 
+def write_images(folder, *names: str) -> None:
+    for name, image in zip(names, random_images(len(names))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / name)
+
+
+def in_classes(*classes: str, count: int = 3) -> list[str]:
+    return [f"{name}/{index}.png" for name in classes for index in range(count)]
+
+
 def test_image_folder(tmp_path):
-    for split, count in (("train", 3), ("test", 2)):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for index, image in enumerate(random_images(count)):
-                image.save(tmp_path / split / name / f"{index}.png")
+    write_images(tmp_path, *in_classes("train/cat", "train/dog"), *in_classes("test/cat", "test/dog", count=2))
     splits = load_image_datasets(str(tmp_path))
     assert {name: len(split) for name, split in splits.items()} == {"train": 6, "test": 4}
     assert splits["train"].features["label"].names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("folder", ["data", "data[1]"])
+def test_all_images_of_a_folder_a_class_are_loaded_whatever_their_names(tmp_path, folder):
+    odd = ("car/train0.png", "car/test11.png", "car/zz.png", "bus/validation.JPEG")
+    write_images(tmp_path / folder, *in_classes("bus", "car", "train"), *odd, ".hidden/0.png")
+    (tmp_path / folder / "notes.txt").write_text("mine")
+    splits = load_image_datasets(str(tmp_path / folder), eval_fraction=0.25)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 9, "test": 4}
+    names = splits["train"].features["label"].names
+    assert names == ["bus", "car", "train"]
+    assert sorted(splits["train"]["label"][:] + splits["test"]["label"][:]) == 4 * [0] + 6 * [1] + 3 * [2]
+
+
+@pytest.mark.parametrize("beside", ["extra/cat/0.png", "zz.png"])
+def test_images_outside_the_splits_are_not_dropped_silently(tmp_path, beside):
+    write_images(tmp_path, *in_classes("train/cat", "train/dog", "test/cat", "test/dog"), beside)
+    with pytest.raises(ValueError, match=r"Only 12 of the 13 images in .* were found, in the splits 'train', 'test'"):
+        load_image_datasets(str(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -198,6 +223,13 @@ def test_an_idx_folder_lacking_a_file_is_refused(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 8, 8)))
     with pytest.raises(ValueError, match="lacks the file 'train-labels-idx1-ubyte'"):
         load_image_datasets(str(tmp_path))
+
+
+def test_a_model_folder_without_image_processor_says_what_to_do(tmp_path):
+    with pytest.raises(OSError, match=r"holds no image processor .*ViTImageProcessor.*save_pretrained\('.*'\)"):
+        load_image_processor(str(tmp_path))
+    processor(12).save_pretrained(tmp_path)
+    assert load_image_processor(str(tmp_path)).size["height"] == 12
 
 
 # --- Pixels ---

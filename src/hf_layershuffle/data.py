@@ -1,13 +1,16 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Image classification data: by name, Hub id, Parquet or image folder, or MNIST-style IDX files."""
 
+import glob
 import gzip
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import transformers
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
 from .image_dataset import ImageClassificationDataset, as_dataloader
@@ -24,6 +27,10 @@ __all__ = [
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+# Folders that `datasets` takes for splits
+_SPLIT_FOLDERS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+_IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -109,6 +116,10 @@ def _load_splits(dataset_name: str, dataset_config_name: str | None, load_kwargs
     try:
         if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
             loaded = load_from_disk(str(folder))
+        elif folder.is_dir() and _is_one_folder_a_class(folder):
+            # With a pattern, or the names of some files and classes (train, test11.png) would be taken for splits
+            load_kwargs = {"data_files": {"train": str(Path(glob.escape(str(folder.resolve())), "**"))}} | load_kwargs
+            loaded = load_dataset("imagefolder", drop_labels=False, **load_kwargs)
         else:
             loaded = load_dataset(str(folder) if folder.is_dir() else dataset_name, dataset_config_name, **load_kwargs)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
@@ -117,7 +128,40 @@ def _load_splits(dataset_name: str, dataset_config_name: str | None, load_kwargs
             f"Dataset '{dataset_name}' cannot be loaded: {reason.rstrip('.!')}. Pass 'digits', a folder of Parquet files, images or "
             "IDX files, or a dataset id on the Hub."
         ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
+        _check_all_images_load(folder, splits)
+    return splits
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Relative to the folder; none of hidden files or folders."""
+    paths = (
+        Path(parent, name).relative_to(folder)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in _IMAGE_SUFFIXES
+    )
+    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+
+
+def _is_one_folder_a_class(folder: Path) -> bool:
+    """Whether all images lie in subfolders that are not splits, and no other file tells of their labels."""
+    if any(folder.glob("**/metadata.*")):
+        return False
+    images = _image_files(folder)
+    classes = {path.parts[0].lower() for path in images}
+    return bool(images) and all(len(path.parts) == 2 for path in images) and not classes <= _SPLIT_FOLDERS
+
+
+def _check_all_images_load(folder: Path, splits: dict[str, Dataset]) -> None:
+    images, num_rows = _image_files(folder), sum(len(split) for split in splits.values())
+    if num_rows < len(images) and not any(folder.glob("**/metadata.*")):
+        raise ValueError(
+            f"Only {num_rows} of the {len(images)} images in '{folder}' were found, in the splits {_names(splits)}. Give "
+            "each class a folder that holds its images; where there are splits, put these folders into 'train', "
+            "'validation' and 'test' and nothing beside them."
+        )
 
 
 def _load_digits() -> Dataset:
@@ -230,7 +274,17 @@ def load_image_processor(name_or_path: str, **kwargs):
     Args:
         name_or_path (`str`): Folder or Hub id.
         kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+
+    Raises:
+        `OSError`: if there is none.
     """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
+        raise OSError(
+            f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model was trained "
+            "with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, image_mean=[0.5, 0.5, 0.5], "
+            f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
+        )
     try:
         return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
