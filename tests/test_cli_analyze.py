@@ -84,7 +84,7 @@ def test_bad_input(folders, tmp_path):
             "`device` is 'abacus'": ["analyze", ours, "--device", "abacus", *out],
             "it must be one of pca, umap": ["analyze", ours, "--embedding", "tsne", *out],
             "The model has one layer": ["analyze", str(folders / "shallow"), *out],
-            "is a file; choose another": ["analyze", ours, "--output_dir", str(tmp_path / "file")],
+            "cannot be made: '": ["analyze", ours, "--output_dir", str(tmp_path / "file")],
             "No such option": ["analyze", ours, "--orders", "3", *out],
         },
         cwd=tmp_path,

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import Architecture, run_command, run_python
+from conftest import ENVIRONMENT, Architecture, run_command, run_python
 from PIL import Image
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, ViTImageProcessor
 
@@ -144,6 +147,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "animals" / "train" / label / f"{index}.png")
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    (tmp_path / "mine.txt").write_text("mine")
     for name, broken in (("ours", "broken"), ("plain", "broken-plain")):
         shutil.copytree(folders / name, tmp_path / broken)
         weights = tmp_path / broken / "model.safetensors"
@@ -182,6 +186,14 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "'nowhere' is neither a folder here nor a model": ["prune", "nowhere", "--keep", "0", *out],
             "'no/where' at revision 'v2' is neither": ["evaluate", "no/where", "--revision", "v2", *few],
             "'nowhere-else' is neither a folder here": ["analyze", "nowhere-else", *out],
+            "The output folder 'mine.txt' cannot be made": ["evaluate", ours, "--output_dir", "mine.txt"],
+            "The output folder 'mine.txt/out' cannot": ["prune", ours, "--keep", "0", "--output_dir", "mine.txt/out"],
+            "'mine.txt/ours' cannot be made": ["evaluate", ours, str(folders / "plain"), "--output_dir", "./mine.txt"],
+            "'mine.txt/analysis' cannot": ["analyze", ours, "--output_dir", "mine.txt/analysis"],
+            "'mine.txt/merged' cannot": ["merge", ours, "--average", "--output_dir", "mine.txt/merged"],
+            "'mine.txt/merges' cannot": [
+                *("merge", ours, "--random", "1", "--evaluate", "digits", "--output_dir", "mine.txt/merges")
+            ],
             "'broken' cannot be read": ["evaluate", "broken", *few],
             "plain' cannot be read": ["prune", "broken-plain", "--keep", "0,1", *out],
             "broken' cannot be read": ["prune", "./broken", "--keep", "0,1", *out],
@@ -189,6 +201,65 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
         tmp_path,
     )
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+@contextmanager
+def started_cli(*arguments):
+    command = [sys.executable, "-m", "hf_layershuffle_cli", *map(str, arguments)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop_at(process, text: str) -> list[str]:
+    """Ctrl-C as soon as the text stands on the standard error; the command's own lines after it."""
+    seen = ""
+    while text not in seen:
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=100)
+    assert process.returncode == 130, seen + rest
+    assert "Traceback" not in rest, rest
+    return [line for line in rest.splitlines() if line.startswith("hf-layershuffle")]
+
+
+@pytest.fixture(scope="module")
+def deep(folders):
+    """A model that takes its time: each of 6 batches of the digits, 200 orders of 8 layers."""
+    labels = {"id2label": {i: str(i) for i in range(10)}, "num_labels": 10, "num_hidden_layers": 8}
+    Architecture("vit").classifier(**labels, shuffle_mode="arbitrary").save_pretrained(folders / "deep")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folders / "deep")
+    return folders / "deep"
+
+
+def test_an_evaluation_stopped_by_ctrl_c_goes_on(deep, tmp_path):
+    arguments = ["evaluate", deep, "--batch_size", "60", "--num_orders", "200", "--num_subsets", "1"]
+    arguments += ["--output_dir", tmp_path]
+    with started_cli(*arguments) as process:
+        assert stop_at(process, "| 2/6") == ["hf-layershuffle: stopped; run the same command again to go on"]
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.npz"]
+    result = run_cli(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "| 2/6" in result.stderr and "| 1/6" not in result.stderr and "| 0/6" not in result.stderr
+    assert ls.RobustnessReport.load(tmp_path).num_images == 360
+
+
+def test_other_commands_stopped_by_ctrl_c_have_written_nothing(deep, tmp_path):
+    out = ["--output_dir", tmp_path / "out"]
+    commands = {
+        "Measuring layers' updates:   0%": ["analyze", deep, "--num_orders", "800", *out],
+        "Dropping layers:   0%": ["prune", deep, "--search", "--num_layers", "1", "--max_samples", "1437", *out],
+        "Evaluating": ["merge", deep, "--random", "200", "--evaluate", "digits", *out],
+    }
+    for text, arguments in commands.items():
+        with started_cli(*arguments) as process:
+            assert stop_at(process, text) == ["hf-layershuffle: stopped; nothing was written"]
+        assert not list(tmp_path.iterdir())
 
 
 def test_help_imports_no_torch():

@@ -216,7 +216,8 @@ def test_evenly_spaced_layers():
             assert k == 1 or max(np.diff(kept)) - min(np.diff(kept)) <= 1
 
 
-def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop, num_resumed", [(KeyboardInterrupt, 3), (MemoryError, 4)])
+def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resumed):
     monkeypatch.setattr(evaluation, "SAVE_EVERY_BATCHES", 2)
     model, data, file = lively(vit.classifier(position_predictor=True)), items(), tmp_path / "sums.npz"
     options = {"num_orders": 3, "num_subsets": 1, "batch_size": 4, "progress": False, "model_name": "m"}
@@ -224,21 +225,22 @@ def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch):
 
     score_batch, batches = evaluation._score_batch, []
 
-    def stop_at_the_sixth(*args):
+    def stop_at_the_sixth(parts, batch, tree, tallies):
         if len(batches) == 5:
-            raise KeyboardInterrupt
+            tallies.correct += 1  # in the midst of counting a batch
+            raise stop
         batches.append(1)
-        return score_batch(*args)
+        return score_batch(parts, batch, tree, tallies)
 
     monkeypatch.setattr(evaluation, "_score_batch", stop_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         evaluate_robustness(model, data, **options, progress_file=file)
     assert file.exists()
 
     resumed = []
     monkeypatch.setattr(evaluation, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
     report = evaluate_robustness(model, data, **options, progress_file=file)
-    assert len(resumed) == 4  # of eight; the sums of the first four were kept
+    assert len(resumed) == num_resumed  # of eight; a stop keeps five, an error the first four
     assert not file.exists()
     ignored = {"environment": None}
     assert report.to_dict() | ignored == whole.to_dict() | ignored
@@ -246,7 +248,7 @@ def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch):
     # sums of other weights are not gone on with
     batches.clear()
     monkeypatch.setattr(evaluation, "_score_batch", stop_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         evaluate_robustness(model, data, **options, progress_file=file)
     with torch.no_grad():
         model.classifier.weight.mul_(2)

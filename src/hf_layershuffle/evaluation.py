@@ -6,6 +6,7 @@ walks it once, depth first. So all k-layer prefixes of an order cost one order, 
 states a level, however many orders there are.
 """
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -147,7 +148,7 @@ def evaluate_robustness(
         num_subsets (`int`): Random subsets of each number of layers, at least 1.
         seed (`int`): Draws orders and subsets, at least 0.
         model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
-        progress_file (`str` or `os.PathLike`, *optional*): Where to keep the sums now and then; a call with the same
+        progress_file (`str` or `os.PathLike`, *optional*): Where to keep the sums now and then, and on Ctrl-C; a call with the same
             arguments that finds it goes on from there. Removed at the end.
 
     Raises:
@@ -246,14 +247,22 @@ def _run(parts, loader, tree, num_orders, *, description, progress, progress_fil
         tallies.load(Path(progress_file), key)
     num_done = tallies.num_batches
     bar = tqdm(total=len(loader), initial=num_done, desc=description, unit="batch", disable=not progress)
+    complete = None  # the sums without the batch that is under way, when a stop comes in between
     with bar, parts.evaluation_mode(), torch.inference_mode():
-        for number, batch in enumerate(loader):
-            if number < num_done:
-                continue
-            _score_batch(parts, batch, tree, tallies)
-            bar.update()
-            if progress_file is not None and tallies.num_batches % SAVE_EVERY_BATCHES == 0:
-                tallies.save(Path(progress_file), key)
+        try:
+            for number, batch in enumerate(loader):
+                if number < num_done:
+                    continue
+                _score_batch(parts, batch, tree, tallies)
+                if progress_file is not None:
+                    complete = copy.deepcopy(tallies)
+                    if complete.num_batches % SAVE_EVERY_BATCHES == 0:
+                        complete.save(Path(progress_file), key)
+                bar.update()
+        except KeyboardInterrupt:
+            if complete is not None:
+                complete.save(Path(progress_file), key)
+            raise
     return tallies
 
 

@@ -21,6 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# What a stopped command leaves behind
+STOPPED = {
+    "evaluate": "stopped; run the same command again to go on",
+    "publish": "stopped; run the same command again. The Hub shows a commit whole or not at all",
+}
+
+
 for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, publish.publish):
     app.command()(command)
 
@@ -28,17 +35,21 @@ for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, pu
 def main() -> None:
     """Runs a command; bad input is one line on the standard error and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stopped = STOPPED.get(sys.argv[1] if len(sys.argv) > 1 else "", "stopped; nothing was written")
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        fail("stopped; run the same command again to go on", 130)
+        fail(stopped, 130)
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
         fail(f"error: {' '.join(str(error).split())}", 2)
     except Exception as error:  # the usage errors of typer have no public base class
         if not hasattr(error, "format_message"):
             raise
-        fail(f"error: {' '.join(error.format_message().split())} See --help.", 2)
+        fail(f"error: {' '.join(error.format_message().split()).rstrip('.')}. See --help.", 2)
+    if code == 130:  # so typer returns from Ctrl-C
+        fail(stopped, 130)
+    sys.exit(code)
 
 
 def fail(message: str, code: int) -> None:

@@ -46,8 +46,7 @@ def analyze(
     from hf_layershuffle import analysis
 
     analysis.check_embedding(embedding)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"The output folder '{output_dir}' is a file; choose another --output_dir.")
+    options.check_not_a_file(output_dir)
     loaded = options.load_model(model, device, dtype, revision)
     data = options.load_evaluation_split(
         loaded.model,

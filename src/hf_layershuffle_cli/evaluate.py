@@ -41,6 +41,9 @@ def evaluate(
     from hf_layershuffle.plotting import save_report_pictures
 
     names = options.distinct_names(models)
+    folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
+    for folder in folders:
+        options.check_not_a_file(folder)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     evaluations = []  # all is loaded before the first evaluation starts, so that bad input shows at once
     for name, name_or_path in zip(names, models):
@@ -56,7 +59,6 @@ def evaluate(
         evaluations.append((name, loaded, data))
 
     dataset, reports = options.short_name(dataset_name), {}
-    folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
     for (name, loaded, data), folder in zip(evaluations, folders):
         expected = settings | {"dataset": dataset, "num_images": min(max_samples or len(data), len(data))}
         reports[name] = None if overwrite else find_report(folder, loaded.model, expected)

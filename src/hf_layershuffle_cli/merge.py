@@ -131,6 +131,8 @@ def name_sources(sources: list[str], base: int) -> dict:
 def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
     from hf_layershuffle.merging import check_output_folder, merge, prepare_merge, split_into_shards
 
+    if output_dir is not None:
+        options.check_not_a_file(output_dir)
     max_shard_size = int(max_shard_size) if max_shard_size.isdigit() else max_shard_size
     if not dry_run:
         merge(plan, output_dir, max_shard_size=max_shard_size)

@@ -128,7 +128,8 @@ def new_folder(output_dir: Path):
         `ValueError`: if `output_dir` is there and not an empty folder.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    check_not_a_file(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(
             f"The output folder '{output_dir}' is there already and not empty; choose another --output_dir."
         )
@@ -168,11 +169,19 @@ def distinct_names(names_or_paths: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(names_or_paths)
 
 
+def check_not_a_file(output_dir: Path) -> None:
+    """Refuses an output folder that cannot be made, because it or what it is to stand in is a file."""
+    there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"The output folder '{output_dir}' cannot be made: '{there}' is a file; choose another --output_dir."
+        )
+
+
 def check_output_dir(folder: Path, holds: str) -> Path:
     """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output folder '{folder}' is a file; choose another --output_dir.")
+    check_not_a_file(folder)
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.rglob(holds)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."
