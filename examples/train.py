@@ -308,7 +308,8 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
     implementation = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.model_name_or_path is None:
         config_class, model_class = choose_architecture(args.architecture)
-        config = config_class(**{"shuffle_mode": "arbitrary"} | flags, **labels, **scratch_sizes(args, image_size))
+        sizes = scratch_sizes(args, image_size)
+        config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **sizes}, **flags)
         model = model_class._from_config(config, **implementation)
         size = {"height": config.image_size, "width": config.image_size}
         mean_std = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}

@@ -63,6 +63,20 @@ def test_bad_flags_are_refused(architecture, flags, message):
         architecture.config(**flags)
 
 
+def test_a_window_that_no_mode_uses_is_refused_where_it_is_passed_and_kept_where_it_is_stored(architecture, tmp_path):
+    architecture.config(shuffle_window=2).save_pretrained(tmp_path / "none")
+    architecture.config(shuffle_mode="window", shuffle_window=2).save_pretrained(tmp_path / "window")
+    load = architecture.config_class.from_pretrained
+    with pytest.raises(ValueError, match="`shuffle_window` is 3, which `shuffle_mode='none'` does not use"):
+        load(tmp_path / "none", shuffle_window=3)
+    with pytest.raises(ValueError, match="`shuffle_mode='arbitrary'` does not use"):
+        load(tmp_path / "window", shuffle_mode="arbitrary", shuffle_window=3)
+    assert load(tmp_path / "none").shuffle_window == 2
+    assert load(tmp_path / "none", shuffle_mode="window", shuffle_window=3).shuffle_window == 3
+    assert load(tmp_path / "window", shuffle_window=3).shuffle_mode == "window"
+    assert load(tmp_path / "window", shuffle_mode="none").shuffle_mode == "none"
+
+
 def test_assigning_a_bad_value_is_refused(vit):
     config = vit.config()
     with pytest.raises(ValueError, match=r"`layerdrop` is 2; it must be a fraction in \[0, 1\)"):

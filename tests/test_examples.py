@@ -248,7 +248,9 @@ def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
     architecture.plain_classifier(num_hidden_layers=3).save_pretrained(tmp_path / "plain")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "plain")
     arguments = [*SMALL, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
-    assert_refused(run_train(*arguments), "classifier.weight is (5, 32) there and (10, 32) here")
+    refused = run_train(*arguments)
+    assert_refused(refused, "classifier.weight is (5, 32) there and (10, 32) here")
+    assert_refused(refused, "(--ignore_mismatched_sizes)")
     assert not (tmp_path / "run").exists()
 
     result = run_train(*arguments, "--ignore_mismatched_sizes", "--depth_embedding", "--learning_rate", "1e-12")
@@ -348,6 +350,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     cases = {
         "invalid choice|is not|not used": ["--no_such_argument", "1"],
         "is 'random'; it must be one of": ["--shuffle_mode", "random"],
+        "`shuffle_window` is 2, which `shuffle_mode='arbitrary'` does not use": ["--shuffle_window", "2"],
         "needs `shuffle_window`": ["--shuffle_mode", "window"],
         "larger than the depth": ["--shuffle_mode", "window", "--shuffle_window", "9"],
         "`layerdrop` is 1.5": ["--layerdrop", "1.5"],

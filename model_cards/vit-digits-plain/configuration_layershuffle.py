@@ -121,6 +121,17 @@ class LayerShuffleConfigMixin:
             )
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # Of the arguments only: a stored window goes with any mode, such as that of a model trained on the plain way
+        mode = kwargs.get("shuffle_mode", config_dict.get("shuffle_mode", cls.shuffle_mode))
+        if kwargs.get("shuffle_window") is not None and mode != "window":
+            raise ValueError(
+                f"`shuffle_window` is {kwargs['shuffle_window']!r}, which `shuffle_mode={mode!r}` does not use; pass "
+                "`shuffle_mode='window'` with it, or leave it out."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
 
 class LayerShuffleViTConfig(LayerShuffleConfigMixin, ViTConfig):
     __doc__ = (

@@ -210,7 +210,7 @@ class LayerShufflePreTrainedMixin:
             raise ValueError(
                 f"'{pretrained_model_name_or_path}' holds tensors of other shapes than this model: {mismatches}. A "
                 "classifier has `num_labels` outputs, a position predictor `num_hidden_layers`. Pass "
-                "`ignore_mismatched_sizes=True` to start these tensors anew."
+                "`ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
             )
         return (model, loading_info) if output_loading_info else model
 
