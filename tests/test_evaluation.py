@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, DatasetDict
 from scipy import stats
 
 import hf_layershuffle as ls
@@ -286,6 +287,46 @@ def test_bad_data_and_orders_are_refused(vit):
         score_execution_orders(model, items(), [[]], progress=False)
 
 
+def test_what_is_no_data_or_no_model_is_refused_up_front(vit, tmp_path):
+    from transformers import ViTImageProcessor
+
+    from hf_layershuffle.data import load_image_datasets
+
+    model, digits = vit.classifier(num_labels=10), load_image_datasets("digits")["test"].select(range(8))
+    for data, message in (
+        (DatasetDict({"train": digits, "test": digits}), "DatasetDict of the splits train, test; pass one of them"),
+        (["a.png", "b.png"], "`data` holds items of type str"),
+        ([{"image": 1}], "`data` holds items of type dict, or without these keys"),
+        (tmp_path, "load it by `load_image_datasets`"),
+        ("digits", "`data` is the name 'digits'"),
+        (iter(()), "pass a `datasets.Dataset` with the columns `image` and `label`"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            evaluate_robustness(model, data, progress=False)
+    with pytest.raises(ValueError, match="`data` has the columns image, target"):
+        evaluate_robustness(model, digits.rename_column("label", "target"), progress=False)
+    for no_model, message in (
+        (torch.nn.Linear(2, 2), "is a Linear, which lacks num_layers"),
+        ("a/b", r"is 'a/b' \(str\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            evaluate_robustness(no_model, digits, progress=False)
+
+    names = {index: f"digit {index}" for index in range(10)}
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    named = digits.cast_column("label", ClassLabel(names=[*map("digit {}".format, range(10))]))
+    options = {"image_processor": processor, "num_orders": 1, "num_subsets": 1, "progress": False}
+    report = evaluate_robustness(vit.classifier(num_labels=10, id2label=names), named, **options)
+    # The same classes under the same names, numbered otherwise
+    other = digits.remove_columns("label").add_column("label", [9 - label for label in digits["label"]])
+    other = other.cast_column("label", ClassLabel(names=[f"digit {9 - index}" for index in range(10)]))
+    again = evaluate_robustness(vit.classifier(num_labels=10, id2label=names), other, **options)
+    assert again.sequential == report.sequential
+    animals = digits.cast_column("label", ClassLabel(names=[*"abcdefghij"]))
+    with pytest.raises(ValueError, match=r"has the classes 'a', 'b', .* which the model does not know"):
+        evaluate_robustness(vit.classifier(num_labels=10, id2label=names), animals, **options)
+
+
 # --- Reports ---
 
 
@@ -327,6 +368,11 @@ def test_the_table_shows_the_numbers(report):
     expected = (numbers.mean, numbers.std, numbers.min, numbers.max, numbers.ci_low, numbers.ci_high)
     assert shown == pytest.approx([*expected, report.arbitrary.loss.mean], abs=5e-5)
     assert "3 of 4 layers, evenly spaced" in text and "layers know their position" in text
+
+
+def test_reports_to_compare_have_names(report):
+    with pytest.raises(ValueError, match="`reports` is a list; pass a dictionary of reports"):
+        compare_reports([report])
 
 
 def test_models_are_compared_in_one_table(report):

@@ -9,17 +9,25 @@ states a level, however many orders there are.
 import copy
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
-from .data import as_dataloader
+from .data import as_dataloader, match_labels
 from .execution_order import arbitrary_execution_orders, check_execution_order
-from .layerwise import as_layerwise, check_integers, describe_model, labels_on_device, weights_digest
+from .layerwise import (
+    LayerwiseClassifier,
+    as_layerwise,
+    check_integers,
+    describe_model,
+    labels_on_device,
+    weights_digest,
+)
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
 
@@ -99,7 +107,8 @@ def score_execution_orders(
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`] or like object.
-        data: A `datasets.Dataset` with the columns `image` and `label` (needs `image_processor`), a sequence of
+        data: A `datasets.Dataset` with the columns `image` and `label` (needs `image_processor`), whose classes are matched
+            with the model's by name (see [`match_labels`]), a sequence of
             `{"pixel_values", "labels"}` items, or a DataLoader of such batches.
         execution_orders: Layer indices; subsets and repeats allowed.
         image_processor: A transformers image processor.
@@ -108,7 +117,8 @@ def score_execution_orders(
         description, progress: Of the progress bar.
 
     Raises:
-        `ValueError`: if an order, a label or an argument is not valid, or there is no image.
+        `TypeError`: if the model or the data is of another type.
+        `ValueError`: if an order, a label or an argument is not valid, a class is unknown to the model, or there is no image.
     """
     parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
@@ -152,7 +162,7 @@ def evaluate_robustness(
             arguments that finds it goes on from there. Removed at the end.
 
     Raises:
-        `ValueError`: if an argument or a label is not valid, or there is no image.
+        `TypeError`, `ValueError`: as in [`score_execution_orders`].
     """
     check_integers(num_orders=(num_orders, 1), num_subsets=(num_subsets, 1), seed=(seed, 0))
     parts = as_layerwise(model)
@@ -226,8 +236,40 @@ def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
 
 
 def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None):
+    _check_data(data)
+    # An object that is only like a `LayerwiseClassifier` need not have a configuration
+    if isinstance(parts, LayerwiseClassifier) and isinstance(data, Dataset):
+        if isinstance(data.features["label"], ClassLabel):
+            data = match_labels(data, parts.model.config)
     sizes = {"batch_size": batch_size, "max_samples": max_samples, "num_channels": parts.num_channels}
     return as_dataloader(data, image_processor, **sizes)
+
+
+def _check_data(data) -> None:
+    """Says what to pass instead of what has no images with labels.
+
+    Raises:
+        `TypeError`: if it is of another type.
+        `ValueError`: if a dataset lacks the columns.
+    """
+    allowed = (
+        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} items, or "
+        "a DataLoader of such batches"
+    )
+    if isinstance(data, DatasetDict):
+        raise TypeError(
+            f"`data` is a DatasetDict of the splits {', '.join(data)}; pass one of them, such as data['test']."
+        )
+    if isinstance(data, (str, os.PathLike)):
+        raise TypeError(f"`data` is the name {str(data)!r}; load it by `load_image_datasets`, or {allowed}.")
+    if not hasattr(data, "__len__") or isinstance(data, dict):
+        raise TypeError(f"`data` is a {type(data).__name__}; {allowed}.")
+    if isinstance(data, Dataset) and not {"image", "label"} <= set(data.column_names):
+        raise ValueError(f"`data` has the columns {', '.join(data.column_names)}; {allowed}.")
+    if isinstance(data, Sequence) and len(data):
+        item = data[0]
+        if not (isinstance(item, Mapping) and {"pixel_values", "labels"} <= set(item)):
+            raise TypeError(f"`data` holds items of type {type(item).__name__}, or without these keys; {allowed}.")
 
 
 def _distinct_tree(orders) -> tuple[dict[tuple, int], OrderTree]:

@@ -17,6 +17,7 @@ from .modeling_layershuffle import (
 
 
 _FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
+_INTERFACE = ("num_layers", "num_labels", "device", "embed", "run_layer", "classify")
 _CLASSES = {
     "vit": (ViTForImageClassification, LayerShuffleViTConfig, LayerShuffleViTForImageClassification),
     "deit": (DeiTForImageClassification, LayerShuffleDeiTConfig, LayerShuffleDeiTForImageClassification),
@@ -82,8 +83,21 @@ def classes_of(model_type: str, what: str):
 
 
 def as_layerwise(model) -> "LayerwiseClassifier":
-    """A [`LayerwiseClassifier`] of a model; anything that is none, which must have its interface, as it is."""
-    return LayerwiseClassifier(model) if isinstance(model, PreTrainedModel) else model
+    """A [`LayerwiseClassifier`] of a model; anything that is none, which must have its interface, as it is.
+
+    Raises:
+        `TypeError`: if it has not.
+    """
+    if isinstance(model, PreTrainedModel):
+        return LayerwiseClassifier(model)
+    missing = [name for name in _INTERFACE if not hasattr(model, name)]
+    if missing:
+        what = f"{model!r} (str)" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise TypeError(
+            f"`model` is {what}, which lacks {', '.join(missing)}; pass a LayerShuffle, ViT or DeiT image classifier, as "
+            "from `hf_layershuffle.layerwise.load_classifier`."
+        )
+    return model
 
 
 class LayerwiseClassifier:

@@ -247,10 +247,15 @@ def compare_reports(reports: dict[str, RobustnessReport]):
     """Several models, by name, in one [`rich.table.Table`]: accuracies as fractions in [0, 1].
 
     Raises:
-        `ValueError`: if there is no report, or they are of different datasets.
+        `ValueError`: if there is no report, they are of different datasets, or it is no dictionary.
     """
     from rich.table import Table
 
+    if not isinstance(reports, dict):
+        raise ValueError(
+            f"`reports` is a {type(reports).__name__}; pass a dictionary of reports by the names to show, such as "
+            "{report.model: report}."
+        )
     datasets = {(report.dataset, report.num_images) for report in reports.values()}
     if len(datasets) != 1:
         found = ", ".join(f"{name} ({images} images)" for name, images in sorted(datasets)) or "none"
