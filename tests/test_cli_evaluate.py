@@ -12,8 +12,10 @@ import torch
 from conftest import ENVIRONMENT, Architecture, run_command, run_python
 from PIL import Image
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, ViTImageProcessor
+from typer.testing import CliRunner
 
 import hf_layershuffle as ls
+import hf_layershuffle_cli
 from hf_layershuffle.evaluation import score_execution_orders
 
 
@@ -170,7 +172,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "`device` is 'tpu9'": ["evaluate", ours, *few, "--device", "tpu9"],
             "A model is given twice": ["evaluate", ours, ours, *few],
             "Missing argument": ["evaluate"],
-            "No such option: --orders": ["evaluate", ours, "--orders", "3"],
+            "--orders (Possible options: --num_orders). See --help.": ["evaluate", ours, "--orders", "3"],
             "Say which layers stay": ["prune", ours, *out],
             "Say which layers stay: give": ["prune", ours, "--keep", "0", "--speedup", "2", *out],
             "--num_layers needs --search": ["prune", ours, "--num_layers", "2", *out],
@@ -260,6 +262,19 @@ def test_other_commands_stopped_by_ctrl_c_have_written_nothing(deep, tmp_path):
         with started_cli(*arguments) as process:
             assert stop_at(process, text) == ["hf-layershuffle: stopped; nothing was written"]
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["hf_layershuffle", "hf_layershuffle_cli"])
+def test_both_modules_say_the_version(module):
+    result = run_command([sys.executable, "-m", module, "--version"])
+    assert (result.returncode, result.stdout) == (0, f"hf-layershuffle {ls.__version__}\n"), result.stderr
+
+
+def test_arguments_are_named_alike():
+    names = {"evaluate": "{MODEL}...", "analyze": "{MODEL}", "prune": "{MODEL}", "publish": "{FOLDER}"}
+    for command, name in names.items():
+        usage = CliRunner().invoke(hf_layershuffle_cli.app, [command, "--help"]).stdout
+        assert f"{command} [OPTIONS] {name}\n" in usage
 
 
 def test_help_imports_no_torch():

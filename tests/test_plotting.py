@@ -111,7 +111,10 @@ def test_orders_are_drawn_as_measured():
 
 
 def test_pruning_curves_are_drawn_as_measured():
-    panels = plotting.plot_pruning_curves(REPORTS).axes
+    figure = plotting.plot_pruning_curves(REPORTS)
+    panels = figure.axes
+    legend = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert "band: ± one standard deviation over orders" in legend
     for axes, method in zip(panels, ("arbitrary", "random", "evenly_spaced")):
         for name, report in REPORTS.items():
             kept, accuracy = line_of(axes, name)

@@ -7,6 +7,8 @@ registers models with transformers. A command imports what it needs when it runs
 
 import logging
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -16,11 +18,27 @@ from . import analyze, evaluate, merge, prune, publish
 logger = logging.getLogger("hf_layershuffle")
 app = typer.Typer(
     name="hf-layershuffle",
-    help="Measure, analyse, prune, merge and publish vision transformers whose layers run in any order.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"hf-layershuffle {metadata.version('hf-layershuffle')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure, analyse, prune, merge and publish vision transformers whose layers run in any order."""
+
+
 # What a stopped command leaves behind
 STOPPED = {
     "evaluate": "stopped; run the same command again to go on",

@@ -10,7 +10,7 @@ from . import options
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders or Hub ids.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids.")],
     dataset_name: options.DatasetName = "digits",
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,

@@ -10,7 +10,7 @@ from . import options
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="New folder for the pruned model.")],
     keep: Annotated[
         str | None, typer.Option("--keep", help="Layers to keep, in the order in which they shall run, such as 0,2,5.")

@@ -10,7 +10,9 @@ from .options import BatchSize, DatasetConfigName, Device, EvalSplit, ImageColum
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Of the model, as save_pretrained, train.py or merge wrote it.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of the model, as save_pretrained, train.py or merge wrote it.")
+    ],
     repo_id: Annotated[str | None, typer.Option("--repo_id", help="Where to, such as org/vit-layershuffle.")] = None,
     private: Annotated[
         bool | None,

@@ -89,6 +89,9 @@ def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
             style = series_style(number, len(reports))
             axes.fill_between(kept, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
             axes.plot(kept, mean, label=name, **style)
+        axes.fill_between(
+            [], [], [], color="0.5", alpha=0.18, linewidth=0, label="band: ± one standard deviation over orders"
+        )
         _draw_chance(axes.axhline, reports)
         axes.set_title(title)
         axes.set_xlabel("layers kept (number)")

@@ -1,0 +1,4 @@
+from hf_layershuffle_cli import main
+
+
+main()
