@@ -1,6 +1,7 @@
 """Tiny models built in memory, and a way to run Python the way a user does: in a fresh process, offline."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ import hf_layershuffle as ls
 
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = dict(
