@@ -38,7 +38,8 @@ from transformers.trainer_utils import get_last_checkpoint
 import hf_layershuffle as ls
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
-from hf_layershuffle.folder_records import read_json, write_text
+from hf_layershuffle.files import write_text
+from hf_layershuffle.folder_records import read_json
 
 
 logger = logging.getLogger("train")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, write_text
+from .files import write_text
+from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER
 from .layerwise import load_classifier
 
 

@@ -12,7 +12,8 @@ from .card_examples import copy_examples
 from .configuration_layershuffle import LayerShuffleConfigMixin
 from .data import load_image_processor
 from .execution_order import check_execution_order
-from .folder_records import EXPORT_FILE, write_text
+from .files import write_text
+from .folder_records import EXPORT_FILE
 from .layerwise import as_layershuffle, load_classifier
 
 

@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
+from .files import write_text
 from .layerwise import load_classifier, weights_digest
 from .report import REPORT_FILE, RobustnessReport
 
@@ -122,14 +122,6 @@ def read_card(path) -> str:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file completely or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(text.encode("utf-8"))
-    os.replace(partial, path)
 
 
 def _read_config(folder: Path, report: RobustnessReport | None, config=None):

@@ -10,7 +10,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_text import mark_published, update_card_text
-from .folder_records import METRICS, FolderRecords, read_card, write_text
+from .files import write_text
+from .folder_records import METRICS, FolderRecords, read_card
 from .report import pruning_points
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from .card_text import combine_cards, mark_published
 from .export import save_plain_vit
+from .files import write_text
 from .folder_records import (
     EXAMPLES_FOLDER,
     EXPORT_FILE,
@@ -23,7 +24,6 @@ from .folder_records import (
     TRAINING_FILE,
     read_card,
     read_json,
-    write_text,
 )
 from .hub_errors import explained_errors
 from .layerwise import classes_of

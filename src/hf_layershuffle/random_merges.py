@@ -2,7 +2,6 @@
 """Many random merges of some models, evaluated in memory: none of them is built or written (arXiv 2407.04513)."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .data import as_dataloader
 from .evaluation import score_execution_orders
+from .files import write_text
 from .layerwise import LayerwiseClassifier
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
@@ -113,12 +113,7 @@ class RandomMergeReport:
 
     def save(self, folder) -> Path:
         """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
-        path = Path(folder) / REPORT_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_text(Path(folder) / REPORT_FILE, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path) -> "RandomMergeReport":

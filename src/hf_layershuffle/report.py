@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import write_text
+
 
 REPORT_FILE = "robustness.json"
 # How k layers are chosen: the first k of a random order; k random ones, or k evenly spaced ones, in sequential order
@@ -180,12 +182,7 @@ class RobustnessReport:
 
     def save(self, folder) -> Path:
         """Writes `robustness.json` into `folder`, which is made if missing; returns the file's path."""
-        path = Path(folder) / REPORT_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_text(Path(folder) / REPORT_FILE, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path) -> "RobustnessReport":

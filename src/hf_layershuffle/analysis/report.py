@@ -2,12 +2,12 @@
 """What an analysis found: numbers that can be saved, loaded and read on a terminal."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
+from ..files import write_text
 from ..report import render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
@@ -81,12 +81,7 @@ class AnalysisReport:
 
     def save(self, folder) -> Path:
         """Writes `analysis.json` into `folder`, which is made if missing; returns the file's path."""
-        path = Path(folder) / ANALYSIS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_text(Path(folder) / ANALYSIS_FILE, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path) -> "AnalysisReport":
