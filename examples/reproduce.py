@@ -2,6 +2,7 @@
 
     python examples/reproduce.py --dataset_name /usr/share/datasets/fashion-mnist --preset fashion-mnist --seeds 0
     python examples/reproduce.py ... --methods plain layershuffle --seeds 0 1 2 --jobs 2
+    python examples/reproduce.py ... --merges --methods plain order-free --seeds 0 1 2    # of the models of these runs
     python examples/reproduce.py --render                 # docs/results.md and its pictures, from the records alone
 
 A run trains by examples/train.py, evaluates by `evaluate_robustness` and appends one line to `results/runs.jsonl`; what
@@ -21,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import HfArgumentParser
 
 
@@ -38,6 +40,11 @@ METHODS = {
     "plain-3": ["--shuffle_mode", "none", "--num_hidden_layers", "3"],
     "plain-6": ["--shuffle_mode", "none", "--num_hidden_layers", "6"],
     "plain-9": ["--shuffle_mode", "none", "--num_hidden_layers", "9"],
+    # With the initial weights of the preset, which suit the plain model too: the harder baseline
+    "plain-init": ["--shuffle_mode", "none", "--initializer_range", "0.0561"],
+    "order-free": ["--preset", "order-free"],
+    # From the model that method plain-init trained with the same seed
+    "order-free-finetuned": ["--preset", "order-free", "--model_name_or_path", "{plain-init}"],
 }
 LABELS = {
     "plain": "plain ViT",
@@ -49,19 +56,32 @@ LABELS = {
     "plain-3": "plain ViT of 3 layers",
     "plain-6": "plain ViT of 6 layers",
     "plain-9": "plain ViT of 9 layers",
+    "plain-init": "plain ViT, initial weights of the preset",
+    "order-free": "preset order-free, from scratch",
+    "order-free-finetuned": "preset order-free, fine-tuned from that plain ViT",
 }
+PICTURED = ("plain", "layerdrop", "layershuffle", "order-free")
 PRESETS = {
     # 480,000 images seen
     "fashion-mnist": [
         *("--hidden_size", "96", "--num_hidden_layers", "12", "--patch_size", "7", "--num_channels", "1"),
         *("--num_train_epochs", "8", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+        *("--crop_padding", "0"),
     ],
-    # 3,000,000 images seen
+    # 3,000,000 images seen: for a GPU
     "cifar10": [
         *("--hidden_size", "192", "--num_hidden_layers", "12", "--patch_size", "4"),
         *("--num_train_epochs", "60", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
     ],
+    # 500,000 images seen: what a CPU can do
+    "cifar10-small": [
+        *("--hidden_size", "96", "--num_hidden_layers", "12", "--patch_size", "8"),
+        *("--num_train_epochs", "10", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+        *("--crop_padding", "0"),
+    ],
 }
+# Attention of such short sequences is slow in PyTorch's fused kernel for the CPU, in bfloat16 many times so
+PRECISION = ["--bf16", "--attn_implementation", "eager"]
 
 
 @dataclass
@@ -77,6 +97,10 @@ class GridArguments:
         default=False,
         metadata={"help": "Evaluate on a tenth held out of the training split: to choose by, without the test split."},
     )
+    merges: bool = field(
+        default=False, metadata={"help": "Evaluate random merges of the seeds' models instead of training them."}
+    )
+    num_merges: int = field(default=20, metadata={"help": "Random merges of a method's models."})
     num_orders: int = field(default=32, metadata={"help": "Arbitrary orders of the evaluation."})
     num_subsets: int = field(default=4, metadata={"help": "Random subsets a number of layers of the evaluation."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each with one thread if there are several."})
@@ -116,11 +140,20 @@ def run_key(args: GridArguments, method: str, seed: int) -> dict:
     }
 
 
+def run_folder(args: GridArguments, method: str, seed: int) -> Path:
+    extra = "".join(args.train_arguments.split()).replace("--", "-").replace("/", "_")
+    return Path(args.work_dir, f"{args.preset}-{method}-{seed}{extra}" + ("-held_out" if args.held_out else ""))
+
+
 def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> list[str]:
     held_out = ["--eval_split", "train", "--eval_fraction", "0.1"] if args.held_out else []
+    if not torch.accelerator.is_available():
+        held_out.append("--use_cpu")
+    trained = {"plain-init": str(run_folder(args, "plain-init", seed))}
+    method_arguments = [argument.format_map(trained) for argument in METHODS[method]]
     return [
         *(sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name),
-        *(*PRESETS[args.preset], *METHODS[method], *args.train_arguments.split(), *held_out),
+        *(*PRESETS[args.preset], *PRECISION, *method_arguments, *args.train_arguments.split(), *held_out),
         *("--seed", str(seed), "--output_dir", str(folder)),
         *("--eval_strategy", "no", "--save_total_limit", "1", "--final_eval_orders", "8", "--report_to", "none"),
     ]
@@ -129,10 +162,7 @@ def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> 
 def run_one(args: GridArguments, method: str, seed: int) -> dict:
     """Trains, evaluates and returns the record."""
     key = run_key(args, method, seed)
-    name = f"{args.preset}-{method}-{seed}" + "".join(args.train_arguments.split()).replace("--", "-").replace(
-        "/", "_"
-    )
-    folder = Path(args.work_dir, name + ("-held_out" if args.held_out else ""))
+    folder = run_folder(args, method, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = train_command(args, method, seed, folder)
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {})
@@ -166,8 +196,9 @@ def evaluate_folder(args: GridArguments, folder: str) -> None:
     from hf_layershuffle.layerwise import load_classifier
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
+    torch.set_float32_matmul_precision("medium")
     report = ls.evaluate_robustness(
-        load_classifier(folder),
+        load_classifier(folder, attn_implementation="eager"),
         load_image_datasets(args.dataset_name, **split)["test"],
         image_processor=load_image_processor(folder),
         num_orders=args.num_orders,
@@ -211,33 +242,66 @@ def run_grid(args: GridArguments) -> None:
             future.result()
 
 
+def run_merges(args: GridArguments) -> None:
+    """Evaluates random merges of the models that the seeds of each method gave, and records them."""
+    import hf_layershuffle as ls
+    from hf_layershuffle.data import load_image_datasets, load_image_processor
+    from hf_layershuffle.layerwise import load_classifier
+
+    check(args)
+    if len(args.seeds) < 2:
+        raise ValueError(f"Merges need models of two seeds or more; `seeds` is {args.seeds}.")
+    test_images = load_image_datasets(args.dataset_name)["test"]
+    torch.set_float32_matmul_precision("medium")
+    for method in args.methods:
+        key = run_key(args, method, args.seeds[0]) | {"seed": None, "split": "test", "merged_seeds": args.seeds}
+        if any(key.items() <= record.items() for record in read_records(args.records)):
+            continue
+        folders = {f"seed {seed}": run_folder(args, method, seed) for seed in args.seeds}
+        reports = {
+            kind: ls.evaluate_random_merges(
+                {name: load_classifier(folder, attn_implementation="eager") for name, folder in folders.items()},
+                test_images,
+                image_processor=load_image_processor(next(iter(folders.values()))),
+                num_merges=args.num_merges,
+                any_layer=kind == "any_layer",
+                batch_size=250,
+                name=method,
+                dataset_name=args.preset,
+            )
+            for kind in ("in_place", "any_layer")
+        }
+        accuracies = {kind: [merge.accuracy for merge in report.merges] for kind, report in reports.items()}
+        with open(args.records, "a", encoding="utf-8") as file:
+            file.write(json.dumps(key | {"merges": accuracies}) + "\n")
+        print(f"{method}, merges: " + ", ".join(f"{kind} {mean_std(each)}" for kind, each in accuracies.items()))
+
+
 # --- Tables and pictures ---
 
 
 def render(args: GridArguments) -> None:
-    """Writes each dataset's table and pictures into the page, between the dataset's markers; the text around them stays."""
+    """Writes each dataset's tables and pictures into the page, between the dataset's markers; the text around them stays."""
     from hf_layershuffle import RobustnessReport
     from hf_layershuffle.plotting import plot_accuracy_distribution, plot_pruning_curves, save_figure
 
     records = [record for record in read_records(args.records) if record["split"] == "test"]
-    if not records:
+    if not any("report" in record for record in records):
         raise ValueError(f"'{args.records}' holds no run on a test split; run some first.")
     path = Path(args.page)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         groups = group_records([record for record in records if record["dataset"] == dataset])
-        reports = {
-            name: [RobustnessReport.from_dict(each["report"]) for each in group] for name, group in groups.items()
-        }
-        by_order = {
-            name: [score.accuracy for each in group for score in each.arbitrary.scores]
-            for name, group in reports.items()
-        }
-        full_depth = {name: group[0] for name, group in reports.items() if not name.startswith("plain ViT of")}
+        for group in groups.values():
+            group.reports = [RobustnessReport.from_dict(each["report"]) for each in group.runs]
+        main = next(iter(groups.values())).train_arguments
+        pictured = [group for group in groups.values() if group.method in PICTURED and group.train_arguments == main]
+        by_order = {group.label: group.arbitrary() for group in pictured}
+        curves = {group.label: group.reports[0] for group in pictured}
         save_figure(plot_accuracy_distribution(by_order), path.parent / f"{dataset}-orders")
-        save_figure(plot_pruning_curves(full_depth), path.parent / f"{dataset}-pruning")
-        section = render_section(dataset, groups, reports)
+        save_figure(plot_pruning_curves(curves), path.parent / f"{dataset}-pruning")
+        section = render_section(dataset, list(groups.values()))
         begin, end = (f"<!-- {word} {dataset}: rendered by examples/reproduce.py -->" for word in ("begin", "end"))
         if begin not in page:
             page += f"\n## {dataset}\n\n{begin}\n{end}\n"
@@ -247,54 +311,126 @@ def render(args: GridArguments) -> None:
     print(f"Rendered {path}")
 
 
-def group_records(records: list[dict]) -> dict[str, list[dict]]:
-    """The runs of each method, whose label names further training arguments."""
+@dataclass
+class Group:
+    """The runs of one method with the same further training arguments, one a seed."""
+
+    method: str
+    train_arguments: str
+    runs: list[dict] = field(default_factory=list)
+    merges: dict[str, list[float]] = field(default_factory=dict)
+    reports: list = field(default_factory=list)  # a RobustnessReport a run
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.method] + (f" ({self.train_arguments})" if self.train_arguments else "")
+
+    @property
+    def images_seen(self) -> int:
+        return self.runs[0]["images_seen"]
+
+    def sequential(self) -> list[float]:
+        return [report.sequential.accuracy for report in self.reports]
+
+    def arbitrary(self) -> list[float]:
+        return [score.accuracy for report in self.reports for score in report.arbitrary.scores]
+
+    def pruned(self, kind: str, num_kept: int) -> list[float]:
+        reports = [report for report in self.reports if num_kept < report.num_layers]
+        return [score.accuracy for report in reports for score in report.pruning[kind][num_kept - 1].scores]
+
+
+def group_records(records: list[dict]) -> dict[tuple, Group]:
     groups = {}
     for method in METHODS:
         for record in records:
-            if record["method"] == method:
-                extra = f" ({record['train_arguments']})" if record["train_arguments"] else ""
-                groups.setdefault(LABELS[method] + extra, []).append(record)
-    return groups
+            if record["method"] != method:
+                continue
+            key = (method, record["train_arguments"])
+            group = groups.setdefault(key, Group(*key))
+            if "merges" in record:
+                group.merges = record["merges"]
+            else:
+                group.runs.append(record)
+    return {key: group for key, group in groups.items() if group.runs}
 
 
-def render_section(dataset: str, groups: dict[str, list[dict]], reports: dict[str, list]) -> str:
-    depth = max(group[0].num_layers for group in reports.values())
+def render_section(dataset: str, groups: list[Group]) -> str:
+    depth = max(group.reports[0].num_layers for group in groups)
     points = [depth * quarter // 4 for quarter in (3, 2, 1)]
     columns = ["method", "seeds", "sequential", "arbitrary", "worst order"]
     columns += [f"{k} of {depth}, arbitrary" for k in points] + [f"{k} of {depth}, evenly spaced" for k in points]
-    columns += ["position known"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, group in reports.items():
-        lines.append(f"| {' | '.join([name, str(len(group)), *table_cells(group, points)])} |")
-    example = next(iter(groups.values()))[0]
-    num_images = next(iter(reports.values()))[0].num_images
-    seen = sorted({f"{record['images_seen']:,}" for group in groups.values() for record in group})
-    return "\n".join(
-        [
-            f"Fraction of {num_images:,} test images classified correctly, mean ± standard deviation over seeds (sequential, evenly spaced) or over "
-            f"seeds and {example['num_orders']} orders each (arbitrary); {' or '.join(seen)} training images seen. The first run:",
-            f"`{example['command']}`",
-            "",
-            *lines,
-            "",
-            f"![Accuracy over orders]({dataset}-orders.png)",
-            "",
-            f"![Accuracy with fewer layers]({dataset}-pruning.png)",
+    columns += ["merged", "position known"]
+    rows = [[group.label, str(len(group.runs)), *table_cells(group, points)] for group in groups]
+    first = groups[0].runs[0]
+    seen = sorted({group.images_seen for group in groups})
+    parts = [
+        f"Fraction of {groups[0].reports[0].num_images:,} test images classified correctly, mean ± standard deviation over seeds "
+        f"(sequential, evenly spaced) or over seeds and {first['num_orders']} orders each (arbitrary); "
+        f"{' or '.join(f'{count:,}' for count in seen)} training images seen. Merged: random merges of the seeds' models, each layer at "
+        "its own position. The first run:",
+        f"`{first['command']}`",
+        "",
+        *markdown_table(columns, rows),
+        "",
+        *target_table(groups, depth, points[0]),
+        f"![Accuracy over orders]({dataset}-orders.png)",
+        "",
+        f"![Accuracy with fewer layers]({dataset}-pruning.png)",
+    ]
+    return "\n".join(parts)
+
+
+def table_cells(group: Group, points: list[int]) -> list[str]:
+    cells = [mean_std(group.sequential()), mean_std(group.arbitrary()), f"{min(group.arbitrary()):.4f}"]
+    for kind in ("arbitrary", "evenly_spaced"):
+        cells += [mean_std(group.pruned(kind, k)) for k in points]
+    known = [report.position_prediction.accuracy for report in group.reports if report.position_prediction]
+    return [*cells, mean_std(group.merges.get("in_place", [])), mean_std(known)]
+
+
+def target_table(groups: list[Group], depth: int, num_kept: int) -> list[str]:
+    """What freedom of order costs, beside the plain models of as many images: those of the same further arguments."""
+    by_key = {(group.method, group.train_arguments): group for group in groups}
+    rows = []
+    for group in groups:
+        if group.method.startswith("plain") or group.method == "layerdrop":
+            continue
+        arbitrary = np.mean(group.arbitrary())
+        ratios = []
+        for plain in ("plain", "plain-init"):
+            peer = by_key.get((plain, group.train_arguments))
+            ratios.append(f"{arbitrary / np.mean(peer.sequential()):.4f}" if peer else "")
+        below = np.mean([np.mean(values) - min(values) for values in per_report_accuracies(group)])
+        kept = [np.mean(group.pruned("arbitrary", num_kept)) / arbitrary]
+        kept += [np.mean(group.pruned("evenly_spaced", num_kept)) / np.mean(group.sequential())]
+        cells = [
+            group.label,
+            f"{group.images_seen:,}",
+            *ratios,
+            f"{100 * below:.2f}",
+            *(f"{each:.4f}" for each in kept),
         ]
-    )
+        rows.append(cells)
+    if not rows:
+        return []
+    columns = [
+        "method",
+        "images seen",
+        "arbitrary / plain sequential",
+        "the same, plain with the preset's initial weights",
+    ]
+    columns += ["worst order below mean, points", f"{num_kept} of {depth} / all, arbitrary"]
+    columns += [f"{num_kept} of {depth} / all, evenly spaced"]
+    return ["What freedom of order costs:", "", *markdown_table(columns, rows), ""]
 
 
-def table_cells(reports: list, points: list[int]) -> list[str]:
-    depth = reports[0].num_layers
-    by_order = [score.accuracy for report in reports for score in report.arbitrary.scores]
-    cells = [mean_std([report.sequential.accuracy for report in reports]), mean_std(by_order), f"{min(by_order):.4f}"]
-    for method in ("arbitrary", "evenly_spaced"):
-        for k in points:
-            scores = [score for report in reports if k < depth for score in report.pruning[method][k - 1].scores]
-            cells.append(mean_std([score.accuracy for score in scores]))
-    known = [report.position_prediction.accuracy for report in reports if report.position_prediction]
-    return [*cells, mean_std(known)]
+def per_report_accuracies(group: Group) -> list[list[float]]:
+    return [[score.accuracy for score in report.arbitrary.scores] for report in group.reports]
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def mean_std(values: list[float]) -> str:
@@ -310,7 +446,8 @@ def main() -> None:
             evaluate_folder(GridArguments(**json.loads(sys.argv[2])), sys.argv[3])
             return
         (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses()
-        render(args) if args.render else run_grid(args)
+        action = render if args.render else run_merges if args.merges else run_grid
+        action(args)
     except KeyboardInterrupt:
         print("\nreproduce.py: stopped; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)

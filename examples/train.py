@@ -47,6 +47,8 @@ ARCHITECTURES = {
     "vit": (ls.LayerShuffleViTConfig, ls.LayerShuffleViTForImageClassification),
     "deit": (ls.LayerShuffleDeiTConfig, ls.LayerShuffleDeiTForImageClassification),
 }
+# Each measured on a part held out of the training images: docs/results.md
+PRESETS = {"order-free": ("--orders_per_step", "4", "--residual_init_scale", "0")}
 LAYERSHUFFLE_FLAGS = (
     "shuffle_mode",
     "shuffle_window",
@@ -58,11 +60,12 @@ LAYERSHUFFLE_FLAGS = (
     "execution_order",
 )
 COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
-COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob")
+COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob", "initializer_range")
+COMPARED_SIZES += ("residual_init_scale",)
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
 # Of the training arguments, checked before a folder is made
 LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0}
+LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0, "orders_per_step": 1}
 LOWEST |= dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), 0)
 LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0)
 # The other arguments that decide the weights are recorded in the output folder when a run starts
@@ -93,6 +96,13 @@ RECORDED_ARGUMENTS = {
 class ModelArguments:
     """The flags that are not given keep the checkpoint's value, or the configuration's default."""
 
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Values for arguments that are not given. order-free: what brings accuracy under arbitrary order "
+            "closest to the plain model's (" + " ".join(PRESETS["order-free"]) + ", and see --initializer_range)."
+        },
+    )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "ViT, DeiT or LayerShuffle checkpoint to fine-tune: a folder or a Hub id."}
     )
@@ -128,6 +138,17 @@ class ModelArguments:
     )
     intermediate_size: int | None = field(
         default=None, metadata={"help": "From scratch: width of the MLP. Defaults to 4 times the width."}
+    )
+    initializer_range: float | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with --preset "
+            "order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
+        },
+    )
+    residual_init_scale: float = field(
+        default=1.0,
+        metadata={"help": "From scratch: factor of the initial weights that write into the residual stream."},
     )
     hidden_dropout_prob: float = field(default=0.0, metadata={"help": "From scratch: dropout, fraction in [0, 1]."})
     image_size: int | None = field(
@@ -204,6 +225,13 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
     )
     num_train_epochs: float = field(default=60, metadata={"help": "Passes over the training images."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images a step and device."})
+    orders_per_step: int = field(
+        default=1,
+        metadata={
+            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are divided "
+            "into so many micro-batches, each in an order of its own."
+        },
+    )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     dataloader_num_workers: int | None = field(
@@ -232,6 +260,13 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
         for name, lowest in LOWEST.items():
             if not getattr(self, name) >= lowest:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.per_device_train_batch_size % self.orders_per_step:
+            raise ValueError(
+                f"`orders_per_step` is {self.orders_per_step}; it must divide `per_device_train_batch_size`, which is "
+                f"{self.per_device_train_batch_size}."
+            )
+        self.per_device_train_batch_size //= self.orders_per_step
+        self.gradient_accumulation_steps *= self.orders_per_step
         metrics = ("loss", "accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
         if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:
             raise ValueError(
@@ -262,7 +297,16 @@ class ArgumentParser(HfArgumentParser):
 def parse_arguments(argv: list[str]):
     if argv and not argv[0].startswith("-") and argv[0].endswith((".json", ".yaml", ".yml")):
         argv = [*read_argument_file(Path(argv[0])), *argv[1:]]  # of two values of one argument, the later counts
-    return ArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+    parser = ArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    if model_args.preset is None:
+        return model_args, data_args, args
+    if model_args.preset not in PRESETS:
+        raise ValueError(f"`preset` is '{model_args.preset}'; choose from {', '.join(PRESETS)}.")
+    model_args, data_args, args = parser.parse_args_into_dataclasses([*PRESETS[model_args.preset], *argv])
+    if model_args.initializer_range is None:
+        model_args.initializer_range = round(0.55 / max(model_args.hidden_size, 1) ** 0.5, 4)
+    return model_args, data_args, args
 
 
 def read_argument_file(path: Path) -> list[str]:
@@ -352,6 +396,8 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
     ):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if args.initializer_range is not None and not 0 < args.initializer_range < float("inf"):
+        raise ValueError(f"`initializer_range` is {args.initializer_range}; it must be a finite number above 0.")
     if patch < 1 or size % patch:
         raise ValueError(f"`patch_size` is {patch}; it must divide the image size {size}.")
     if heads < 1 or args.hidden_size % heads:
@@ -365,6 +411,8 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
         "num_attention_heads": heads,
         "intermediate_size": args.intermediate_size or 4 * args.hidden_size,
         "hidden_dropout_prob": args.hidden_dropout_prob,
+        "initializer_range": args.initializer_range or 0.02,
+        "residual_init_scale": args.residual_init_scale,
     }
 
 
@@ -552,6 +600,7 @@ def run(argv: list[str]) -> None:
     variants = [(flags, args)]
     if args.baseline:
         plain = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
+        plain["residual_init_scale"] = 1.0  # which suits the sequential order better
         baseline_args = copy.copy(args)
         baseline_args.push_to_hub = False
         variants.append((plain, baseline_args))

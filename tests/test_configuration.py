@@ -49,6 +49,8 @@ def test_save_and_load_change_nothing(architecture, tmp_path):
         ({"position_predictor": "yes"}, "`position_predictor` is 'yes'"),
         ({"position_loss_weight": -1}, "`position_loss_weight` is -1"),
         ({"position_loss_weight": float("inf")}, "`position_loss_weight` is inf"),
+        ({"residual_init_scale": -0.5}, "`residual_init_scale` is -0.5; it must be a finite number of at least 0"),
+        ({"residual_init_scale": float("nan")}, "`residual_init_scale` is nan"),
         ({"execution_order": "backwards"}, "`execution_order` is 'backwards'"),
         ({"execution_order": []}, "is empty"),
         ({"execution_order": [0, 4]}, "holds 4 at position 1"),

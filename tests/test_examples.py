@@ -242,6 +242,32 @@ def test_arguments_from_one_file(tmp_path, file_format):
     assert "pin_memory" not in result.stderr
 
 
+def test_the_preset_averages_each_step_over_four_orders_and_starts_with_layers_that_do_nothing(tmp_path):
+    arguments = [*SMALL, "--preset", "order-free", "--learning_rate", 0, "--max_grad_norm", 0]
+    result = run_train(*arguments, "--baseline", "--output_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    run = json.loads((tmp_path / "run" / ".train_run.json").read_text())
+    assert (run["per_device_train_batch_size"], run["gradient_accumulation_steps"]) == (2, 4)  # 8 images a step
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["epoch"] == 1  # 8 steps of 8 images are the 64 images
+    # With a learning rate of 0 the weights are the initial ones
+    shuffled, plain = weights(tmp_path / "run"), weights(tmp_path / "run" / "baseline")
+    for name in ("attention.o_proj", "mlp.fc2"):
+        assert not shuffled[f"vit.layers.0.{name}.weight"].any()
+        assert plain[f"vit.layers.0.{name}.weight"].any()
+    std = shuffled["vit.layers.0.mlp.fc1.weight"].std().item()
+    assert std == pytest.approx(0.55 / 16**0.5, rel=0.1)
+
+    # What is given beside the preset wins
+    result = run_train(
+        *arguments, "--orders_per_step", 2, "--initializer_range", 0.01, "--output_dir", tmp_path / "own"
+    )
+    assert result.returncode == 0, result.stderr
+    run = json.loads((tmp_path / "own" / ".train_run.json").read_text())
+    assert (run["per_device_train_batch_size"], run["gradient_accumulation_steps"]) == (4, 2)
+    assert weights(tmp_path / "own")["vit.layers.0.mlp.fc1.weight"].std().item() == pytest.approx(0.01, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["vit", "deit"])
 def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
     architecture = Architecture(name)
@@ -376,6 +402,14 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`num_train_epochs` is -1": ["--num_train_epochs", "-1"],
         "`dataloader_num_workers` is -1": ["--dataloader_num_workers", "-1"],
         "`seed` is -1": ["--seed", "-1"],
+        "`preset` is 'best'; choose from order-free": ["--preset", "best"],
+        "`orders_per_step` is 0; it must be at least 1": ["--orders_per_step", "0"],
+        "`orders_per_step` is 5; it must divide `per_device_train_batch_size`, which is 32": [
+            "--orders_per_step",
+            "5",
+        ],
+        "`residual_init_scale` is -1.0": ["--residual_init_scale", "-1"],
+        "`initializer_range` is 0.0; it must be a finite number above 0": ["--initializer_range", "0"],
         "`metric_for_best_model` is 'foo'; it must be one of loss, accuracy": [
             "--metric_for_best_model",
             "foo",

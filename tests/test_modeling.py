@@ -52,6 +52,38 @@ def test_without_flags_it_equals_the_plain_model_bit_for_bit(architecture, batch
     assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_the_residual_init_scale_scales_what_writes_into_the_residual_stream(architecture, scale):
+    model = architecture.classifier(residual_init_scale=scale, initializer_range=0.1, **EXTRAS)
+    for layer in model.base_model.layers:
+        for module in (layer.attention.o_proj, layer.mlp.fc2):
+            assert module.weight.std().item() == pytest.approx(0.1 * scale, rel=0.1)
+        for module in (layer.attention.v_proj, layer.mlp.fc1):
+            assert module.weight.std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_with_a_residual_init_scale_of_0_no_order_differs_at_first_and_all_weights_learn(architecture, batch):
+    model = architecture.classifier(residual_init_scale=0.0).train()
+    logits = [
+        model(batch["pixel_values"], execution_order=order).logits for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2])
+    ]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
+
+
+def test_a_residual_init_scale_leaves_loaded_weights_alone(architecture, tmp_path):
+    plain = architecture.plain_classifier()
+    plain.save_pretrained(tmp_path)
+    loaded = architecture.classifier_class.from_pretrained(tmp_path, residual_init_scale=0.0)
+    weight = loaded.base_model.layers[0].mlp.fc2.weight
+    assert torch.equal(weight, plain.base_model.layers[0].mlp.fc2.weight) and weight.abs().sum() > 0
+
+
 def test_the_base_model_without_flags_equals_the_plain_one(architecture, batch):
     torch.manual_seed(0)
     plain = architecture.plain_model_class(architecture.plain_classifier().config).eval()

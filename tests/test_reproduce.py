@@ -69,9 +69,49 @@ def test_the_page_is_rendered_from_the_records_alone(recorded):
     assert page.read_text() == first
 
 
+def test_merges_of_the_seeds_are_recorded_once_and_rendered(recorded):
+    folder, grid, _ = recorded
+    records = (folder / "runs.jsonl").read_text()
+    try:
+        result = reproduce(folder, *grid, "--merges", "--num_merges", 3)
+        assert result.returncode == 0, result.stderr
+        added = (folder / "runs.jsonl").read_text().splitlines()[2:]
+        assert len(added) == 1
+        merges = json.loads(added[0])["merges"]
+        assert [len(accuracies) for accuracies in merges.values()] == [3, 3]
+        assert "3 merges" not in reproduce(folder, *grid, "--merges", "--num_merges", 3).stderr
+        assert reproduce(folder, "--render").returncode == 0
+        row = next(
+            line
+            for line in (folder / "docs" / "page.md").read_text().splitlines()
+            if line.startswith("| LayerShuffle")
+        )
+        assert row.split("|")[12].strip() == f"{np.mean(merges['in_place']):.4f} ± {np.std(merges['in_place']):.4f}"
+    finally:
+        (folder / "runs.jsonl").write_text(records)
+
+
+def test_the_cost_of_free_order_is_a_ratio_to_the_plain_model(recorded):
+    folder, _, records = recorded
+    plain = json.loads(json.dumps(records)) + [record | {"method": "plain"} for record in records]
+    for record in plain[2:]:
+        record["report"]["sequential"]["accuracy"] = 0.5
+    (folder / "with_plain.jsonl").write_text("".join(json.dumps(record) + "\n" for record in plain))
+    result = reproduce(
+        folder, "--render", "--records", folder / "with_plain.jsonl", "--page", folder / "ratio" / "p.md"
+    )
+    assert result.returncode == 0, result.stderr
+    lines = (folder / "ratio" / "p.md").read_text().split("What freedom of order costs:")[1].splitlines()
+    cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| LayerShuffle")).split("|")]
+    by_seed = [[score["accuracy"] for score in each["report"]["arbitrary"]["scores"]] for each in records]
+    assert cells[2:4] == ["256", f"{np.mean(by_seed) / 0.5:.4f}"]
+    assert cells[5] == f"{100 * np.mean([np.mean(each) - min(each) for each in by_seed]):.2f}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--dataset_name", "digits", "--merges"], "Merges need models of two seeds or more; `seeds` is [0]"),
         (["--dataset_name", "digits", "--methods", "magic"], "`methods` holds 'magic'; choose from plain, layerdrop"),
         (["--dataset_name", "digits", "--preset", "imagenet"], "`preset` is 'imagenet'"),
         ([], "Give --dataset_name"),

@@ -32,6 +32,7 @@ _FIELD_RULES = {
     "position_predictor": (lambda v: isinstance(v, bool), "True or False"),
     "position_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
     "layerdrop": (lambda v: _is_number(v) and 0 <= v < 1, "a fraction in [0, 1)"),
+    "residual_init_scale": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
     "execution_order": (
         lambda v: v in EXECUTION_ORDERS if isinstance(v, str) else isinstance(v, (list, tuple)),
         f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
@@ -61,6 +62,10 @@ class LayerShuffleConfigMixin:
             Weight of the position loss in the training loss, at least 0.
         layerdrop (`float`, *optional*, defaults to 0.0):
             Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
+        residual_init_scale (`float`, *optional*, defaults to 1.0):
+            Factor, at least 0, of the initial weights that write into the residual stream (the output projections of
+            attention and MLP). Below 1, a fresh layer changes the tokens little, so that the order of the layers matters
+            little when training begins; GPT-2 starts with `1 / sqrt(2 * num_hidden_layers)`.
         execution_order (`str` or `list[int]`, *optional*, defaults to `"sequential"`):
             Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for each forward) or
             a list of layer indices, with repeats and omissions allowed.
@@ -76,6 +81,7 @@ class LayerShuffleConfigMixin:
     position_predictor: bool = False
     position_loss_weight: float = 1.0
     layerdrop: float = 0.0
+    residual_init_scale: float = 1.0
     execution_order: str | list[int] = "sequential"
 
     # Trainer.evaluate would otherwise take these outputs for predictions.

@@ -151,6 +151,7 @@ class LayerShuffleLayerMixin:
         super().__init__(config)
         self.depth_projection = DepthProjection(config) if config.depth_embedding else None
         self.position_head = PositionHead(config) if config.position_predictor else None
+        self.attention.o_proj.writes_to_residual = self.mlp.fc2.writes_to_residual = True
 
     def forward(self, hidden_states, attention_mask=None, depth_vector=None, **kwargs):
         """Returns hidden states of shape `(batch_size, tokens, hidden_size)`; with a position head, a tuple of them and
@@ -178,6 +179,9 @@ class LayerShufflePreTrainedMixin:
         super()._init_weights(module)
         if getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
+        if getattr(module, "writes_to_residual", False) and self.config.residual_init_scale != 1.0:
+            std = self.config.initializer_range * self.config.residual_init_scale
+            init.normal_(module.weight, mean=0.0, std=std)
 
     @classmethod
     def from_pretrained(
