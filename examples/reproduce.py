@@ -40,8 +40,9 @@ METHODS = {
     "plain-3": ["--shuffle_mode", "none", "--num_hidden_layers", "3"],
     "plain-6": ["--shuffle_mode", "none", "--num_hidden_layers", "6"],
     "plain-9": ["--shuffle_mode", "none", "--num_hidden_layers", "9"],
+    "plain-width": ["--shuffle_mode", "none", "--initializer_range", "0.0561"],
     # With the initial weights of the preset, which suit the plain model too: the harder baseline
-    "plain-init": ["--shuffle_mode", "none", "--initializer_range", "0.0561"],
+    "plain-init": ["--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"],
     "order-free": ["--preset", "order-free"],
     # From the model that method plain-init trained with the same seed
     "order-free-finetuned": ["--preset", "order-free", "--model_name_or_path", "{plain-init}"],
@@ -56,6 +57,7 @@ LABELS = {
     "plain-3": "plain ViT of 3 layers",
     "plain-6": "plain ViT of 6 layers",
     "plain-9": "plain ViT of 9 layers",
+    "plain-width": "plain ViT, initial weights scaled to the width",
     "plain-init": "plain ViT, initial weights of the preset",
     "order-free": "preset order-free, from scratch",
     "order-free-finetuned": "preset order-free, fine-tuned from that plain ViT",

@@ -600,7 +600,6 @@ def run(argv: list[str]) -> None:
     variants = [(flags, args)]
     if args.baseline:
         plain = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
-        plain["residual_init_scale"] = 1.0  # which suits the sequential order better
         baseline_args = copy.copy(args)
         baseline_args.push_to_hub = False
         variants.append((plain, baseline_args))

@@ -251,11 +251,11 @@ def test_the_preset_averages_each_step_over_four_orders_and_starts_with_layers_t
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["epoch"] == 1  # 8 steps of 8 images are the 64 images
     # With a learning rate of 0 the weights are the initial ones
-    shuffled, plain = weights(tmp_path / "run"), weights(tmp_path / "run" / "baseline")
+    initial = weights(tmp_path / "run")
     for name in ("attention.o_proj", "mlp.fc2"):
-        assert not shuffled[f"vit.layers.0.{name}.weight"].any()
-        assert plain[f"vit.layers.0.{name}.weight"].any()
-    std = shuffled["vit.layers.0.mlp.fc1.weight"].std().item()
+        assert not initial[f"vit.layers.0.{name}.weight"].any()
+    assert_same_weights(tmp_path / "run" / "baseline", tmp_path / "run")
+    std = initial["vit.layers.0.mlp.fc1.weight"].std().item()
     assert std == pytest.approx(0.55 / 16**0.5, rel=0.1)
 
     # What is given beside the preset wins
