@@ -165,6 +165,11 @@ def run_one(args: GridArguments, method: str, seed: int) -> dict:
     """Trains, evaluates and returns the record."""
     key = run_key(args, method, seed)
     folder = run_folder(args, method, seed)
+    if "{plain-init}" in METHODS[method] and not run_folder(args, "plain-init", seed).is_dir():
+        raise ValueError(
+            f"Method {method} starts from the model of method plain-init with seed {seed}, which is not in "
+            f"'{args.work_dir}'; run --methods plain-init --seeds {seed} first."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = train_command(args, method, seed, folder)
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {})

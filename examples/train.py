@@ -48,7 +48,7 @@ ARCHITECTURES = {
     "deit": (ls.LayerShuffleDeiTConfig, ls.LayerShuffleDeiTForImageClassification),
 }
 # Each measured on a part held out of the training images: docs/results.md
-PRESETS = {"order-free": ("--orders_per_step", "4", "--residual_init_scale", "0")}
+PRESETS = {"order-free": ("--shuffle_mode", "arbitrary", "--orders_per_step", "4", "--residual_init_scale", "0")}
 LAYERSHUFFLE_FLAGS = (
     "shuffle_mode",
     "shuffle_window",
@@ -229,7 +229,7 @@ class TrainingArguments(ls.LayerShuffleTrainingArguments):
         default=1,
         metadata={
             "help": "Execution orders over which each step averages, at least 1: the images of a step and device are divided "
-            "into so many micro-batches, each in an order of its own."
+            "into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
         },
     )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
@@ -536,6 +536,9 @@ def train_and_evaluate(
             shutil.rmtree(earlier)
     if args.should_save:
         write_text(Path(args.output_dir, RUN_FILE), json.dumps(arguments, indent=1) + "\n")
+    is_finished = checkpoint is not None and is_finished_run(Path(args.output_dir), checkpoint)
+    if is_finished:
+        model = type(model).from_pretrained(args.output_dir)  # the Trainer would train one more step
     trainer = ls.LayerShuffleTrainer(
         model=model,
         args=args,
@@ -544,14 +547,10 @@ def train_and_evaluate(
         processing_class=image_processor,
         compute_metrics=ls.compute_metrics,
     )
-    start_step = 0
-    if checkpoint is not None:
-        start_step = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)  # which does not push: that waits for the evaluation and the card
-    trainer.save_state()
-    if trainer.state.global_step > start_step:
-        # a finished run that is only evaluated again keeps what its training measured
+    if not is_finished:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(_internal_call=True)  # which does not push: that waits for the evaluation and the card
+        trainer.save_state()
         trainer.save_metrics("train", result.metrics | {"train_samples": len(train_dataset)})
     args.eval_orders = args.final_eval_orders
     metrics = trainer.evaluate()
@@ -566,7 +565,14 @@ def train_and_evaluate(
             trainer.create_model_card(**card)
     except Exception as error:  # whatever is wrong with the card or the Hub, the trained model is saved
         logger.warning("The model is saved in '%s', but not its card: %s", args.output_dir, error)
-    return result.metrics | metrics
+    return metrics
+
+
+def is_finished_run(folder: Path, checkpoint: str) -> bool:
+    """Whether the run of `folder` trained to its end, which `checkpoint` is, and saved the model."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    has_model = (folder / "config.json").exists() and (folder / "train_results.json").exists()
+    return has_model and Path(checkpoint).parent == folder and state.global_step >= state.max_steps
 
 
 def print_table(rows: dict[str, dict]) -> None:

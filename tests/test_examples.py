@@ -125,10 +125,23 @@ def test_both_models_started_from_the_same_weights_and_differ_in_shuffling_only(
 
 def test_a_finished_run_is_evaluated_again_and_not_trained_again(finished_run):
     folder, first = finished_run
+    before = weights(folder)
     result = run_train(*SMALL, "--output_dir", folder)
     assert result.returncode == 0, result.stderr
     assert f"Going on from {folder}/checkpoint-8" in result.stderr
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
+    assert not (folder / "checkpoint-9").exists()
     assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+
+
+def test_a_run_that_finished_within_an_epoch_is_not_trained_again(tmp_path):
+    arguments = [*SMALL, "--max_steps", 3, "--lr_scheduler_type", "constant", "--output_dir", tmp_path / "run"]
+    assert run_train(*arguments).returncode == 0
+    before, trained = weights(tmp_path / "run"), (tmp_path / "run" / "train_results.json").read_text()
+    result = run_train(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
+    assert (tmp_path / "run" / "train_results.json").read_text() == trained
 
 
 def test_another_model_in_the_same_folder_is_refused(finished_run):
@@ -257,6 +270,14 @@ def test_the_preset_averages_each_step_over_four_orders_and_starts_with_layers_t
     assert_same_weights(tmp_path / "run" / "baseline", tmp_path / "run")
     std = initial["vit.layers.0.mlp.fc1.weight"].std().item()
     assert std == pytest.approx(0.55 / 16**0.5, rel=0.1)
+
+    # A plain model, whose configuration says that it is not shuffled, is then shuffled
+    plain = tmp_path / "run" / "baseline"
+    assert json.loads((plain / "config.json").read_text())["shuffle_mode"] == "none"
+    result = run_train(*arguments, "--model_name_or_path", plain, "--output_dir", tmp_path / "tuned")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["shuffle_mode"] == "arbitrary"
+    assert_same_weights(tmp_path / "tuned", plain)  # which a preset does not start anew
 
     # What is given beside the preset wins
     result = run_train(

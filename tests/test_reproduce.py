@@ -115,6 +115,10 @@ def test_the_cost_of_free_order_is_a_ratio_to_the_plain_model(recorded):
         (["--dataset_name", "digits", "--methods", "magic"], "`methods` holds 'magic'; choose from plain, layerdrop"),
         (["--dataset_name", "digits", "--preset", "imagenet"], "`preset` is 'imagenet'"),
         ([], "Give --dataset_name"),
+        (
+            ["--dataset_name", "digits", "--methods", "order-free-finetuned"],
+            "starts from the model of method plain-init with seed 0",
+        ),
         (["--render"], "holds no run on a test split"),
         (["--dataset_name", "./missing", "--methods", "plain"], "see the .log files"),
     ],
