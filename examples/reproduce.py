@@ -180,13 +180,24 @@ def run_one(args: GridArguments, method: str, seed: int) -> dict:
     report = evaluate(args, folder, environment)
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     return key | {
-        "command": " ".join(["python", "examples/train.py", *command[2:]]),
+        "command": public_command(args, command),
         "images_seen": round(results["epoch"] * results["train_samples"]),
         "seconds": round(seconds),  # of this call: less than all where the run was stopped and went on
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at a time",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "report": report,
     }
+
+
+def public_command(args: GridArguments, command: list[str]) -> str:
+    """Without where things lie on this machine."""
+    places = {
+        args.dataset_name: Path(args.dataset_name).name if Path(args.dataset_name).is_dir() else args.dataset_name
+    }
+    places |= {
+        word: f"outputs/reproduce/{Path(word).name}" for word in command if Path(word).parent == Path(args.work_dir)
+    }
+    return " ".join(["python", "examples/train.py", *(places.get(word, word) for word in command[2:])])
 
 
 def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:

@@ -148,7 +148,9 @@ class ModelArguments:
     )
     residual_init_scale: float = field(
         default=1.0,
-        metadata={"help": "From scratch: factor of the initial weights that write into the residual stream."},
+        metadata={
+            "help": "From scratch: factor of the initial output weights of attention and MLP; 0: layers begin by adding nothing."
+        },
     )
     hidden_dropout_prob: float = field(default=0.0, metadata={"help": "From scratch: dropout, fraction in [0, 1]."})
     image_size: int | None = field(

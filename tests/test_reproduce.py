@@ -41,6 +41,10 @@ def test_each_run_is_recorded_once(recorded):
     for record in records:
         assert record["images_seen"] == 4 * 64  # one batch a pass
         assert record["report"]["num_orders"] == 3 and record["report"]["num_images"] == 360
+        assert (
+            str(folder) not in record["command"]
+            and "--output_dir outputs/reproduce/fashion-mnist-" in record["command"]
+        )
         assert "--shuffle_mode" not in record["command"] and f"--seed {record['seed']}" in record["command"]
     result = reproduce(folder, *grid)
     assert result.returncode == 0 and "0 runs to do" in result.stdout
