@@ -6,8 +6,8 @@
     python examples/build_model_cards.py vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
 
 A model of the digits whose run is not recorded in outputs/ is trained by examples/train.py; the larger ones are those that
-examples/reproduce.py trained, in float16 and for RGB images. One whose report is of other weights or settings is evaluated. Prints a table of
-all models.
+examples/reproduce.py trained, in float16 and for RGB images. One whose report is of other weights or settings is
+evaluated. Prints a table of all models.
 """
 
 import argparse
@@ -136,9 +136,8 @@ def main() -> None:
         if name in LARGER_MODELS:
             prepare_for_the_hub(folder, class_names)
             dataset = dataset.cast_column("label", ClassLabel(names=class_names))
-            torch.set_float32_matmul_precision(
-                "medium"
-            )  # half the time; the accuracies of a trial were equal to 4 digits
+            # Half the time; the accuracies of a trial were equal to 4 digits
+            torch.set_float32_matmul_precision("medium")
         reports[name] = build(folder, dataset, Path(dataset_name).name)
     Console(width=200).print(compare_reports(reports))
 

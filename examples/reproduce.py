@@ -350,8 +350,11 @@ class Group:
     def sequential(self) -> list[float]:
         return [report.sequential.accuracy for report in self.reports]
 
+    def arbitrary_by_run(self) -> list[list[float]]:
+        return [[score.accuracy for score in report.arbitrary.scores] for report in self.reports]
+
     def arbitrary(self) -> list[float]:
-        return [score.accuracy for report in self.reports for score in report.arbitrary.scores]
+        return [accuracy for accuracies in self.arbitrary_by_run() for accuracy in accuracies]
 
     def pruned(self, kind: str, num_kept: int) -> list[float]:
         reports = [report for report in self.reports if num_kept < report.num_layers]
@@ -419,7 +422,7 @@ def target_table(groups: list[Group], depth: int, num_kept: int) -> list[str]:
         for plain in ("plain", "plain-init"):
             peer = by_key.get((plain, group.train_arguments))
             ratios.append(f"{arbitrary / np.mean(peer.sequential()):.4f}" if peer else "")
-        below = np.mean([np.mean(values) - min(values) for values in per_report_accuracies(group)])
+        below = np.mean([np.mean(values) - min(values) for values in group.arbitrary_by_run()])
         kept = [np.mean(group.pruned("arbitrary", num_kept)) / arbitrary]
         kept += [np.mean(group.pruned("evenly_spaced", num_kept)) / np.mean(group.sequential())]
         cells = [
@@ -441,10 +444,6 @@ def target_table(groups: list[Group], depth: int, num_kept: int) -> list[str]:
     columns += ["worst order below mean, points", f"{num_kept} of {depth} / all, arbitrary"]
     columns += [f"{num_kept} of {depth} / all, evenly spaced"]
     return ["What freedom of order costs:", "", *markdown_table(columns, rows), ""]
-
-
-def per_report_accuracies(group: Group) -> list[list[float]]:
-    return [[score.accuracy for score in report.arbitrary.scores] for report in group.reports]
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
