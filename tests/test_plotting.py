@@ -110,6 +110,15 @@ def test_orders_are_drawn_as_measured():
     assert labels == [name.replace("\n", "") for name in REPORTS]
 
 
+@pytest.mark.parametrize("num_models", [1, 2, 3, 4, 6])
+def test_a_legend_lies_within_its_figure(num_models):
+    figure = plotting.plot_pruning_curves({f"{i}: order-free, from scratch": make_report() for i in range(num_models)})
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 and legend.x1 <= figure.bbox.width
+    assert len(figure.legends) == 1
+
+
 def test_pruning_curves_are_drawn_as_measured():
     figure = plotting.plot_pruning_curves(REPORTS)
     panels = figure.axes

@@ -119,10 +119,14 @@ def legend_below(figure: Figure, axes, max_columns: int = 5) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # Where lines are told apart by their style, the legend must show enough of it
     has_lines = any(isinstance(handle, Line2D) and handle.get_linestyle() != "None" for handle in handles)
-    figure.legend(
-        handles,
-        [wrap_name(label, 40) for label in labels],
-        loc="outside lower center",
-        ncols=min(len(handles), max_columns),
-        handlelength=2.6 if has_lines else 1.2,
-    )
+    for num_columns in range(min(len(handles), max_columns), 0, -1):  # as many as the figure is wide enough for
+        legend = figure.legend(
+            handles,
+            [wrap_name(label, 40) for label in labels],
+            loc="outside lower center",
+            ncols=num_columns,
+            handlelength=2.6 if has_lines else 1.2,
+        )
+        if num_columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
