@@ -1,6 +1,7 @@
 """Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py CHECK"""
 
 import copy
+import os
 import sys
 
 import torch
@@ -131,3 +132,6 @@ if __name__ == "__main__":
     globals()[f"check_{sys.argv[1]}"](dist.get_rank())
     print(f"rank {dist.get_rank()}: {sys.argv[1]} passed", flush=True)
     dist.destroy_process_group()
+    # On a busy machine torch 2.13 aborts now and then while the interpreter ends, after FSDP2 on the CPU: "terminate called
+    # without an active exception", with no Python frame. The check has passed by then; one that fails does not come here.
+    os._exit(0)
