@@ -397,6 +397,8 @@ def render_section(dataset: str, groups: list[Group]) -> str:
         *target_table(groups, depth, points[0]),
         f"![Accuracy over orders]({dataset}-orders.png)",
         "",
+        "With fewer layers, the first seed of each method:",
+        "",
         f"![Accuracy with fewer layers]({dataset}-pruning.png)",
     ]
     return "\n".join(parts)
