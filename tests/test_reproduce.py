@@ -84,6 +84,9 @@ def test_merges_of_the_seeds_are_recorded_once_and_rendered(recorded):
         merges = json.loads(added[0])["merges"]
         assert [len(accuracies) for accuracies in merges.values()] == [3, 3]
         assert "3 merges" not in reproduce(folder, *grid, "--merges", "--num_merges", 3).stderr
+        merges["any_layer"] = [1.0, 0.0, 0.5]  # merges of so short a training may all be as accurate
+        added = json.loads(added[0]) | {"merges": merges}
+        (folder / "runs.jsonl").write_text(records + json.dumps(added) + "\n")
         assert reproduce(folder, "--render").returncode == 0
         row = next(
             line
@@ -97,17 +100,20 @@ def test_merges_of_the_seeds_are_recorded_once_and_rendered(recorded):
 
 def test_the_cost_of_free_order_is_a_ratio_to_the_plain_model(recorded):
     folder, _, records = recorded
-    plain = json.loads(json.dumps(records)) + [record | {"method": "plain"} for record in records]
-    for record in plain[2:]:
+    shuffled, plain = json.loads(json.dumps([records, [record | {"method": "plain"} for record in records]]))
+    for seed, record in enumerate(shuffled):  # after so short a training all orders may be as accurate
+        for number, score in enumerate(record["report"]["arbitrary"]["scores"]):
+            score["accuracy"] = 0.3 + 0.1 * seed + 0.05 * number**2
+    for record in plain:
         record["report"]["sequential"]["accuracy"] = 0.5
-    (folder / "with_plain.jsonl").write_text("".join(json.dumps(record) + "\n" for record in plain))
+    (folder / "with_plain.jsonl").write_text("".join(json.dumps(record) + "\n" for record in shuffled + plain))
     result = reproduce(
         folder, "--render", "--records", folder / "with_plain.jsonl", "--page", folder / "ratio" / "p.md"
     )
     assert result.returncode == 0, result.stderr
     lines = (folder / "ratio" / "p.md").read_text().split("What freedom of order costs:")[1].splitlines()
     cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| LayerShuffle")).split("|")]
-    by_seed = [[score["accuracy"] for score in each["report"]["arbitrary"]["scores"]] for each in records]
+    by_seed = [[score["accuracy"] for score in each["report"]["arbitrary"]["scores"]] for each in shuffled]
     assert cells[2:4] == ["256", f"{np.mean(by_seed) / 0.5:.4f}"]
     assert cells[5] == f"{100 * np.mean([np.mean(each) - min(each) for each in by_seed]):.2f}"
 
