@@ -46,6 +46,16 @@ METHODS = {
     "order-free": ["--preset", "order-free"],
     # From the model that method plain-init trained with the same seed
     "order-free-finetuned": ["--preset", "order-free", "--model_name_or_path", "{plain-init}"],
+    # Also learning from that model's answers; and what these do for a plain model
+    "order-free-distilled": ["--preset", "order-free", "--teacher_model_name_or_path", "{plain-init}"],
+    "order-free-finetuned-distilled": [
+        *("--preset", "order-free", "--model_name_or_path", "{plain-init}"),
+        *("--teacher_model_name_or_path", "{plain-init}"),
+    ],
+    "plain-init-distilled": [
+        *("--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"),
+        *("--teacher_model_name_or_path", "{plain-init}"),
+    ],
 }
 LABELS = {
     "plain": "plain ViT",
@@ -61,6 +71,9 @@ LABELS = {
     "plain-init": "plain ViT, initial weights of the preset",
     "order-free": "preset order-free, from scratch",
     "order-free-finetuned": "preset order-free, fine-tuned from that plain ViT",
+    "order-free-distilled": "preset order-free, distilled from that plain ViT",
+    "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled from that plain ViT",
+    "plain-init-distilled": "that plain ViT, distilled from itself",
 }
 PICTURED = ("plain", "layerdrop", "layershuffle", "order-free")
 PRESETS = {

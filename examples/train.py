@@ -5,6 +5,7 @@
     python examples/train.py --dataset_name path/to/folder    # Parquet, one folder a class, IDX, or a Hub id
     python examples/train.py --model_name_or_path google/vit-base-patch16-224 --dataset_name cifar10 \
         --ignore_mismatched_sizes                             # fine-tunes
+    python examples/train.py --teacher_model_name_or_path path/to/plain-vit   # also learns from its answers
     python examples/train.py arguments.yaml                   # or .json: from a file; arguments after it win
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py
     python examples/train.py --torch_compile                  # layer by layer: five graphs for all orders
@@ -20,7 +21,7 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,14 @@ import transformers
 import yaml
 from rich.console import Console
 from rich.table import Table
-from transformers import HfArgumentParser, PreTrainedConfig, ViTImageProcessor, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PreTrainedConfig,
+    ViTImageProcessor,
+    set_seed,
+)
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -37,6 +45,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
+from hf_layershuffle.distillation import check_teacher
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
 from hf_layershuffle.files import write_text
 from hf_layershuffle.folder_records import read_json
@@ -62,6 +71,7 @@ LAYERSHUFFLE_FLAGS = (
 COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
 COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob", "initializer_range")
 COMPARED_SIZES += ("residual_init_scale",)
+NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of an image processor
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
 # Of the training arguments, checked before a folder is made
 LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
@@ -71,7 +81,7 @@ LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader
 # The other arguments that decide the weights are recorded in the output folder when a run starts
 RUN_FILE = ".train_run.json"  # hidden, and so not published
 RECORDED_ARGUMENTS = {
-    "model": ("model_name_or_path", "model_revision"),
+    "model": ("model_name_or_path", "model_revision", "teacher_model_name_or_path", "teacher_model_revision"),
     "data": (
         *(
             "dataset_name",
@@ -87,7 +97,8 @@ RECORDED_ARGUMENTS = {
         *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
         *("data_seed", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
         *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        *("label_smoothing_factor", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model"),
+        *("label_smoothing_factor", "distillation_weight", "distillation_temperature"),
+        *("bf16", "fp16", "load_best_model_at_end", "metric_for_best_model"),
     ),
 }
 
@@ -107,6 +118,14 @@ class ModelArguments:
         default=None, metadata={"help": "ViT, DeiT or LayerShuffle checkpoint to fine-tune: a folder or a Hub id."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub checkpoint."})
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
+            "the model also learns from its answers. See --distillation_weight and --distillation_temperature."
+        },
+    )
+    teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
     token: str | None = field(default=None, metadata={"help": "Token for the Hub; defaults to the logged-in one."})
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start tensors of another shape anew, as the classifier for other classes."}
@@ -359,8 +378,13 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
         config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **sizes}, **flags)
         model = model_class._from_config(config, **implementation)
         size = {"height": config.image_size, "width": config.image_size}
-        mean_std = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}
-        return model, ViTImageProcessor(size=size, **mean_std)
+        normalization = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}
+        if args.teacher_model_name_or_path is not None:  # whose images the model will see
+            theirs = load_image_processor(
+                args.teacher_model_name_or_path, revision=args.teacher_model_revision, token=args.token
+            )
+            normalization = {name: getattr(theirs, name) for name in NORMALIZATION if hasattr(theirs, name)}
+        return model, ViTImageProcessor(size=size, **normalization)
 
     hub = {"revision": args.model_revision, "token": args.token}
     stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **hub)
@@ -377,6 +401,27 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
         **hub,
     )
     return model, load_image_processor(args.model_name_or_path, **hub)
+
+
+def load_teacher(args: ModelArguments, model, image_processor):
+    """The teacher, checked to classify the same images into the same classes; None if there is none."""
+    if args.teacher_model_name_or_path is None:
+        return None
+    hub = {"revision": args.teacher_model_revision, "token": args.token}
+    model_type = AutoConfig.from_pretrained(args.teacher_model_name_or_path, **hub).model_type
+    is_vit = model_type.removeprefix("layershuffle_") in ARCHITECTURES
+    implementation = {"attn_implementation": args.attn_implementation} if args.attn_implementation and is_vit else {}
+    teacher = AutoModelForImageClassification.from_pretrained(args.teacher_model_name_or_path, **hub, **implementation)
+    check_teacher(teacher, model)
+    theirs = load_image_processor(args.teacher_model_name_or_path, **hub)
+    for name in NORMALIZATION:
+        value, expected = (json.dumps(getattr(processor, name, None)) for processor in (theirs, image_processor))
+        if value != expected:
+            raise ValueError(
+                f"`{name}` of the image processor is {value} in '{args.teacher_model_name_or_path}' and {expected} in "
+                f"'{args.model_name_or_path}'; both models see the same images, so choose a teacher with the same."
+            )
+    return teacher
 
 
 def choose_architecture(name: str, origin: str | None = None):
@@ -465,7 +510,7 @@ def recorded_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name."""
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
-    for name in ("model_name_or_path", "dataset_name"):
+    for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     return json.loads(json.dumps(values))
 
@@ -523,6 +568,7 @@ def train_and_evaluate(
     arguments: dict,
     checkpoint: str | None,
     model,
+    teacher,
     image_processor,
     train_dataset,
     eval_dataset,
@@ -543,6 +589,7 @@ def train_and_evaluate(
         model = type(model).from_pretrained(args.output_dir)  # the Trainer would train one more step
     trainer = ls.LayerShuffleTrainer(
         model=model,
+        teacher_model=teacher,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -605,15 +652,15 @@ def run(argv: list[str]) -> None:
     first = np.asarray(splits["train"][0]["image"])
     sizes = (splits["train"].features["label"].names, first.shape[:2])
     flags = layershuffle_flags(model_args)
-    variants = [(flags, args)]
+    variants = [(flags, args, model_args)]
     if args.baseline:
         plain = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
         baseline_args = copy.copy(args)
         baseline_args.push_to_hub = False
-        variants.append((plain, baseline_args))
+        variants.append((plain, baseline_args, replace(model_args, teacher_model_name_or_path=None)))
 
     models = []
-    for variant_flags, variant_args in variants:
+    for variant_flags, variant_args, variant_model_args in variants:
         set_seed(args.seed)  # the same initial weights for the baseline
         model, image_processor = build_model(model_args, variant_flags, *sizes)
         if args.has_default_output_dir:
@@ -621,17 +668,18 @@ def run(argv: list[str]) -> None:
             args.has_default_output_dir = False
         if variant_args is not args:
             variant_args.output_dir = str(Path(args.output_dir, "baseline"))
-        arguments = recorded_arguments(model_args, data_args, variant_args)
+        arguments = recorded_arguments(variant_model_args, data_args, variant_args)
+        teacher = load_teacher(variant_model_args, model, image_processor)
         # Refuses what it must before the images are decoded, and on all processes before one of them writes
         checkpoint = find_checkpoint(variant_args, model.config, arguments)
-        models.append((model, variant_args, arguments, checkpoint))
+        models.append((model, teacher, variant_args, arguments, checkpoint))
     with args.main_process_first(desc="decoding images"):  # the others then read its file
         train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
 
     rows = {}
-    for model, variant_args, arguments, checkpoint in models:
+    for model, teacher, variant_args, arguments, checkpoint in models:
         metrics = train_and_evaluate(
-            variant_args, arguments, checkpoint, model, image_processor, train_dataset, eval_dataset
+            variant_args, arguments, checkpoint, model, teacher, image_processor, train_dataset, eval_dataset
         )
         rows[method_name(model.config)] = (metrics, variant_args.final_eval_orders)
     if args.should_log:

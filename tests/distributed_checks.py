@@ -3,12 +3,15 @@
 import copy
 import os
 import sys
+import tempfile
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from transformers import ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
 
@@ -124,6 +127,56 @@ def check_fsdp2_refusal(rank: int):
     model.vit.seed_execution_order(0)
     model.train()(**batch).loss.backward()
     model.eval()(**batch, execution_order="arbitrary")
+
+
+class FullBatch(torch.utils.data.Dataset):
+    """16 images."""
+
+    batch = full_batch(size=16)
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return {name: tensor[index] for name, tensor in self.batch.items()}
+
+
+def check_distillation(rank: int):
+    """Two processes with two micro-batches each take the step of one process with all images."""
+    torch.manual_seed(1)
+    config = ViTConfig(**TINY, num_labels=5, initializer_range=0.5)
+    teacher, model, expected = (
+        ViTForImageClassification(config).eval(),
+        *(build(position_predictor=True) for _ in "12"),
+    )
+    batch = FullBatch.batch
+    outputs = expected(**batch)
+    with torch.no_grad():
+        targets = (teacher(batch["pixel_values"]).logits / 4).softmax(-1)
+    divergence = F.kl_div((outputs.logits / 4).log_softmax(-1), targets, reduction="batchmean")
+    (0.1 * outputs.loss + 0.9 * 16 * divergence).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.1).step()
+    with tempfile.TemporaryDirectory() as folder:
+        for average in (True, False):
+            args = ls.LayerShuffleTrainingArguments(
+                folder,
+                average_tokens_across_devices=average,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                max_steps=1,
+                optim="sgd",
+                learning_rate=0.1,
+                lr_scheduler_type="constant",
+                max_grad_norm=0,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+            )
+            assert args.world_size == 2
+            student = copy.deepcopy(model)
+            ls.LayerShuffleTrainer(student, args, train_dataset=FullBatch(), teacher_model=teacher).train()
+            for (name, parameter), other in zip(student.named_parameters(), expected.parameters()):
+                torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {average}")
 
 
 if __name__ == "__main__":

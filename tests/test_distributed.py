@@ -8,7 +8,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from conftest import REPOSITORY, run_command
 
 
-@pytest.mark.parametrize("check", ["ddp_gradients", "fsdp2_training", "fsdp2_refusal"])
+@pytest.mark.parametrize("check", ["ddp_gradients", "fsdp2_training", "fsdp2_refusal", "distillation"])
 def test_two_processes(check):
     script = Path(__file__).with_name("distributed_checks.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -289,6 +289,44 @@ def test_the_preset_averages_each_step_over_four_orders_and_starts_with_layers_t
     assert weights(tmp_path / "own")["vit.layers.0.mlp.fc1.weight"].std().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_a_plain_model_teaches(tmp_path):
+    architecture, names = Architecture("vit"), dict(enumerate("0123456789"))
+    teacher = tmp_path / "teacher"
+    architecture.plain_classifier(num_labels=10, id2label=names).save_pretrained(teacher)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4] * 3, image_std=[0.2] * 3)
+    processor.save_pretrained(teacher)
+    arguments = [*SMALL, "--patch_size", 4, "--teacher_model_name_or_path", teacher, "--output_dir", tmp_path / "run"]
+    result = run_train(*arguments, "--baseline", "--distillation_weight", 0.8)
+    assert result.returncode == 0, result.stderr
+    # The model sees the teacher's images
+    assert json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())["image_mean"] == [0.4] * 3
+    run = json.loads((tmp_path / "run" / ".train_run.json").read_text())
+    assert (run["teacher_model_name_or_path"], run["distillation_weight"]) == ("teacher", 0.8)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Distilled from `teacher`" in card and "`distillation_weight` | `0.8`" in card
+    # The baseline is the plain way, without it
+    assert json.loads((tmp_path / "run" / "baseline" / "training.json").read_text())["teacher"] is None
+    losses = [
+        json.loads((folder / "all_results.json").read_text())["train_loss"]
+        for folder in (tmp_path / "run", tmp_path / "run" / "baseline")
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=0.1)
+    assert_refused(run_train(*arguments), "holds a run with `distillation_weight` 0.8, and this one has 0.9")
+
+    # One that sees other images than the checkpoint to fine-tune does, or other sizes or classes
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "other")
+    architecture.plain_classifier(num_labels=10, id2label=names).save_pretrained(tmp_path / "other")
+    arguments[-1] = tmp_path / "new"
+    refused = run_train(*arguments, "--model_name_or_path", tmp_path / "other")
+    assert_refused(refused, f"is [0.4, 0.4, 0.4] in '{teacher}' and [0.5, 0.5, 0.5] in '{tmp_path / 'other'}'")
+    assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
+    architecture.plain_classifier(num_labels=5).save_pretrained(teacher)
+    assert_refused(run_train(*arguments), "`num_labels` of the teacher is 5 and of the model 10")
+    arguments[arguments.index(teacher)] = tmp_path / "missing"
+    assert_refused(run_train(*arguments), "missing")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["vit", "deit"])
 def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
     architecture = Architecture(name)
@@ -423,6 +461,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`num_train_epochs` is -1": ["--num_train_epochs", "-1"],
         "`dataloader_num_workers` is -1": ["--dataloader_num_workers", "-1"],
         "`seed` is -1": ["--seed", "-1"],
+        "`distillation_weight` is 2.0; it must lie in [0, 1]": ["--distillation_weight", "2"],
         "`preset` is 'best'; choose from order-free": ["--preset", "best"],
         "`orders_per_step` is 0; it must be at least 1": ["--orders_per_step", "0"],
         "`orders_per_step` is 5; it must divide `per_device_train_batch_size`, which is 32": [

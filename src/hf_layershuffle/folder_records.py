@@ -48,7 +48,9 @@ METRICS = {
 }
 
 
-def record_training(folder, *, arguments: dict, dataset=None, base_model=None, metrics=None, tags=()) -> None:
+def record_training(
+    folder, *, arguments: dict, dataset=None, base_model=None, teacher=None, metrics=None, tags=()
+) -> None:
     """Writes `training.json` into a model's folder, from which the card tells how the model was trained.
 
     Args:
@@ -56,22 +58,30 @@ def record_training(folder, *, arguments: dict, dataset=None, base_model=None, m
         arguments (`dict`): As from `TrainingArguments.to_dict`; the ones that matter are kept.
         dataset (`str`, *optional*): Name of the dataset.
         base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
+        teacher (`str`, *optional*): Hub id, or folder, of the model that it was distilled from.
         metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
             number of arbitrary orders.
         tags (`Iterable[str]`): Further tags of the card.
     """
-    kept = {name: arguments[name] for name in _ARGUMENTS if name in arguments}
+    names = _ARGUMENTS if teacher is None else (*_ARGUMENTS, "distillation_weight", "distillation_temperature")
+    kept = {name: arguments[name] for name in names if name in arguments}
     if kept.get("max_steps", 0) <= 0:
         kept.pop("max_steps", None)
     record = {
         "dataset": dataset,
-        "base_model": Path(base_model).name if base_model and Path(base_model).exists() else base_model,
+        "base_model": _public_name(base_model),
+        "teacher": _public_name(teacher),
         "metrics": {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"},
         "tags": list(tags),
         "arguments": kept,
         "versions": {name: metadata.version(name) for name in ("hf-layershuffle", "torch", "transformers")},
     }
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _public_name(name_or_path: str | None) -> str | None:
+    """A Hub id, or the name of a folder without where it lies."""
+    return Path(name_or_path).resolve().name if name_or_path and Path(name_or_path).exists() else name_or_path
 
 
 @dataclass

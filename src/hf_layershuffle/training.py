@@ -1,5 +1,6 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, metrics, a model card."""
+"""What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, distillation, metrics, a
+model card."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from huggingface_hub import HfApi
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from .augmentation import finish_batch
+from .distillation import check_teacher, distillation_loss
 from .execution_order import arbitrary_execution_orders
 from .folder_records import record_training
 from .image_dataset import ImageBatch, collate_for_device
@@ -89,6 +91,11 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0.
         eval_orders_seed (`int`, *optional*, defaults to 0):
             Seed of these orders, at least 0: the same in every evaluation.
+        distillation_weight (`float`, *optional*, defaults to 0.9):
+            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight` times
+            what it is without a teacher, plus `distillation_weight` times the distillation loss.
+        distillation_temperature (`float`, *optional*, defaults to 4.0):
+            By which the logits of both models are divided in the distillation loss, above 0.
     """
 
     eval_orders: int = field(
@@ -96,11 +103,23 @@ class LayerShuffleTrainingArguments(TrainingArguments):
         metadata={"help": "Arbitrary execution orders over which each evaluation also measures accuracy; at least 0."},
     )
     eval_orders_seed: int = field(default=0, metadata={"help": "Seed of the evaluation's arbitrary orders."})
+    distillation_weight: float = field(
+        default=0.9, metadata={"help": "With a teacher: share of the distillation loss in the loss, in [0, 1]."}
+    )
+    distillation_temperature: float = field(
+        default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
+    )
 
     def __post_init__(self):
         for name in ("eval_orders", "eval_orders_seed"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be an integer of at least 0.")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"`distillation_weight` is {self.distillation_weight}; it must lie in [0, 1].")
+        if not 0 < self.distillation_temperature < float("inf"):
+            raise ValueError(
+                f"`distillation_temperature` is {self.distillation_temperature}; it must be a finite number above 0."
+            )
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         super().__post_init__()
@@ -109,14 +128,58 @@ class LayerShuffleTrainingArguments(TrainingArguments):
 class LayerShuffleTrainer(Trainer):
     """A [`Trainer`] that draws the execution orders so that every process and every resumed run agrees
     ([`LayerShuffleCallback`]), can measure accuracy under arbitrary orders in each evaluation
-    (`LayerShuffleTrainingArguments.eval_orders`) and writes a card that names the task."""
+    (`LayerShuffleTrainingArguments.eval_orders`), can distill, and writes a card that names the task.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        teacher_model ([`~transformers.PreTrainedModel`], *optional*):
+            A trained image classifier with the same classes and images, of any architecture, such as the plain ViT. The model
+            learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
+            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation and not changed; evaluation
+            losses are without it.
+        args, kwargs: As of [`Trainer`].
+
+    Raises:
+        `ValueError`: if the teacher has other classes, or another image size or number of channels.
+    """
+
+    def __init__(self, *args, teacher_model=None, **kwargs):
         super().__init__(*args, **kwargs)
+        if teacher_model is not None:
+            check_teacher(teacher_model, self.model)
+            teacher_model = teacher_model.to(self.args.device).eval()
+        self.teacher_model = teacher_model
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.teacher_model is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]  # label smoothing takes labels out of `inputs`
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_logits = self.teacher_model(pixel_values=pixel_values.to(self.teacher_model.dtype)).logits
+        weight, temperature = (
+            getattr(
+                self.args, name, getattr(LayerShuffleTrainingArguments, name)
+            )  # as for transformers' own arguments
+            for name in ("distillation_weight", "distillation_temperature")
+        )
+        losses = distillation_loss(outputs.logits, teacher_logits, labels, temperature=temperature)
+        loss = (1 - weight) * loss + weight * self._mean_over_step(losses, labels, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _mean_over_step(self, losses, labels, num_items_in_batch) -> torch.Tensor:
+        """Of the images' losses, scaled as the Trainer and the model scale the class loss."""
+        if num_items_in_batch is None:  # the Trainer divides by the number of micro-batches
+            return losses.sum() / (labels != -100).sum()
+        averages = self.args.average_tokens_across_devices
+        if self.args.n_gpu > 1:  # DataParallel: one entry a GPU, of all images or of a GPU's share
+            return losses.sum() / (num_items_in_batch.float().mean() * (1 if averages else self.args.n_gpu))
+        # Gradients are averaged over processes, and the count is of all of them
+        scale = self.accelerator.num_processes // self.get_tp_size() if averages else 1
+        return losses.sum() * scale / num_items_in_batch
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
         # It would take a batch apart into items, and such a batch holds no unused columns
@@ -155,12 +218,14 @@ class LayerShuffleTrainer(Trainer):
             metrics = (
                 metrics | {"num_orders": self.args.eval_orders} if getattr(self.args, "eval_orders", 0) else metrics
             )
+        teacher = self.teacher_model
         record_training(
             self.args.output_dir,
             arguments=self.args.to_dict(),
             dataset=dataset,
             metrics=metrics,
             base_model=kwargs.get("finetuned_from"),
+            teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
             tags=kwargs.get("tags") or (),
         )
         write_model_card(

@@ -1,0 +1,60 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Knowledge distillation: a trained classifier's softened answers as further targets (Hinton et al., arXiv 1503.02531)."""
+
+import torch
+from torch.nn import functional as F
+
+
+def distillation_loss(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """Kullback-Leibler divergence of the teacher's probabilities from the model's, both at this temperature, times its square,
+    which keeps the size of the gradients (arXiv 1503.02531, section 2).
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Of the model that is trained.
+        teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`)
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Images with -100 are left out, as of the class loss.
+        temperature (`float`): By which logits are divided, above 0.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)` in float32, in nats; 0 for the images that are left out.
+    """
+    log_probabilities = F.log_softmax(logits.float() / temperature, dim=-1)
+    targets = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = F.kl_div(log_probabilities, targets, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * divergence * (labels != -100)
+
+
+def check_teacher(teacher, model) -> None:
+    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+
+    Args:
+        teacher ([`~transformers.PreTrainedModel`]): An image classifier.
+        model ([`~transformers.PreTrainedModel`]): The one to train.
+    """
+    if teacher is model:
+        raise ValueError("`teacher_model` is the model to train itself; load a second one from its checkpoint.")
+    ours, theirs = model.config, teacher.config
+    if ours.problem_type not in (None, "single_label_classification") or ours.num_labels < 2:
+        raise ValueError(
+            f"Distillation needs a single label of two classes or more; the model has `problem_type` {ours.problem_type!r} "
+            f"and {ours.num_labels} classes."
+        )
+    for name in ("num_labels", "image_size", "num_channels"):
+        value, expected = getattr(theirs, name, None), getattr(ours, name, None)
+        if None not in (value, expected) and _pair(value) != _pair(expected):
+            raise ValueError(
+                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer for the "
+                "same classes, so it must be equal."
+            )
+    names, expected = ([config.id2label[index] for index in range(config.num_labels)] for config in (theirs, ours))
+    if names != expected and sorted(names) == sorted(expected):
+        raise ValueError(
+            f"The teacher has the model's classes in another order: {', '.join(names)} instead of {', '.join(expected)}. Give "
+            "the model the teacher's `id2label`, and the dataset its labels."
+        )
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
