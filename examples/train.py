@@ -48,7 +48,7 @@ from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
 from hf_layershuffle.distillation import check_teacher
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
 from hf_layershuffle.files import write_text
-from hf_layershuffle.folder_records import read_json
+from hf_layershuffle.folder_records import public_name, read_json
 
 
 logger = logging.getLogger("train")
@@ -513,11 +513,6 @@ def recorded_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     return json.loads(json.dumps(values))
-
-
-def public_name(name_or_path: str | None) -> str | None:
-    """A Hub id, or the name of a folder without where it lies."""
-    return Path(name_or_path).resolve().name if name_or_path and Path(name_or_path).is_dir() else name_or_path
 
 
 def find_checkpoint(args: TrainingArguments, config, arguments: dict) -> str | None:

@@ -69,8 +69,8 @@ def record_training(
         kept.pop("max_steps", None)
     record = {
         "dataset": dataset,
-        "base_model": _public_name(base_model),
-        "teacher": _public_name(teacher),
+        "base_model": public_name(base_model),
+        "teacher": public_name(teacher),
         "metrics": {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"},
         "tags": list(tags),
         "arguments": kept,
@@ -79,7 +79,7 @@ def record_training(
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def _public_name(name_or_path: str | None) -> str | None:
+def public_name(name_or_path: str | None) -> str | None:
     """A Hub id, or the name of a folder without where it lies."""
     return Path(name_or_path).resolve().name if name_or_path and Path(name_or_path).exists() else name_or_path
 
