@@ -134,8 +134,8 @@ class LayerShuffleTrainer(Trainer):
         teacher_model ([`~transformers.PreTrainedModel`], *optional*):
             A trained image classifier with the same classes and images, of any architecture, such as the plain ViT. The model
             learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
-            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation and not changed; evaluation
-            losses are without it.
+            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own evaluation order and not
+            trained; evaluation losses are without it.
         args, kwargs: As of [`Trainer`].
 
     Raises:
