@@ -52,6 +52,11 @@ METHODS = {
         *("--preset", "order-free", "--model_name_or_path", "{plain-init}"),
         *("--teacher_model_name_or_path", "{plain-init}"),
     ],
+    # For models that will run with layers missing
+    "order-free-finetuned-distilled-layerdrop": [
+        *("--preset", "order-free", "--layerdrop", "0.2", "--model_name_or_path", "{plain-init}"),
+        *("--teacher_model_name_or_path", "{plain-init}"),
+    ],
     "plain-init-distilled": [
         *("--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"),
         *("--teacher_model_name_or_path", "{plain-init}"),
@@ -73,6 +78,7 @@ LABELS = {
     "order-free-finetuned": "preset order-free, fine-tuned from that plain ViT",
     "order-free-distilled": "preset order-free, distilled from that plain ViT",
     "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled from that plain ViT",
+    "order-free-finetuned-distilled-layerdrop": "the same with LayerDrop 0.2",
     "plain-init-distilled": "that plain ViT, distilled from itself",
 }
 PICTURED = ("plain", "layerdrop", "layershuffle", "order-free")
