@@ -46,11 +46,11 @@ MODELS = {
 # Name of the model: folder of its run in outputs/reproduce/, names of the classes, which IDX files lack
 LARGER_MODELS = {
     "vit-fashion-mnist-layershuffle": (
-        "fashion-mnist-order-free-0",
+        "fashion-mnist-order-free-finetuned-distilled-0",
         ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
     ),
     "vit-cifar10-layershuffle": (
-        "cifar10-small-order-free-0",
+        "cifar10-small-order-free-finetuned-distilled-0",
         ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     ),
 }
@@ -127,7 +127,7 @@ def main() -> None:
             (run, class_names), dataset_name = LARGER_MODELS[name], args.dataset_name
             run = REPOSITORY / "outputs" / "reproduce" / run
             if not run.is_dir():
-                parser.error(f"there is no run '{run}'; train it by examples/reproduce.py --methods order-free.")
+                parser.error(f"there is no run '{run}'; train it by examples/reproduce.py: see docs/results.md.")
         else:
             run, dataset_name = REPOSITORY / "outputs" / MODELS[name][0], DATASET
             train(run, MODELS[name][1])

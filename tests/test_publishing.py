@@ -1,6 +1,7 @@
 """Cards, examples and plain ViTs, without a network; `test_hub.py` pushes them."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -234,6 +235,15 @@ def test_a_broken_record_is_named(folder, name):
 
 
 # --- What a person wrote stays ---
+
+
+def test_a_renewed_card_is_the_fresh_one(folder):
+    fresh = (folder / "README.md").read_text()
+    earlier = re.sub(r"value: \S+", "value: 0.9999", fresh)
+    assert earlier != fresh
+    (folder / "README.md").write_text(earlier)
+    write_model_card(folder, repo_id="org/vit-tiny")
+    assert (folder / "README.md").read_text() == fresh
 
 
 def test_writing_a_card_again_changes_nothing(folder):

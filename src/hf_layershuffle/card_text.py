@@ -119,9 +119,9 @@ def _with_keys(block: str, values: dict) -> str:
     parts, remaining = [], dict(values)
     for key, lines in _by_key(block):
         if key in remaining:
-            lines = yaml_dump({key: remaining.pop(key)}).rstrip("\n")
+            lines = yaml_dump({key: remaining.pop(key)}, sort_keys=False).rstrip("\n")
         parts.append(lines)
-    parts += [yaml_dump({key: value}).rstrip("\n") for key, value in remaining.items()]
+    parts += [yaml_dump({key: value}, sort_keys=False).rstrip("\n") for key, value in remaining.items()]
     result = "\n".join(part for part in parts if part)
     _, expected, _ = split_card(f"---\n{block}\n---\n")
     expected = expected | values
@@ -130,7 +130,7 @@ def _with_keys(block: str, values: dict) -> str:
             return result
     except yaml.YAMLError:
         pass  # metadata may be written in ways that lines do not tell; then it is written anew, without its comments
-    return yaml_dump(expected).rstrip("\n")
+    return yaml_dump(expected, sort_keys=False).rstrip("\n")
 
 
 def _by_key(block: str) -> list[tuple[str | None, str]]:
