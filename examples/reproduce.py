@@ -75,13 +75,13 @@ LABELS = {
     "plain-width": "plain ViT, initial weights scaled to the width",
     "plain-init": "plain ViT, initial weights of the preset",
     "order-free": "preset order-free, from scratch",
-    "order-free-finetuned": "preset order-free, fine-tuned from that plain ViT",
-    "order-free-distilled": "preset order-free, distilled from that plain ViT",
-    "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled from that plain ViT",
-    "order-free-finetuned-distilled-layerdrop": "the same with LayerDrop 0.2",
-    "plain-init-distilled": "that plain ViT, distilled from itself",
+    "order-free-finetuned": "preset order-free, fine-tuned",
+    "order-free-distilled": "preset order-free, distilled",
+    "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled",
+    "order-free-finetuned-distilled-layerdrop": "preset order-free, fine-tuned and distilled, LayerDrop 0.2",
+    "plain-init-distilled": "plain ViT, initial weights of the preset, distilled",
 }
-PICTURED = ("plain", "layerdrop", "layershuffle", "order-free")
+PICTURED = ("plain", "layerdrop", "layershuffle", "order-free", "order-free-finetuned-distilled")
 PRESETS = {
     # 480,000 images seen
     "fashion-mnist": [
@@ -407,7 +407,8 @@ def render_section(dataset: str, groups: list[Group]) -> str:
     parts = [
         f"Fraction of {groups[0].reports[0].num_images:,} test images classified correctly, mean ± standard deviation over seeds "
         f"(sequential, evenly spaced) or over seeds and {first['num_orders']} orders each (arbitrary); "
-        f"{' or '.join(f'{count:,}' for count in seen)} training images seen. Merged: random merges of the seeds' models, each layer at "
+        f"{' or '.join(f'{count:,}' for count in seen)} training images seen. Fine-tuned and distilled: from the plain ViT with the "
+        "preset's initial weights and the same seed. Merged: random merges of the seeds' models, each layer at "
         "its own position. The first run:",
         f"`{first['command']}`",
         "",
