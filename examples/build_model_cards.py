@@ -50,7 +50,7 @@ LARGER_MODELS = {
         ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
     ),
     "vit-cifar10-layershuffle": (
-        "cifar10-small-order-free-finetuned-distilled-0",
+        "cifar10-small-order-free-finetuned-distilled-layerdrop-0",
         ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     ),
 }

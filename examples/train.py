@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from transformers import (
     set_seed,
 )
 from transformers.hf_argparser import string_to_bool
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -49,6 +50,7 @@ from hf_layershuffle.distillation import check_teacher
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
 from hf_layershuffle.files import write_text
 from hf_layershuffle.folder_records import public_name, read_json
+from hf_layershuffle.layerwise import weights_digest
 
 
 logger = logging.getLogger("train")
@@ -122,7 +124,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
-            "the model also learns from its answers. See --distillation_weight and --distillation_temperature."
+            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See --distillation_weight and --distillation_temperature."
         },
     )
     teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
@@ -320,6 +322,11 @@ def parse_arguments(argv: list[str]):
         argv = [*read_argument_file(Path(argv[0])), *argv[1:]]  # of two values of one argument, the later counts
     parser = ArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    for name in ("model_name_or_path", "teacher_model_name_or_path"):
+        check_folder(name, getattr(model_args, name))
+    for name in ("distillation_weight", "distillation_temperature"):
+        if model_args.teacher_model_name_or_path is None and getattr(args, name) != getattr(TrainingArguments, name):
+            raise ValueError(f"`{name}` is {getattr(args, name)} without a teacher; add --teacher_model_name_or_path.")
     if model_args.preset is None:
         return model_args, data_args, args
     if model_args.preset not in PRESETS:
@@ -364,8 +371,10 @@ def layershuffle_flags(args: ModelArguments) -> dict:
     return flags
 
 
-def build_model(args: ModelArguments, flags: dict, class_names: list[str], image_size: tuple[int, int]):
-    """The model and its image processor: from a checkpoint, or small and from scratch."""
+def build_model(
+    args: ModelArguments, flags: dict, class_names: list[str], image_size: tuple[int, int], normalization: dict
+):
+    """The model and its image processor: from a checkpoint, or small and from scratch, then with this `normalization`, if any."""
     labels = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
@@ -378,13 +387,8 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
         config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **sizes}, **flags)
         model = model_class._from_config(config, **implementation)
         size = {"height": config.image_size, "width": config.image_size}
-        normalization = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}
-        if args.teacher_model_name_or_path is not None:  # whose images the model will see
-            theirs = load_image_processor(
-                args.teacher_model_name_or_path, revision=args.teacher_model_revision, token=args.token
-            )
-            normalization = {name: getattr(theirs, name) for name in NORMALIZATION if hasattr(theirs, name)}
-        return model, ViTImageProcessor(size=size, **normalization)
+        mean_std = {"image_mean": [0.5] * args.num_channels, "image_std": [0.5] * args.num_channels}
+        return model, ViTImageProcessor(size=size, **(normalization or mean_std))
 
     hub = {"revision": args.model_revision, "token": args.token}
     stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **hub)
@@ -403,25 +407,46 @@ def build_model(args: ModelArguments, flags: dict, class_names: list[str], image
     return model, load_image_processor(args.model_name_or_path, **hub)
 
 
-def load_teacher(args: ModelArguments, model, image_processor):
-    """The teacher, checked to classify the same images into the same classes; None if there is none."""
-    if args.teacher_model_name_or_path is None:
-        return None
+def load_teacher(args: ModelArguments):
+    """The teacher, and how its image processor normalises pixels; None and an empty dictionary without one."""
+    name = args.teacher_model_name_or_path
+    if name is None:
+        return None, {}
     hub = {"revision": args.teacher_model_revision, "token": args.token}
-    model_type = AutoConfig.from_pretrained(args.teacher_model_name_or_path, **hub).model_type
+    model_type = AutoConfig.from_pretrained(name, **hub).model_type
     is_vit = model_type.removeprefix("layershuffle_") in ARCHITECTURES
+    if not is_vit and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(f"The teacher '{name}' is a model of type '{model_type}', which is no image classifier.")
     implementation = {"attn_implementation": args.attn_implementation} if args.attn_implementation and is_vit else {}
-    teacher = AutoModelForImageClassification.from_pretrained(args.teacher_model_name_or_path, **hub, **implementation)
-    check_teacher(teacher, model)
-    theirs = load_image_processor(args.teacher_model_name_or_path, **hub)
-    for name in NORMALIZATION:
-        value, expected = (json.dumps(getattr(processor, name, None)) for processor in (theirs, image_processor))
+    teacher, loading = AutoModelForImageClassification.from_pretrained(
+        name, **hub, **implementation, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"The teacher '{name}' holds no {', '.join(sorted(loading['missing_keys'])[:2])}; only a trained classifier can teach."
+        )
+    processor = load_image_processor(name, **hub)
+    return teacher, {key: getattr(processor, key) for key in NORMALIZATION if hasattr(processor, key)}
+
+
+def check_same_pixels(image_processor, normalization: dict, args: ModelArguments) -> None:
+    """Raises a `ValueError` unless a checkpoint to fine-tune sees pixels normalised as its teacher does."""
+    for name, expected in normalization.items():
+        value, expected = json.dumps(getattr(image_processor, name, None)), json.dumps(expected)
         if value != expected:
             raise ValueError(
-                f"`{name}` of the image processor is {value} in '{args.teacher_model_name_or_path}' and {expected} in "
+                f"`{name}` of the image processor is {expected} in '{args.teacher_model_name_or_path}' and {value} in "
                 f"'{args.model_name_or_path}'; both models see the same images, so choose a teacher with the same."
             )
-    return teacher
+
+
+def check_folder(name: str, value: str | None) -> None:
+    """Raises a `ValueError` for what can only be a folder, but is none, before it is looked for on the Hub."""
+    is_path = value is not None and (
+        value.startswith((".", "/", "~")) or value.count("/") > 1 or Path(value).is_file()
+    )
+    if is_path and not Path(value).is_dir():
+        raise ValueError(f"`{name}` is '{value}', where there is no folder; give a model's folder or a Hub id.")
 
 
 def choose_architecture(name: str, origin: str | None = None):
@@ -506,12 +531,18 @@ def method_name(config) -> str:
     return "-".join(names)
 
 
-def recorded_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict:
-    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name."""
+def recorded_arguments(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, teacher=None
+) -> dict:
+    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name, and the
+    teacher, whose folder's name says little, also by a digest of its weights."""
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
+    if teacher is None:
+        values["teacher_model_name_or_path"] = None
+    values["teacher_weights"] = None if teacher is None else weights_digest(teacher)
     return json.loads(json.dumps(values))
 
 
@@ -572,14 +603,18 @@ def train_and_evaluate(
 
     `arguments` are those of [`recorded_arguments`], `checkpoint` is the folder to go on from.
     """
-    if checkpoint is not None:
+    is_finished = checkpoint is not None and is_finished_run(Path(args.output_dir), checkpoint)
+    if is_finished:
+        logger.warning(
+            "Already trained, so only evaluated: %s; add --overwrite_output_dir to start anew.", args.output_dir
+        )
+    elif checkpoint is not None:
         logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", checkpoint)
     elif args.overwrite_output_dir and args.should_save:
         for earlier in Path(args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(earlier)
     if args.should_save:
         write_text(Path(args.output_dir, RUN_FILE), json.dumps(arguments, indent=1) + "\n")
-    is_finished = checkpoint is not None and is_finished_run(Path(args.output_dir), checkpoint)
     if is_finished:
         model = type(model).from_pretrained(args.output_dir)  # the Trainer would train one more step
     trainer = ls.LayerShuffleTrainer(
@@ -647,36 +682,44 @@ def run(argv: list[str]) -> None:
     first = np.asarray(splits["train"][0]["image"])
     sizes = (splits["train"].features["label"].names, first.shape[:2])
     flags = layershuffle_flags(model_args)
-    variants = [(flags, args, model_args)]
+    teacher, normalization = load_teacher(model_args)
+    variants = [(flags, args, teacher)]
     if args.baseline:
         plain = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
         baseline_args = copy.copy(args)
         baseline_args.push_to_hub = False
-        variants.append((plain, baseline_args, replace(model_args, teacher_model_name_or_path=None)))
+        variants.append((plain, baseline_args, None))
 
     models = []
-    for variant_flags, variant_args, variant_model_args in variants:
+    for variant_flags, variant_args, variant_teacher in variants:
         set_seed(args.seed)  # the same initial weights for the baseline
-        model, image_processor = build_model(model_args, variant_flags, *sizes)
+        model, image_processor = build_model(model_args, variant_flags, *sizes, normalization)
+        name = method_name(model.config) + ("-distilled" if variant_teacher else "")
         if args.has_default_output_dir:
-            args.output_dir = f"outputs/{Path(data_args.dataset_name).name}-{method_name(model.config)}"
+            args.output_dir = f"outputs/{Path(data_args.dataset_name).name}-{name}"
             args.has_default_output_dir = False
         if variant_args is not args:
             variant_args.output_dir = str(Path(args.output_dir, "baseline"))
-        arguments = recorded_arguments(variant_model_args, data_args, variant_args)
-        teacher = load_teacher(variant_model_args, model, image_processor)
+        if variant_teacher is not None:
+            check_teacher(variant_teacher, model)
+            check_same_pixels(image_processor, normalization, model_args)
+        if teacher is not None and Path(variant_args.output_dir).resolve() == Path(teacher.name_or_path).resolve():
+            raise ValueError(
+                f"The output folder '{variant_args.output_dir}' is the teacher's; choose another --output_dir."
+            )
+        arguments = recorded_arguments(model_args, data_args, variant_args, variant_teacher)
         # Refuses what it must before the images are decoded, and on all processes before one of them writes
         checkpoint = find_checkpoint(variant_args, model.config, arguments)
-        models.append((model, teacher, variant_args, arguments, checkpoint))
+        models.append((name, model, variant_teacher, variant_args, arguments, checkpoint))
     with args.main_process_first(desc="decoding images"):  # the others then read its file
-        train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][0], image_processor, args.seed)
+        train_dataset, eval_dataset = build_datasets(data_args, splits, models[0][1], image_processor, args.seed)
 
     rows = {}
-    for model, teacher, variant_args, arguments, checkpoint in models:
+    for name, model, variant_teacher, variant_args, arguments, checkpoint in models:
         metrics = train_and_evaluate(
-            variant_args, arguments, checkpoint, model, teacher, image_processor, train_dataset, eval_dataset
+            variant_args, arguments, checkpoint, model, variant_teacher, image_processor, train_dataset, eval_dataset
         )
-        rows[method_name(model.config)] = (metrics, variant_args.final_eval_orders)
+        rows[name] = (metrics, variant_args.final_eval_orders)
     if args.should_log:
         print_table(rows)
         print(f"Saved to {args.output_dir}")

@@ -6,7 +6,13 @@ import torch
 from huggingface_hub import ModelCard
 from test_training import RandomImages, Stop, arguments, recorded_orders
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainingArguments,
+)
 
 import hf_layershuffle as ls
 from hf_layershuffle.distillation import distillation_loss
@@ -174,8 +180,24 @@ def test_a_teacher_of_other_images_or_classes_is_refused(vit, tmp_path, teacher,
         trainer_of(vit.classifier(), vit.plain_classifier(**teacher), tmp_path)
 
 
-def test_names_that_differ_altogether_are_taken_to_be_the_same_classes(vit, tmp_path):
-    trainer_of(vit.classifier(), vit.plain_classifier(id2label=dict(enumerate("abcde"))), tmp_path)
+def test_names_that_differ_altogether_are_taken_by_number_with_a_warning(vit, tmp_path, caplog):
+    letters, others = dict(enumerate("abcde")), dict(enumerate("vwxyz"))
+    trainer_of(vit.classifier(), vit.plain_classifier(id2label=letters), tmp_path)
+    assert not caplog.records
+    trainer_of(vit.classifier(id2label=others), vit.plain_classifier(id2label=letters), tmp_path)
+    assert "classes are called a, b, c, ... and the model's v, w, x, ...;" in caplog.text
+
+
+def test_what_is_no_image_classifier_is_refused(vit, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text = BertForSequenceClassification(BertConfig(**sizes, num_labels=5))
+    for teacher, message in (
+        ("org/vit", "`teacher_model` is a str; pass an image classifier of transformers"),
+        (text, "`teacher_model` is a BertForSequenceClassification; pass an image classifier"),
+        (vit.plain_model_class(vit.plain_config_class(num_labels=5)), "is a ViTModel, which has no classifier"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer_of(vit.classifier(), teacher, tmp_path)
 
 
 def test_a_model_is_not_its_own_teacher(vit, tmp_path):

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, REPOSITORY, Architecture, run_command, run_python, run_train
+from conftest import ENVIRONMENT, REPOSITORY, TINY, Architecture, run_command, run_python, run_train
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
+from transformers import AutoModelForImageClassification, BertConfig, ViTImageProcessor, pipeline
 
 import hf_layershuffle as ls
 
@@ -128,7 +128,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_again(finished_run):
     before = weights(folder)
     result = run_train(*SMALL, "--output_dir", folder)
     assert result.returncode == 0, result.stderr
-    assert f"Going on from {folder}/checkpoint-8" in result.stderr
+    assert f"Already trained, so only evaluated: {folder}" in result.stderr
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
     assert not (folder / "checkpoint-9").exists()
     assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
@@ -303,6 +303,7 @@ def test_a_plain_model_teaches(tmp_path):
     run = json.loads((tmp_path / "run" / ".train_run.json").read_text())
     assert (run["teacher_model_name_or_path"], run["distillation_weight"]) == ("teacher", 0.8)
     card = (tmp_path / "run" / "README.md").read_text()
+    assert "│ layershuffle-dist" in result.stdout and "│ plain " in result.stdout
     assert "Distilled from `teacher`" in card and "`distillation_weight` | `0.8`" in card
     # The baseline is the plain way, without it
     assert json.loads((tmp_path / "run" / "baseline" / "training.json").read_text())["teacher"] is None
@@ -320,10 +321,18 @@ def test_a_plain_model_teaches(tmp_path):
     refused = run_train(*arguments, "--model_name_or_path", tmp_path / "other")
     assert_refused(refused, f"is [0.4, 0.4, 0.4] in '{teacher}' and [0.5, 0.5, 0.5] in '{tmp_path / 'other'}'")
     assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
+    again = [*arguments[:-1], tmp_path / "run", "--distillation_weight", 0.8]
+    architecture.plain_classifier(seed=1, num_labels=10, id2label=names).save_pretrained(teacher)
+    assert_refused(run_train(*again), "holds a run with `teacher_weights` '")  # of another teacher in that folder
+    assert_refused(run_train(*arguments[:-1], teacher, "--overwrite_output_dir"), "is the teacher's; choose another")
     architecture.plain_classifier(num_labels=5).save_pretrained(teacher)
     assert_refused(run_train(*arguments), "`num_labels` of the teacher is 5 and of the model 10")
-    arguments[arguments.index(teacher)] = tmp_path / "missing"
-    assert_refused(run_train(*arguments), "missing")
+    architecture.plain_model_class(architecture.plain_config_class(**TINY)).save_pretrained(teacher)
+    assert_refused(run_train(*arguments), "holds no classifier.bias, classifier.weight; only a trained classifier")
+    BertConfig().save_pretrained(teacher)
+    assert_refused(
+        run_train(*arguments), f"The teacher '{teacher}' is a model of type 'bert', which is no image classifier"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -462,6 +471,15 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`dataloader_num_workers` is -1": ["--dataloader_num_workers", "-1"],
         "`seed` is -1": ["--seed", "-1"],
         "`distillation_weight` is 2.0; it must lie in [0, 1]": ["--distillation_weight", "2"],
+        "`distillation_weight` is 0.5 without a teacher; add --teacher_model_name_or_path": [
+            *("--distillation_weight", "0.5"),
+        ],
+        "`teacher_model_name_or_path` is './missing', where there is no folder": [
+            *("--teacher_model_name_or_path", "./missing"),
+        ],
+        "`model_name_or_path` is '/no/such/folder', where there is no folder": [
+            *("--model_name_or_path", "/no/such/folder"),
+        ],
         "`preset` is 'best'; choose from order-free": ["--preset", "best"],
         "`orders_per_step` is 0; it must be at least 1": ["--orders_per_step", "0"],
         "`orders_per_step` is 5; it must divide `per_device_train_batch_size`, which is 32": [

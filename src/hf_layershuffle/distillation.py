@@ -1,8 +1,15 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Knowledge distillation: a trained classifier's softened answers as further targets (Hinton et al., arXiv 1503.02531)."""
 
+import re
+
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def distillation_loss(
@@ -33,6 +40,15 @@ def check_teacher(teacher, model) -> None:
         teacher ([`~transformers.PreTrainedModel`]): An image classifier.
         model ([`~transformers.PreTrainedModel`]): The one to train.
     """
+    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
+        raise ValueError(
+            f"`teacher_model` is a {type(teacher).__name__}; pass an image classifier of transformers, such as "
+            "AutoModelForImageClassification.from_pretrained(...) gives."
+        )
+    if teacher.base_model is teacher:
+        raise ValueError(
+            f"`teacher_model` is a {type(teacher).__name__}, which has no classifier; pass a whole classifier."
+        )
     if teacher is model:
         raise ValueError("`teacher_model` is the model to train itself; load a second one from its checkpoint.")
     ours, theirs = model.config, teacher.config
@@ -53,6 +69,11 @@ def check_teacher(teacher, model) -> None:
         raise ValueError(
             f"The teacher has the model's classes in another order: {', '.join(names)} instead of {', '.join(expected)}. Give "
             "the model the teacher's `id2label`, and the dataset its labels."
+        )
+    if names != expected and not any(re.fullmatch(r"(LABEL_)?\d+", name) for name in (*names, *expected)):
+        logger.warning_once(
+            "The teacher's classes are called %s, ... and the model's %s, ...; they are taken to be the same, by number.",
+            *(", ".join(each[:3]) for each in (names, expected)),
         )
 
 

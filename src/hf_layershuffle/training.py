@@ -93,7 +93,8 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             Seed of these orders, at least 0: the same in every evaluation.
         distillation_weight (`float`, *optional*, defaults to 0.9):
             With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight` times
-            what it is without a teacher, plus `distillation_weight` times the distillation loss.
+            what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the temperature's square,
+            so logged training losses are on another scale than evaluation's, which are without a teacher.
         distillation_temperature (`float`, *optional*, defaults to 4.0):
             By which the logits of both models are divided in the distillation loss, above 0.
     """
@@ -139,7 +140,8 @@ class LayerShuffleTrainer(Trainer):
         args, kwargs: As of [`Trainer`].
 
     Raises:
-        `ValueError`: if the teacher has other classes, or another image size or number of channels.
+        `ValueError`: if the teacher is no image classifier, or has other classes, or another image size or number of channels. (How
+            pixels are normalised is the dataset's affair: it must suit the teacher too.)
     """
 
     def __init__(self, *args, teacher_model=None, **kwargs):
