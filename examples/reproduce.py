@@ -29,6 +29,12 @@ from transformers import HfArgumentParser
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORDS = REPOSITORY / "results" / "runs.jsonl"
 RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
+# With the initial weights of the preset, which suit the plain model too: the harder baseline
+PLAIN_INIT = ["--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"]
+ORDER_FREE = ["--preset", "order-free"]
+# From the model that method plain-init trained with the same seed; and learning from its answers
+FINE_TUNED = ["--model_name_or_path", "{plain-init}"]
+DISTILLED = ["--teacher_model_name_or_path", "{plain-init}"]
 METHODS = {
     "plain": ["--shuffle_mode", "none"],
     "layerdrop": ["--shuffle_mode", "none", "--layerdrop", "0.2"],
@@ -41,26 +47,15 @@ METHODS = {
     "plain-6": ["--shuffle_mode", "none", "--num_hidden_layers", "6"],
     "plain-9": ["--shuffle_mode", "none", "--num_hidden_layers", "9"],
     "plain-width": ["--shuffle_mode", "none", "--initializer_range", "0.0561"],
-    # With the initial weights of the preset, which suit the plain model too: the harder baseline
-    "plain-init": ["--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"],
-    "order-free": ["--preset", "order-free"],
-    # From the model that method plain-init trained with the same seed
-    "order-free-finetuned": ["--preset", "order-free", "--model_name_or_path", "{plain-init}"],
-    # Also learning from that model's answers; and what these do for a plain model
-    "order-free-distilled": ["--preset", "order-free", "--teacher_model_name_or_path", "{plain-init}"],
-    "order-free-finetuned-distilled": [
-        *("--preset", "order-free", "--model_name_or_path", "{plain-init}"),
-        *("--teacher_model_name_or_path", "{plain-init}"),
-    ],
+    "plain-init": PLAIN_INIT,
+    "order-free": ORDER_FREE,
+    "order-free-finetuned": [*ORDER_FREE, *FINE_TUNED],
+    "order-free-distilled": [*ORDER_FREE, *DISTILLED],
+    "order-free-finetuned-distilled": [*ORDER_FREE, *FINE_TUNED, *DISTILLED],
     # For models that will run with layers missing
-    "order-free-finetuned-distilled-layerdrop": [
-        *("--preset", "order-free", "--layerdrop", "0.2", "--model_name_or_path", "{plain-init}"),
-        *("--teacher_model_name_or_path", "{plain-init}"),
-    ],
-    "plain-init-distilled": [
-        *("--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"),
-        *("--teacher_model_name_or_path", "{plain-init}"),
-    ],
+    "order-free-finetuned-distilled-layerdrop": [*ORDER_FREE, "--layerdrop", "0.2", *FINE_TUNED, *DISTILLED],
+    # What a teacher does for a plain model
+    "plain-init-distilled": [*PLAIN_INIT, *DISTILLED],
 }
 LABELS = {
     "plain": "plain ViT",

@@ -51,6 +51,7 @@ from hf_layershuffle.execution_order import EXECUTION_ORDERS
 from hf_layershuffle.files import write_text
 from hf_layershuffle.folder_records import public_name, read_json
 from hf_layershuffle.layerwise import weights_digest
+from hf_layershuffle.merge_sources import is_local
 
 
 logger = logging.getLogger("train")
@@ -124,7 +125,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
-            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See --distillation_weight and --distillation_temperature."
+            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
+            "--distillation_weight and --distillation_temperature."
         },
     )
     teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
@@ -442,10 +444,7 @@ def check_same_pixels(image_processor, normalization: dict, args: ModelArguments
 
 def check_folder(name: str, value: str | None) -> None:
     """Raises a `ValueError` for what can only be a folder, but is none, before it is looked for on the Hub."""
-    is_path = value is not None and (
-        value.startswith((".", "/", "~")) or value.count("/") > 1 or Path(value).is_file()
-    )
-    if is_path and not Path(value).is_dir():
+    if value is not None and (is_local(value) or Path(value).is_file()) and not Path(value).is_dir():
         raise ValueError(f"`{name}` is '{value}', where there is no folder; give a model's folder or a Hub id.")
 
 
@@ -694,7 +693,7 @@ def run(argv: list[str]) -> None:
     for variant_flags, variant_args, variant_teacher in variants:
         set_seed(args.seed)  # the same initial weights for the baseline
         model, image_processor = build_model(model_args, variant_flags, *sizes, normalization)
-        name = method_name(model.config) + ("-distilled" if variant_teacher else "")
+        name = method_name(model.config) + ("-distilled" if variant_teacher is not None else "")
         if args.has_default_output_dir:
             args.output_dir = f"outputs/{Path(data_args.dataset_name).name}-{name}"
             args.has_default_output_dir = False

@@ -14,6 +14,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
 from .image_dataset import ImageClassificationDataset, as_dataloader
+from .merge_sources import is_local
 
 
 __all__ = [
@@ -109,7 +110,7 @@ def _load_splits(dataset_name: str, dataset_config_name: str | None, load_kwargs
     if dataset_name == "digits":
         return {"train": _load_digits()}
     folder = Path(dataset_name).expanduser()
-    if not folder.is_dir() and (dataset_name.startswith((".", "/", "~")) or dataset_name.count("/") > 1):
+    if not folder.is_dir() and is_local(dataset_name):
         raise ValueError(f"There is no dataset folder '{dataset_name}'.")
     if folder.is_dir() and any(folder.glob("*-idx3-ubyte*")):
         return _load_idx_folder(folder)

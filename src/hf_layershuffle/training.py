@@ -162,12 +162,9 @@ class LayerShuffleTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with torch.no_grad(), self.accelerator.autocast():
             teacher_logits = self.teacher_model(pixel_values=pixel_values.to(self.teacher_model.dtype)).logits
-        weight, temperature = (
-            getattr(
-                self.args, name, getattr(LayerShuffleTrainingArguments, name)
-            )  # as for transformers' own arguments
-            for name in ("distillation_weight", "distillation_temperature")
-        )
+        defaults = LayerShuffleTrainingArguments  # where the arguments are transformers' own
+        weight = getattr(self.args, "distillation_weight", defaults.distillation_weight)
+        temperature = getattr(self.args, "distillation_temperature", defaults.distillation_temperature)
         losses = distillation_loss(outputs.logits, teacher_logits, labels, temperature=temperature)
         loss = (1 - weight) * loss + weight * self._mean_over_step(losses, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
