@@ -17,7 +17,7 @@ from harness import Row, measure_pairs, peak_bytes, record
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
-from hf_layershuffle.distillation import distillation_loss
+from hf_layershuffle.training.distillation import distillation_loss
 
 
 SIZES = {

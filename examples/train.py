@@ -46,12 +46,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
-from hf_layershuffle.distillation import check_teacher
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
 from hf_layershuffle.files import write_text
 from hf_layershuffle.folder_records import public_name, read_json
 from hf_layershuffle.layerwise import weights_digest
 from hf_layershuffle.merge_sources import is_local
+from hf_layershuffle.training.distillation import check_teacher
 
 
 logger = logging.getLogger("train")

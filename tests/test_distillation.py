@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import hf_layershuffle as ls
-from hf_layershuffle.distillation import distillation_loss
+from hf_layershuffle.training.distillation import distillation_loss
 
 
 def trainer_of(model, teacher, folder, callbacks=(), trainer_arguments=None, **kwargs):

@@ -22,13 +22,13 @@ from .modeling_layershuffle import (
 
 # A further public name: a line here, the same import for editors below, and an entry in `__all__`
 _LAZY_NAMES = {
-    "Accuracy": "metrics",
+    "Accuracy": "training",
     "AnalysisReport": "analysis",
     "LayerShuffleCallback": "training",
     "LayerShuffleTrainer": "training",
     "LayerShuffleTrainingArguments": "training",
     "MergePlan": "merge_plan",
-    "OrderAccuracy": "metrics",
+    "OrderAccuracy": "training",
     "RandomMergeReport": "random_merges",
     "RobustnessReport": "report",
     "analyze": "analysis",
@@ -52,16 +52,17 @@ if TYPE_CHECKING:
     from .export import to_plain_vit
     from .merge_plan import MergePlan
     from .merging import merge
-    from .metrics import Accuracy, OrderAccuracy
     from .model_card import write_model_card
     from .pruning import layers_for_speedup, prune_layers, search_layers
     from .publishing import publish
     from .random_merges import RandomMergeReport, evaluate_random_merges
     from .report import RobustnessReport, compare_reports
     from .training import (
+        Accuracy,
         LayerShuffleCallback,
         LayerShuffleTrainer,
         LayerShuffleTrainingArguments,
+        OrderAccuracy,
         compute_metrics,
     )
 

@@ -4,8 +4,9 @@
 import datasets
 import evaluate
 import numpy as np
+from transformers import EvalPrediction
 
-from .report import summarize
+from ..report import summarize
 
 
 class Accuracy(evaluate.Metric):
@@ -76,3 +77,23 @@ def _agreement(predictions: np.ndarray) -> float:
     np.add.at(votes, (np.arange(num_images)[:, None], predictions), 1)
     same_pairs = (votes * (votes - 1)).sum(axis=1)
     return float(np.mean(same_pairs / (num_orders * (num_orders - 1))))
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics for the `compute_metrics` of a `Trainer` or [`LayerShuffleTrainer`].
+
+    Returns:
+        `accuracy`: fraction in [0, 1] in the model's evaluation order. With `eval_orders`, also
+        `arbitrary_accuracy`, `arbitrary_accuracy_std`, `arbitrary_accuracy_min`: mean, population standard deviation and
+        minimum of the accuracy over the arbitrary orders.
+    """
+    logits, labels, classes_by_order = prediction.predictions, prediction.label_ids, None
+    if isinstance(logits, tuple):
+        logits, classes_by_order = logits
+    metrics = Accuracy(keep_in_memory=True).compute(predictions=logits.argmax(-1), references=labels)
+    if classes_by_order is not None:
+        over_orders = OrderAccuracy(keep_in_memory=True).compute(predictions=classes_by_order, references=labels)
+        metrics |= {
+            f"arbitrary_accuracy{name}": over_orders[f"arbitrary_accuracy{name}"] for name in ("", "_std", "_min")
+        }
+    return metrics

@@ -1,129 +1,21 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, distillation, metrics, a
-model card."""
+"""What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, distillation, a model card."""
 
-import os
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from huggingface_hub import HfApi
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import Trainer, default_data_collator
 
-from .augmentation import finish_batch
+from ..augmentation import finish_batch
+from ..execution_order import arbitrary_execution_orders
+from ..folder_records import record_training
+from ..image_dataset import ImageBatch, collate_for_device
+from ..model_card import write_model_card
+from ..publishing import publish
+from .arguments import LayerShuffleTrainingArguments
+from .callback import LayerShuffleCallback
 from .distillation import check_teacher, distillation_loss
-from .execution_order import arbitrary_execution_orders
-from .folder_records import record_training
-from .image_dataset import ImageBatch, collate_for_device
-from .metrics import Accuracy, OrderAccuracy
-from .model_card import write_model_card
-from .publishing import publish
-
-
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics for the `compute_metrics` of a `Trainer` or [`LayerShuffleTrainer`].
-
-    Returns:
-        `accuracy`: fraction in [0, 1] in the model's evaluation order. With `eval_orders`, also
-        `arbitrary_accuracy`, `arbitrary_accuracy_std`, `arbitrary_accuracy_min`: mean, population standard deviation and
-        minimum of the accuracy over the arbitrary orders.
-    """
-    logits, labels, classes_by_order = prediction.predictions, prediction.label_ids, None
-    if isinstance(logits, tuple):
-        logits, classes_by_order = logits
-    metrics = Accuracy(keep_in_memory=True).compute(predictions=logits.argmax(-1), references=labels)
-    if classes_by_order is not None:
-        over_orders = OrderAccuracy(keep_in_memory=True).compute(predictions=classes_by_order, references=labels)
-        metrics |= {
-            f"arbitrary_accuracy{name}": over_orders[f"arbitrary_accuracy{name}"] for name in ("", "_std", "_min")
-        }
-    return metrics
-
-
-class LayerShuffleCallback(TrainerCallback):
-    """Gives a model's random execution orders to it as a function of the seed, the step and the micro-batch.
-
-    So they are the same on every process, as sharded training needs, and the same after a resume. It also tells the
-    training dataset its epoch, if that has `set_epoch`, since accelerate does so on one process only. [`LayerShuffleTrainer`]
-    adds it; add it yourself to another `Trainer`.
-
-    Args:
-        seed (`int`, *optional*): Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
-    """
-
-    def __init__(self, seed: int | None = None):
-        self.seed = seed
-        self._streams = []
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._streams = [
-            module.execution_order_stream for module in model.modules() if hasattr(module, "execution_order_stream")
-        ]
-        if not self._streams:
-            raise ValueError(
-                f"LayerShuffleCallback found no LayerShuffle model in {type(model).__name__}; train a LayerShuffleViT* or "
-                "LayerShuffleDeiT* model, or remove the callback."
-            )
-        self._seek(args, state)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._seek(args, state)
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        dataset = getattr(train_dataloader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int((state.epoch or 0) + 1e-6))  # the fraction of a resumed epoch may lack a last bit
-
-    def _seek(self, args, state) -> None:
-        for stream in self._streams:
-            stream.seek(args.seed if self.seed is None else self.seed, state.global_step)
-
-
-@dataclass
-class LayerShuffleTrainingArguments(TrainingArguments):
-    r"""
-    [`TrainingArguments`] with what [`LayerShuffleTrainer`] adds. `torch_compile` compiles layer by layer, as execution
-    orders need: whole-model compilation would compile anew for each order and give up after eight.
-
-    Args:
-        eval_orders (`int`, *optional*, defaults to 0):
-            Number of arbitrary execution orders over which each evaluation also measures the accuracy
-            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0.
-        eval_orders_seed (`int`, *optional*, defaults to 0):
-            Seed of these orders, at least 0: the same in every evaluation.
-        distillation_weight (`float`, *optional*, defaults to 0.9):
-            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight` times
-            what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the temperature's square,
-            so logged training losses are on another scale than evaluation's, which are without a teacher.
-        distillation_temperature (`float`, *optional*, defaults to 4.0):
-            By which the logits of both models are divided in the distillation loss, above 0.
-    """
-
-    eval_orders: int = field(
-        default=0,
-        metadata={"help": "Arbitrary execution orders over which each evaluation also measures accuracy; at least 0."},
-    )
-    eval_orders_seed: int = field(default=0, metadata={"help": "Seed of the evaluation's arbitrary orders."})
-    distillation_weight: float = field(
-        default=0.9, metadata={"help": "With a teacher: share of the distillation loss in the loss, in [0, 1]."}
-    )
-    distillation_temperature: float = field(
-        default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
-    )
-
-    def __post_init__(self):
-        for name in ("eval_orders", "eval_orders_seed"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be an integer of at least 0.")
-        if not 0 <= self.distillation_weight <= 1:
-            raise ValueError(f"`distillation_weight` is {self.distillation_weight}; it must lie in [0, 1].")
-        if not 0 < self.distillation_temperature < float("inf"):
-            raise ValueError(
-                f"`distillation_temperature` is {self.distillation_temperature}; it must be a finite number above 0."
-            )
-        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
-            os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
-        super().__post_init__()
 
 
 class LayerShuffleTrainer(Trainer):

@@ -1,0 +1,54 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The arguments that [`LayerShuffleTrainer`] adds to transformers' own."""
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class LayerShuffleTrainingArguments(TrainingArguments):
+    r"""
+    [`TrainingArguments`] with what [`LayerShuffleTrainer`] adds. `torch_compile` compiles layer by layer, as execution
+    orders need: whole-model compilation would compile anew for each order and give up after eight.
+
+    Args:
+        eval_orders (`int`, *optional*, defaults to 0):
+            Number of arbitrary execution orders over which each evaluation also measures the accuracy
+            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0.
+        eval_orders_seed (`int`, *optional*, defaults to 0):
+            Seed of these orders, at least 0: the same in every evaluation.
+        distillation_weight (`float`, *optional*, defaults to 0.9):
+            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight` times
+            what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the temperature's square,
+            so logged training losses are on another scale than evaluation's, which are without a teacher.
+        distillation_temperature (`float`, *optional*, defaults to 4.0):
+            By which the logits of both models are divided in the distillation loss, above 0.
+    """
+
+    eval_orders: int = field(
+        default=0,
+        metadata={"help": "Arbitrary execution orders over which each evaluation also measures accuracy; at least 0."},
+    )
+    eval_orders_seed: int = field(default=0, metadata={"help": "Seed of the evaluation's arbitrary orders."})
+    distillation_weight: float = field(
+        default=0.9, metadata={"help": "With a teacher: share of the distillation loss in the loss, in [0, 1]."}
+    )
+    distillation_temperature: float = field(
+        default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
+    )
+
+    def __post_init__(self):
+        for name in ("eval_orders", "eval_orders_seed"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be an integer of at least 0.")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"`distillation_weight` is {self.distillation_weight}; it must lie in [0, 1].")
+        if not 0 < self.distillation_temperature < float("inf"):
+            raise ValueError(
+                f"`distillation_temperature` is {self.distillation_temperature}; it must be a finite number above 0."
+            )
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+            os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+        super().__post_init__()
