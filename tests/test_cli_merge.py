@@ -159,4 +159,4 @@ def test_a_plan_of_somebody_else_needs_trust(work, command, monkeypatch):
     code, _, err = command("plan.json", "--output_dir", "out")
     assert code == 2 and "outside of" in err and "--trust_paths" in err and not Path("out").exists()
     assert command("plan.json", "--output_dir", "out", "--trust_paths")[0] == 0
-    assert json.loads(Path("out/config.json").read_text())["merge_plan"]["sources"] == {"a": {"path": "../a"}}
+    assert json.loads(Path("out/config.json").read_text())["merge_plan"]["sources"] == {"a": {"path": "a"}}

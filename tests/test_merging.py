@@ -78,7 +78,7 @@ def test_a_model_merged_with_itself_is_itself_bit_for_bit(sources, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     configs = [json.loads((Path(path) / "config.json").read_text()) for path in (sources[0], folder)]
-    assert configs[1].pop("merge_plan")["sources"] == {"a": {"path": sources[0]}}
+    assert configs[1].pop("merge_plan")["sources"] == {"a": {"path": "a"}}
     assert configs[0] == configs[1]
 
 
@@ -244,7 +244,9 @@ def test_a_merge_works_in_a_fresh_process(sources, tmp_path, how):
 def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     plan = MergePlan.random(sources, seed=1)
     folder = merge(plan, tmp_path / "out", progress=False)
-    assert MergePlan.load(folder / "merge_plan.yaml", trust_paths=True) == plan
+    recorded = MergePlan.load(folder / "merge_plan.yaml", trust_paths=True)
+    assert recorded.layers == plan.layers and list(recorded.sources) == list(plan.sources)
+    assert [source.path for source in recorded.sources.values()] == ["a", "b"]  # where they lie is nobody's business
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "configuration_layershuffle.py",
@@ -563,7 +565,7 @@ def test_a_plan_survives_its_file(sources, tmp_path, suffix):
         ("sources: {a: x}", "`layers`: Field required"),
         ("sources: {a: x}\nlayers: [{source: b, layer: 0}]", "names the source 'b', which does not exist"),
         ("- 1", "must hold one mapping"),
-        ("a: [", "is not valid YAML or JSON"),
+        ("a: [", "is not valid YAML in line 1"),
     ],
 )
 def test_a_plan_file_that_is_none_is_refused(tmp_path, text, match):

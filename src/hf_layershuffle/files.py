@@ -1,14 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Files that are complete or not there."""
+"""Files that are complete or not there; see `common/files.py`."""
 
-import os
-from pathlib import Path
+from .common.files import write_text
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file completely or not at all, and its folder if that is missing; returns its path."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(text.encode("utf-8"))
-    os.replace(partial, path)
-    return path
+__all__ = ["write_text"]

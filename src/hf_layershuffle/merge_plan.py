@@ -22,6 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from .common.files import write_text
+from .common.paths import public_path
+from .common.yaml_files import read_mapping
 from .merge_sources import is_local, name_sources, read_config, resolve_folder
 
 
@@ -101,11 +104,12 @@ class MergePlan(_Strict):
     Args:
         sources: Models by name: folders (relative to the current directory) or Hub ids.
         layers: For each layer of the result a layer of a source, or a weighted average of several.
-        base: Name of the source that gives the configuration, the image processor, and each part that is not named.
-            Defaults to the first source.
+        base: Name of the source that gives the configuration and each part that is not named. Defaults to the first source.
         embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
             depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the
             last, as a model does that runs an order longer than itself.
+        image_processor: Name of the source that gives the image processor. Sources whose image processors differ need it,
+            as only one of them can be that of the result. Defaults to the base.
         position_heads: Whether layers keep their position heads, if the base has them. A shorter result keeps their
             first outputs; a longer one must leave them out, since no head has learned its positions.
 
@@ -120,6 +124,7 @@ class MergePlan(_Strict):
     layernorm: _Parts | None = None
     classifier: _Parts | None = None
     depth_embedding: _Parts | None = None
+    image_processor: str | None = None
     position_heads: StrictBool = True
 
     @model_validator(mode="after")
@@ -128,7 +133,8 @@ class MergePlan(_Strict):
         for name in PARTS:
             if getattr(self, name) is None:
                 setattr(self, name, [MergePart(source=self.base, weight=1.0)])
-        places = {"base": [self.base]} | {name: [part.source for part in getattr(self, name)] for name in PARTS}
+        places = {"base": [self.base], "image_processor": [self.image_processor or self.base]}
+        places |= {name: [part.source for part in getattr(self, name)] for name in PARTS}
         places |= {f"layers[{i}]": [part.source for part in parts] for i, parts in enumerate(self.layers)}
         for place, names in places.items():
             for name in names:
@@ -202,17 +208,23 @@ class MergePlan(_Strict):
             "base": self.base,
             "layers": layers,
             **parts,
+            **({"image_processor": self.image_processor} if self.image_processor else {}),
             "position_heads": self.position_heads,
         }
+
+    def to_record(self) -> dict:
+        """As `to_dict`, for a result that others read: folders without where they lie on this machine."""
+        values = self.to_dict()
+        for source in values["sources"].values():
+            if is_local(source["path"]):
+                source["path"] = public_path(source["path"])
+        return values
 
     def save(self, path) -> Path:
         """Writes the plan to a `.yaml`, `.yml` or `.json` file; returns its path."""
         path = Path(path)
-        text = json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else _to_yaml(self.to_dict())
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        values = self.to_dict()
+        return write_text(path, json.dumps(values, indent=1) if path.suffix == ".json" else _to_yaml(values))
 
     @classmethod
     def load(cls, path, *, trust_paths: bool = False) -> "MergePlan":
@@ -226,12 +238,7 @@ class MergePlan(_Strict):
             `ValueError`: if it is not a plan, or a source's folder is not an allowed one.
         """
         path = Path(path)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"'{path}' is not valid YAML or JSON: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"'{path}' must hold one mapping, of a merge plan: `sources`, `layers`, ...")
+        values = read_mapping(path, "one mapping, of a merge plan: `sources`, `layers`, ...")
         try:
             plan = cls.model_validate(values)
         except ValidationError as error:

@@ -1,15 +1,16 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints to merge from: found, checked, and read one tensor at a time."""
 
-import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from .common.paths import inside
+from .common.yaml_files import read_json
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
 from .hub_errors import explained_download
 from .tensor_files import StoredTensor, list_tensors
@@ -17,6 +18,8 @@ from .tensor_files import StoredTensor, list_tensors
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_PIXEL_DEFAULTS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+_PIXEL_SETTINGS = (*_PIXEL_DEFAULTS, "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
 _CONFIGS = {"vit": LayerShuffleViTConfig, "deit": LayerShuffleDeiTConfig}
 _RENAMINGS = {
     "vit": get_checkpoint_conversion_mapping("ViTModel"),
@@ -27,7 +30,7 @@ _RENAMINGS = {
 @dataclass(frozen=True)
 class SourceCheckpoint:
     """A source of a merge. `path` is what the plan says; `revision` the commit for a Hub id; `tensors` by their names
-    in the LayerShuffle model."""
+    in the LayerShuffle model; `image_processor` the settings in each file of one."""
 
     name: str
     path: str
@@ -35,6 +38,7 @@ class SourceCheckpoint:
     revision: str | None
     config: LayerShuffleViTConfig | LayerShuffleDeiTConfig
     tensors: dict[str, StoredTensor]
+    image_processor: dict[str, dict] = field(default_factory=dict)
 
 
 def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
@@ -68,7 +72,7 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
     tensors = {}
     for file in _weight_files(name, folder):
         tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
-    return SourceCheckpoint(name, path, folder, commit, config, tensors)
+    return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
 
 
 def resolve_folder(
@@ -93,11 +97,11 @@ def read_config(name: str, folder: Path):
     """The LayerShuffle configuration of a source."""
     file = folder / "config.json"
     try:
-        model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"].removeprefix("layershuffle_")
+        model_type = read_json(inside(folder, file.name), dict)["model_type"].removeprefix("layershuffle_")
     except FileNotFoundError:
         raise ValueError(f"Source '{name}': '{folder}' holds no config.json, so it is not a saved model.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"Source '{name}': '{file}' is not a model's configuration: {error!r}") from error
+        raise ValueError(f"Source '{name}': '{file}' is not a model's configuration: {_said(error)}") from error
     if model_type not in _CONFIGS:
         allowed = ", ".join(f"'{prefix}{known}'" for prefix in ("", "layershuffle_") for known in _CONFIGS)
         raise ValueError(f"Source '{name}' is a model of type '{model_type}'; models of type {allowed} can be merged.")
@@ -109,7 +113,7 @@ def read_config(name: str, folder: Path):
 def _weight_files(name: str, folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
+        return [inside(folder, WEIGHTS_FILE)]
     if not index.is_file():
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = (
@@ -122,9 +126,9 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
             "transformers and save it again with `save_pretrained`."
         )
     try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(set(read_json(inside(folder, INDEX_FILE), dict)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"Source '{name}': '{index}' is not an index of safetensors files: {error!r}") from error
+        raise ValueError(f"Source '{name}': '{index}' is not an index of safetensors files: {_said(error)}") from error
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise ValueError(
@@ -132,7 +136,46 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
             )
         if not (folder / file).is_file():
             raise OSError(f"Source '{name}' lacks the file '{file}' that '{index}' names. Copy or download it again.")
-    return [folder / file for file in files]
+    return [inside(folder, file) for file in files]
+
+
+def check_image_processors(sources: dict[str, SourceCheckpoint]) -> None:
+    """Refuses sources that were trained on images prepared in different ways, of which the result could have only one."""
+    settings = {name: _pixel_settings(source) for name, source in sources.items() if source.image_processor}
+    for name, other in settings.items():
+        first, expected = next(iter(settings.items()))
+        for setting in sorted(expected.keys() | other.keys()):
+            values = expected.get(setting), other.get(setting)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"`{setting}` of the image processors is {values[0]!r} in '{first}' and {values[1]!r} in '{name}', and a merged "
+                    "model has one. Choose by `image_processor: <source>` in the plan, or merge models of the same images."
+                )
+
+
+def _read_image_processor(name: str, folder: Path) -> dict[str, dict]:
+    try:
+        return {
+            file: read_json(inside(folder, file), dict)
+            for file in IMAGE_PROCESSOR_FILES
+            if (folder / file).is_file() or (folder / file).is_symlink()
+        }
+    except ValueError as error:
+        raise ValueError(f"Source '{name}': {error}") from error
+
+
+def _pixel_settings(source: SourceCheckpoint) -> dict:
+    """What decides the pixels; what is not written is as in all image processors of ViT and DeiT, or not known."""
+    settings = dict(_PIXEL_DEFAULTS)
+    for stored in source.image_processor.values():
+        stored = stored["image_processor"] if isinstance(stored.get("image_processor"), dict) else stored
+        settings |= {name: stored[name] for name in _PIXEL_SETTINGS if stored.get(name) is not None}
+    size = settings.get("size")
+    return settings | ({"size": {"height": size, "width": size}} if isinstance(size, int) else {})
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def _rename(name: str, renamings) -> str:

@@ -5,7 +5,6 @@ import copy
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,8 +17,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
+from .common.files import remove_leftovers, replaced_folder
+from .common.paths import inside
 from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
-from .merge_sources import IMAGE_PROCESSOR_FILES, INDEX_FILE, SourceCheckpoint, open_source
+from .merge_sources import INDEX_FILE, SourceCheckpoint, check_image_processors, open_source
 from .modeling_layershuffle import (
     _AUTO_MAPS,
     LayerShuffleDeiTForImageClassification,
@@ -127,6 +128,8 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
     for name, source in sources.items():
         plan.sources[name].revision = source.revision
     _check_agreement(sources, plan)
+    if plan.image_processor is None:
+        check_image_processors(sources)
     for index, parts in enumerate(plan.layers):
         for part in parts:
             depth = sources[part.source].config.num_hidden_layers
@@ -152,7 +155,7 @@ def merge(
     plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
 ) -> Path:
     """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, the base's image processor, and the code for `trust_remote_code=True`.
+    as `merge_plan.yaml`, the image processor, and the code for `trust_remote_code=True`.
 
     Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
     where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
@@ -171,17 +174,9 @@ def merge(
     output_dir = check_output_folder(output_dir, prepared.sources)
     shards = split_into_shards(prepared, max_shard_size)
     prepared.check_values(progress)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with replaced_folder(output_dir) as partial:
         _write_weights(prepared, shards, partial, progress)
         _write_the_rest(prepared, partial)
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.replace(partial, output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output_dir
 
 
@@ -193,6 +188,7 @@ def check_output_folder(output_dir, sources: dict[str, SourceCheckpoint]) -> Pat
             raise ValueError(f"The output folder '{output_dir}' is the source '{name}'; choose another.")
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise ValueError(f"The output folder '{output_dir}' is a file or a link; choose another.")
+    remove_leftovers(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"The output folder '{output_dir}' is not empty; choose another, or empty it.")
     return output_dir
@@ -239,7 +235,7 @@ def _merged_config(sources: dict[str, SourceCheckpoint], plan: MergePlan):
     base, num_layers = sources[plan.base].config, len(plan.layers)
     values = copy.deepcopy(base.to_dict())
     values.pop("pruned_from", None)  # of the base's layers, not of the result's
-    values |= {"num_hidden_layers": num_layers, "merge_plan": plan.to_dict()}
+    values |= {"num_hidden_layers": num_layers, "merge_plan": plan.to_record()}
     values["position_predictor"] = base.position_predictor and plan.position_heads
     if num_layers != base.num_hidden_layers and not isinstance(base.execution_order, str):
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
@@ -325,10 +321,11 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     custom_object_save(prepared.model, folder, config=config)  # the modeling file and what it imports
     config.auto_map = auto_map
     config.save_pretrained(folder)
-    prepared.plan.save(folder / PLAN_FILE)
-    base = prepared.sources[prepared.plan.base].folder
-    found = [file for file in IMAGE_PROCESSOR_FILES if (base / file).is_file()]
-    for file in found:
-        shutil.copyfile(base / file, folder / file)
-    if not found:
-        logger.warning("The base '%s' has no image processor, so the merged model has none.", prepared.plan.base)
+    prepared.plan.model_validate(prepared.plan.to_record()).save(folder / PLAN_FILE)
+    giver = prepared.plan.image_processor or prepared.plan.base
+    settings = prepared.sources[giver].image_processor
+    for file in settings:
+        shutil.copyfile(inside(prepared.sources[giver].folder, file), folder / file)
+    if not settings:
+        what = "source" if prepared.plan.image_processor else "base"
+        logger.warning("The %s '%s' has no image processor, so the merged model has none.", what, giver)
