@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import (
@@ -45,12 +44,15 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 import hf_layershuffle as ls
+from hf_layershuffle.common.files import remove_leftovers, write_text
+from hf_layershuffle.common.paths import public_name
+from hf_layershuffle.common.yaml_files import read_mapping
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
-from hf_layershuffle.files import write_text
-from hf_layershuffle.folder_records import public_name, read_json
+from hf_layershuffle.folder_records import read_json
 from hf_layershuffle.layerwise import weights_digest
 from hf_layershuffle.merge_sources import is_local
+from hf_layershuffle.training.argument_checks import check_kinds, check_numbers
 from hf_layershuffle.training.distillation import check_teacher
 
 
@@ -341,15 +343,8 @@ def parse_arguments(argv: list[str]):
 
 def read_argument_file(path: Path) -> list[str]:
     """The arguments of a JSON or YAML mapping, as on the command line, so that both are checked and converted alike."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"'{path}' is not valid JSON or YAML{where}: {reason}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"'{path}' must hold one mapping from arguments to values.")
+    values = read_mapping(path, "one mapping from arguments to values")
+    check_kinds(values, (ModelArguments, DataArguments, TrainingArguments), f"'{path}'")
     argv = []
     for name, value in values.items():
         if isinstance(value, list):
@@ -560,6 +555,7 @@ def find_checkpoint(args: TrainingArguments, config, arguments: dict) -> str | N
     if requested not in (None, True, "True", "true"):
         refuse_another_run(Path(requested).parent, read_json(Path(requested).parent / RUN_FILE) or {}, arguments)
         return requested
+    remove_leftovers(folder)
     if not folder.is_dir() or not any(folder.iterdir()) or args.overwrite_output_dir:
         if requested:
             raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
@@ -666,6 +662,7 @@ def print_table(rows: dict[str, dict]) -> None:
 
 def run(argv: list[str]) -> None:
     model_args, data_args, args = parse_arguments(argv)
+    check_numbers(model_args, data_args, args)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.logging.set_verbosity(max(args.get_process_log_level(), transformers.logging.WARNING))
     set_seed(args.seed)

@@ -500,8 +500,8 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "deepspeed": ["--deepspeed", "nope.json"],
         "is not empty and holds no checkpoint": ["--output_dir", str(tmp_path / "occupied")],
         "must hold one mapping": [str(tmp_path / "list.yaml")],
-        "is not valid JSON or YAML in line 2: ": [str(tmp_path / "broken.yaml")],
-        "is not valid JSON or YAML in line 1: ": [str(tmp_path / "broken.json")],
+        "is not valid YAML in line 2: ": [str(tmp_path / "broken.yaml")],
+        "is not valid JSON in line 1: ": [str(tmp_path / "broken.json")],
         "missing.yaml": [str(tmp_path / "missing.yaml")],
         "images are read with 1 (grey) or 3 (RGB) channels": ["--num_channels", "2"],
     }

@@ -6,15 +6,15 @@ The Hub shows them where no provider serves the model, as is so for models with 
 
 import json
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .files import write_text
-from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER
+from .common.files import replaced_folder, write_text
+from .common.paths import inside
+from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, read_examples
 from .layerwise import load_classifier
 
 
@@ -50,7 +50,7 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     for number, label in enumerate(sorted(rows)[:num_examples]):
         images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(dataset[rows[label]]["image"]), names[label])
     entries = [{"src": src, "example_title": f"Class {name}"} for src, (_, name) in images.items()]
-    with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
+    with replaced_folder(Path(folder) / EXAMPLES_FOLDER, overwrite=True) as target:
         for src, (image, _) in images.items():
             image.save(target / Path(src).name)
         return _answer(folder, target, entries, image_processor, top_k)
@@ -58,12 +58,11 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
 
 def copy_examples(source, folder, image_processor) -> None:
     """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one."""
-    path = Path(source) / EXAMPLES_FOLDER / EXAMPLES_FILE
-    if path.exists():
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
+    entries = read_examples(source)
+    if entries:
+        with replaced_folder(Path(folder) / EXAMPLES_FOLDER, overwrite=True) as target:
             for entry in entries:
-                shutil.copy(Path(source) / entry["src"], target)
+                shutil.copyfile(inside(source, entry["src"]), target / Path(entry["src"]).name)
             _answer(folder, target, entries, image_processor, max(len(entry["output"]) for entry in entries))
 
 
@@ -87,20 +86,6 @@ def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: i
         answered.append({**entry, "output": output})
     write_text(images / EXAMPLES_FILE, json.dumps(answered, indent=1) + "\n")
     return answered
-
-
-@contextmanager
-def _replacing(target: Path):
-    """An empty folder that takes the place of `target` when all is written."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _enlarged(image) -> Image.Image:

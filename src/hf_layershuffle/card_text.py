@@ -9,9 +9,10 @@ person has changed the card since, here or on the Hub.
 import hashlib
 import re
 
-import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
+
+from .common.yaml_files import parse_yaml
 
 
 _SECTION = re.compile(r"<!-- hf-layershuffle: (\w+) -->.*?<!-- /hf-layershuffle: \1 -->", re.DOTALL)
@@ -82,12 +83,9 @@ def split_card(text: str) -> tuple[str, dict, str]:
     match = REGEX_YAML_BLOCK.search(text)
     block, body = (match[2], text[match.end() :]) if match else ("", text)
     try:
-        metadata = yaml.safe_load(block) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"The metadata at the top of README.md is not valid YAML: {reason}. Mend or remove it."
-        ) from error
+        metadata = parse_yaml(block, "The metadata at the top of README.md") or {}
+    except ValueError as error:
+        raise ValueError(f"{error} Mend or remove it.") from error
     if not isinstance(metadata, dict):
         raise ValueError("The metadata at the top of README.md is not a mapping of keys to values. Mend or remove it.")
     return block, metadata, body
@@ -126,9 +124,9 @@ def _with_keys(block: str, values: dict) -> str:
     _, expected, _ = split_card(f"---\n{block}\n---\n")
     expected = expected | values
     try:
-        if (yaml.safe_load(result) or {}) == expected:
+        if (parse_yaml(result, "") or {}) == expected:
             return result
-    except yaml.YAMLError:
+    except ValueError:
         pass  # metadata may be written in ways that lines do not tell; then it is written anew, without its comments
     return yaml_dump(expected, sort_keys=False).rstrip("\n")
 

@@ -13,6 +13,7 @@ from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image,
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
+from .common.paths import check_links
 from .image_dataset import ImageClassificationDataset, as_dataloader
 from .merge_sources import is_local
 
@@ -286,6 +287,8 @@ def load_image_processor(name_or_path: str, **kwargs):
             "with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, image_mean=[0.5, 0.5, 0.5], "
             f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
         )
+    if folder.is_dir():
+        check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
     try:
         return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:

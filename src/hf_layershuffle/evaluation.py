@@ -18,6 +18,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
+from .common.files import replaced_file
 from .data import as_dataloader, match_labels
 from .execution_order import arbitrary_execution_orders, check_execution_order
 from .layerwise import (
@@ -75,11 +76,8 @@ class Tallies:
         self.position_total = np.zeros((num_layers, num_layers), dtype=np.int64)
 
     def save(self, path: Path, key: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with open(partial, "wb") as file:
+        with replaced_file(path) as partial, open(partial, "wb") as file:
             np.savez(file, key=key, **vars(self))
-        os.replace(partial, path)
 
     def load(self, path: Path, key: str) -> None:
         """Takes over what was saved, if it was saved for the same `key`."""

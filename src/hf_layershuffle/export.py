@@ -9,10 +9,11 @@ import torch
 from transformers import DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
 
 from .card_examples import copy_examples
+from .common.files import write_text
+from .common.paths import public_name
 from .configuration_layershuffle import LayerShuffleConfigMixin
 from .data import load_image_processor
 from .execution_order import check_execution_order
-from .files import write_text
 from .folder_records import EXPORT_FILE
 from .layerwise import as_layershuffle, load_classifier
 
@@ -70,7 +71,7 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
     to_plain_vit(model, order).save_pretrained(plain_folder)
     processor = load_image_processor(folder)
     processor.save_pretrained(plain_folder)
-    export = {"source": source, "execution_order": order}
+    export = {"source": public_name(source), "execution_order": order}
     write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
     copy_examples(folder, plain_folder, processor)
 

@@ -6,17 +6,28 @@
 """
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import yaml
 from transformers import AutoConfig
 
-from .files import write_text
+from .common import yaml_files
+from .common.files import write_text
+from .common.paths import inside, public_name
 from .layerwise import load_classifier, weights_digest
+from .record_checks import (
+    Example,
+    ExportRecord,
+    MergedSource,
+    PruningRecord,
+    TrainingRecord,
+    check_record,
+)
 from .report import REPORT_FILE, RobustnessReport
 
 
@@ -68,7 +79,7 @@ def record_training(
     if kept.get("max_steps", 0) <= 0:
         kept.pop("max_steps", None)
     record = {
-        "dataset": dataset,
+        "dataset": public_name(dataset),
         "base_model": public_name(base_model),
         "teacher": public_name(teacher),
         "metrics": {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"},
@@ -77,11 +88,6 @@ def record_training(
         "versions": {name: metadata.version(name) for name in ("hf-layershuffle", "torch", "transformers")},
     }
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
-
-
-def public_name(name_or_path: str | None) -> str | None:
-    """A Hub id, or the name of a folder without where it lies."""
-    return Path(name_or_path).resolve().name if name_or_path and Path(name_or_path).exists() else name_or_path
 
 
 @dataclass
@@ -105,19 +111,19 @@ class FolderRecords:
     @classmethod
     def read(cls, folder, config=None) -> "FolderRecords":
         folder = Path(folder)
-        report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
+        report = RobustnessReport.load(inside(folder, REPORT_FILE)) if (folder / REPORT_FILE).exists() else None
         if report is not None:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         config = _read_config(folder, report, config)
         return cls(
             config=config,
-            training=read_json(folder / TRAINING_FILE) or {},
+            training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
             report=report,
             merge=_read_merge(folder),
-            pruned=getattr(config, "pruned_from", None),
-            export=read_json(folder / EXPORT_FILE),
-            widget=read_json(folder / EXAMPLES_FOLDER / EXAMPLES_FILE) or [],
+            pruned=_checked_origin(folder, getattr(config, "pruned_from", None)),
+            export=_read_record(folder, EXPORT_FILE, ExportRecord),
+            widget=read_examples(folder),
             pictures=[
                 (name, PICTURES.get(name, Path(name).stem.replace("_", " ").capitalize()))
                 for name in names
@@ -174,26 +180,50 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
         )
 
 
-def read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+def read_json(path: Path) -> dict | None:
+    """The mapping in a JSON file of a folder; None if there is none.
+
+    Raises:
+        `ValueError`: if it is something else, or a link to elsewhere.
+    """
+    return yaml_files.read_json(inside(path.parent, path.name), dict) if path.exists() else None
+
+
+def read_examples(folder: str | os.PathLike) -> list[dict]:
+    """The entries of `examples/examples.json`, whose images are in the folder; none without the file.
+
+    Raises:
+        `ValueError`: if the file is something else, or an image is not in the folder.
+    """
+    path = inside(folder, f"{EXAMPLES_FOLDER}/{EXAMPLES_FILE}")
+    entries = yaml_files.read_json(path, list) if path.exists() else []
+    check_record(entries, list[Example], f"'{path}'")
+    for entry in entries:
+        inside(folder, entry["src"])
+    return entries
+
+
+def _read_record(folder: Path, name: str, kind: type) -> dict | None:
+    record = read_json(folder / name)
+    return None if record is None else check_record(record, kind, f"'{folder / name}'")
+
+
+def _checked_origin(folder: Path, pruned: dict | None) -> dict | None:
+    return (
+        None if pruned is None else check_record(pruned, PruningRecord, f"`pruned_from` of '{folder / 'config.json'}'")
+    )
 
 
 def _read_merge(folder: Path) -> dict | None:
     """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the configuration."""
-    path = folder / MERGE_FILE
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}") from error
+    path = inside(folder, MERGE_FILE)
+    plan = yaml_files.read_mapping(path, "a merge plan") if path.exists() else None
     plan = plan or (read_json(folder / "config.json") or {}).get("merge_plan")
-    if not isinstance(plan, dict) or not isinstance(plan.get("sources"), dict):
+    if not isinstance(plan, Mapping) or not isinstance(plan.get("sources"), Mapping):
         return None
-    sources = {}
+    sources, where = {}, f"'{path if path.exists() else folder / 'config.json'}'"
     for name, source in plan["sources"].items():
-        source = source if isinstance(source, dict) else {"path": source}
+        source = check_record(source if isinstance(source, Mapping) else {"path": source}, MergedSource, where)
         model, revision = str(source.get("path", source.get("model"))), source.get("revision")
         # A model of the Hub has the commit it was taken at; of a folder, where it lay is nobody's business
         sources[name] = {"model": model if revision else Path(model).name, "revision": revision}

@@ -4,13 +4,17 @@
 A card is a function of its folder; see `folder_records.py` for what is read there.
 """
 
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_text import mark_published, update_card_text
-from .files import write_text
+from .common.files import write_text
+from .common.markdown import escape, in_code, in_code_deep, one_line
 from .folder_records import METRICS, FolderRecords, read_card
 from .report import pruning_points
 
@@ -71,7 +75,7 @@ def card_text(folder, **kwargs) -> tuple[str, bool]:
 def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=(), config=None) -> ModelCard:
     """A new card from what the folder records; see [`write_model_card`]."""
     records = FolderRecords.read(folder, config)
-    model_name = (repo_id or Path(folder).resolve().name).split("/")[-1]
+    model_name = one_line((repo_id or Path(folder).resolve().name).split("/")[-1])
     training, report, config = records.training, records.report, records.config
     dataset = report.dataset if report else training.get("dataset")
     versions = training.get("versions") or (report.environment.get("versions", {}) if report else {})
@@ -80,26 +84,48 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
     return ModelCard.from_template(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
-        model_name=model_name,
-        repo_id=repo_id or f"your-name/{model_name}",
-        revision=f', revision="{revision}"' if revision not in (None, "main") else "",
+        model_name=escape(model_name),
+        repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
+        revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
         config=config,
         image_size=f"{size} × {size}" if isinstance(size, int) else " × ".join(map(str, size or ["their model's"])),
         plain=records.is_plain,
         install_command=INSTALL_COMMAND,
         method=_describe_training(config),
-        dataset=dataset,
-        report=report,
+        dataset=in_code(dataset) if dataset else None,
+        report=replace(report, dataset=in_code(report.dataset)) if report else None,
         report_table=_markdown(report.table()) if report else None,
         rows=_metric_rows(training.get("metrics", {})),
         reversed_order=list(reversed(range(config.num_hidden_layers))),
-        training=training,
-        merge=records.merge,
-        pruned=records.pruned,
-        export=records.export,
-        pictures=records.pictures,
-        versions=", ".join(f"{name} {version}" for name, version in shown.items()),
+        training=in_code_deep(training),
+        merge=records.merge and _safe_merge(records.merge),
+        pruned=in_code_deep(records.pruned),
+        export=in_code_deep(records.export),
+        pictures=[(_in_link(name), escape(caption)) for name, caption in records.pictures],
+        versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
+
+
+def _safe_merge(merge: dict) -> dict:
+    """With texts as they may stand in the card: the names and revisions in cells, the models between backticks."""
+    sources = {
+        escape(name): {
+            "model": in_code(source["model"]),
+            "revision": source["revision"] and escape(source["revision"]),
+        }
+        for name, source in merge["sources"].items()
+    }
+    return {**merge, "sources": sources}
+
+
+def _in_quotes(text: str) -> str:
+    """For a place between quotes in an example of Python that stands in a card."""
+    return json.dumps(in_code(text), ensure_ascii=False)[1:-1]
+
+
+def _in_link(name: str) -> str:
+    """The name of a file as the target of a link."""
+    return quote(name)
 
 
 def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:

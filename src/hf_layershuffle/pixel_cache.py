@@ -8,10 +8,9 @@ not there, also when two processes decode the same dataset at once.
 import json
 import logging
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import PIL
@@ -20,6 +19,8 @@ import transformers
 from datasets import Dataset, is_caching_enabled
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
+
+from .common.files import replaced_file
 
 
 logger = logging.getLogger(__name__)
@@ -95,19 +96,15 @@ def _decode_all(count: int, decode, description: str) -> Iterator[torch.Tensor]:
 
 def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor]) -> Path | None:
     """Returns the path, or None, with nothing decoded, where no file of this size can be written."""
-    try:
-        if shutil.disk_usage(path.parent).free < nbytes + 2**30:
+    with ExitStack() as stack:
+        try:
+            if shutil.disk_usage(path.parent).free < nbytes + 2**30:
+                return None
+            partial = stack.enter_context(replaced_file(path))
+        except OSError as error:  # a folder that belongs to another user, or a file system that can only be read
+            logger.info("Decoded images are kept in memory, not beside the dataset: %s", error)
             return None
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-    except OSError as error:  # a folder that belongs to another user, or a file system that can only be read
-        logger.info("Decoded images are kept in memory, not beside the dataset: %s", error)
-        return None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(partial, "wb") as file:
             for chunk in chunks:
                 file.write(chunk.contiguous().numpy())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
     return path

@@ -3,12 +3,12 @@
 
 import copy
 from numbers import Integral
-from pathlib import Path
 
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .common.paths import public_name
 from .data import as_dataloader
 from .evaluation import evenly_spaced_layers, score_execution_orders
 
@@ -66,10 +66,7 @@ def _describe_origin(config, keep: list[int]) -> dict:
     earlier = getattr(config, "pruned_from", None)
     if earlier is not None:
         return {**earlier, "layers": [earlier["layers"][layer] for layer in keep]}
-    name = config.name_or_path or None
-    if name and Path(name).exists():
-        name = Path(name).resolve().name  # where the folder lay is nobody's business
-    return {"model": name, "num_layers": config.num_hidden_layers, "layers": keep}
+    return {"model": public_name(config.name_or_path), "num_layers": config.num_hidden_layers, "layers": keep}
 
 
 def _keep_rows(module: nn.Module, num_rows: int) -> None:

@@ -15,8 +15,9 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 from .card_text import combine_cards, mark_published
+from .common.files import write_text
+from .common.paths import check_links, inside
 from .export import save_plain_vit
-from .files import write_text
 from .folder_records import (
     EXAMPLES_FOLDER,
     EXPORT_FILE,
@@ -150,14 +151,21 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
         with tempfile.TemporaryDirectory() as download:  # beside the folder, it would leave its cache there
             api.snapshot_download(repo_id, revision=revision, local_dir=download, allow_patterns=missing)
             for name in missing:
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copy(Path(download) / name, folder / name)
+                target = inside(folder, name)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(inside(download, name), target)
 
 
 def published_files(folder) -> list[str]:
-    """The files of a model's folder that [`publish`] pushes, relative to it."""
+    """The files of a model's folder that [`publish`] pushes, relative to it.
+
+    Raises:
+        `ValueError`: if one is a link to a file elsewhere.
+    """
     names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    return [name for name in names if matches(name, PUBLISHED) and not matches(name, NOT_PUBLISHED)]
+    names = [name for name in names if matches(name, PUBLISHED) and not matches(name, NOT_PUBLISHED)]
+    check_links(folder, names)
+    return names
 
 
 def check_folder(folder: Path) -> None:
@@ -170,6 +178,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise OSError(f"There is no folder '{folder}' to publish; pass one that `save_pretrained` wrote.")
     again = "Load the model with hf_layershuffle and save it with `save_pretrained`."
+    published_files(folder)  # refuses links to files elsewhere, before one of them is read
     if not (folder / "config.json").exists():
         raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {again}")
     if not any(folder.glob("*.safetensors")):

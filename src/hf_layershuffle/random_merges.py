@@ -9,9 +9,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from .common.files import write_text
+from .common.paths import public_name
+from .common.yaml_files import read_json
 from .data import as_dataloader
 from .evaluation import score_execution_orders
-from .files import write_text
 from .layerwise import LayerwiseClassifier
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
@@ -126,7 +128,7 @@ class RandomMergeReport:
         path = Path(path)
         path = path / REPORT_FILE if path.is_dir() else path
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path, dict)
             scores = {name: OrderScore(**score) for name, score in values["source_scores"].items()}
             merges = [MergeScore(**merge) for merge in values["merges"]]
             return cls(**{**values, "source_scores": scores, "merges": merges})
@@ -196,11 +198,16 @@ def evaluate_random_merges(
         seed=seed,
         any_layer=any_layer,
         base=base,
-        sources={model: dict((sources or {}).get(model, {})) for model in models},
+        sources={model: _public((sources or {}).get(model, {})) for model in models},
         source_scores=source_scores,
         merges=merges,
         environment=describe_environment(pool.model),
     )
+
+
+def _public(source: Mapping) -> dict:
+    """Path and revision of a source, without where on this machine it lies."""
+    return {**source, "path": public_name(source["path"])} if "path" in source else dict(source)
 
 
 def random_merge_table(reports: Sequence[RandomMergeReport]):

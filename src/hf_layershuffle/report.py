@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write_text
+from .common.files import write_text
+from .common.yaml_files import read_json
 
 
 REPORT_FILE = "robustness.json"
@@ -195,7 +196,7 @@ class RobustnessReport:
         path = Path(path)
         path = path / REPORT_FILE if path.is_dir() else path
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path, dict))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is not a robustness report: {error}") from error
 

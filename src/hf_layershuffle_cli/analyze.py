@@ -2,7 +2,6 @@
 """`hf-layershuffle analyze`: what each layer does at each position."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -77,10 +76,9 @@ def analyze(
 def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
     """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers last."""
     from hf_layershuffle import plotting
+    from hf_layershuffle.common.files import temporary_folder
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".analysis.", dir=output_dir) as folder:
-        folder = Path(folder)
+    with temporary_folder(output_dir / "analysis") as folder:
         for name, figure in (
             ("layer_position_maps", plotting.plot_layer_position_maps(report)),
             ("updates_by_position", plotting.plot_updates_by_position(report)),
@@ -91,6 +89,6 @@ def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
         ):
             plotting.save_figure(figure, folder / name)
         numbers = report.save(folder)
-        pictures = [path for path in folder.iterdir() if path != numbers]
+        pictures = [path for path in folder.iterdir() if path.suffix in (".png", ".svg")]
         for path in (*pictures, numbers):
             os.replace(path, output_dir / path.name)

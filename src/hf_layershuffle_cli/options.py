@@ -1,7 +1,6 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Options that several commands share, and what they stand for. Nothing heavy is imported at module level."""
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,18 +126,17 @@ def new_folder(output_dir: Path):
     Raises:
         `ValueError`: if `output_dir` is there and not an empty folder.
     """
+    from hf_layershuffle.common.files import remove_leftovers, replaced_folder
+
     output_dir = Path(output_dir)
     check_not_a_file(output_dir)
+    remove_leftovers(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(
             f"The output folder '{output_dir}' is there already and not empty; choose another --output_dir."
         )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as parent:
-        folder = Path(parent, "folder")
-        folder.mkdir()
+    with replaced_folder(output_dir) as folder:
         yield folder
-        folder.rename(output_dir)
 
 
 def short_name(name_or_path: str) -> str:

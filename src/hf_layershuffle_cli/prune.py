@@ -39,12 +39,15 @@ def prune(
 
     Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
     """
+    from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.data import load_image_processor
     from hf_layershuffle.layerwise import load_classifier
     from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
 
     check_arguments(keep, speedup, search, num_kept)
     options.check_model(model, revision)
+    if Path(model).is_dir():
+        check_links(model, ("config.json", *(path.name for path in Path(model).glob("*.safetensors*"))))
     with options.new_folder(output_dir) as folder:
         hub = {"revision": revision} if revision else {}
         whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()

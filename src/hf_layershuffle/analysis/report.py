@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_text
+from ..common.files import write_text
+from ..common.yaml_files import read_json
 from ..report import render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
@@ -94,7 +95,7 @@ class AnalysisReport:
         path = Path(path)
         path = path / ANALYSIS_FILE if path.is_dir() else path
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path, dict))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is not an analysis: {error}") from error
 

@@ -70,7 +70,7 @@ def parse_json(text: str, where: str):
             text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite_float
         )
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON: {error.msg} in line {error.lineno}.") from error
+        raise ValueError(f"{where} is not valid JSON in line {error.lineno}: {error.msg}.") from error
     except RecursionError:
         raise ValueError(_too_deep(where)) from None
     except ValueError as error:

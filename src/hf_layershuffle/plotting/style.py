@@ -2,7 +2,6 @@
 """One style for all pictures: sized for a page (3.3 or 6.8 inches wide), readable in grey."""
 
 import functools
-import os
 import textwrap
 import threading
 from pathlib import Path
@@ -11,6 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from ..common.files import replaced_file
 
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
@@ -78,17 +79,10 @@ def save_figure(figure: Figure, path_without_suffix) -> list[Path]:
         The two paths.
     """
     target = Path(path_without_suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
     paths = [target.with_name(f"{target.name}.{suffix}") for suffix in ("png", "svg")]
-    partials = [path.with_name(f".{path.name}.partial") for path in paths]
-    try:
-        figure.savefig(partials[0], format="png", metadata={"Software": None})
-        figure.savefig(partials[1], format="svg", metadata={"Date": None})
-        for partial, path in zip(partials, paths):
-            os.replace(partial, path)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+    with replaced_file(paths[0]) as png, replaced_file(paths[1]) as svg:
+        figure.savefig(png, format="png", metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     return paths
 
 

@@ -1,0 +1,79 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The records of a model's folder, checked before a card is made of them: they may come from somebody else."""
+
+from pydantic import ConfigDict, JsonValue, StrictInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+
+class _Record(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class TrainingRecord(_Record, total=False):
+    """`training.json`."""
+
+    dataset: str | None
+    base_model: str | None
+    teacher: str | None
+    metrics: dict[str, float]
+    tags: list[str]
+    arguments: dict[str, JsonValue]
+    versions: dict[str, str]
+
+
+class ExportRecord(_Record):
+    """`export.json`."""
+
+    source: str
+    execution_order: list[StrictInt]
+
+
+class PruningRecord(_Record):
+    """`pruned_from` of a configuration."""
+
+    model: str | None
+    num_layers: StrictInt
+    layers: list[StrictInt]
+
+
+class Answer(_Record):
+    label: str
+    score: float
+
+
+class Example(_Record):
+    """An entry of `examples/examples.json`."""
+
+    src: str
+    example_title: str
+    output: list[Answer]
+
+
+class MergedSource(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+
+    path: str
+    model: str
+    revision: str | None
+
+
+def check_record(values: object, kind: type, where: str):
+    """The values, if they are such a record.
+
+    Args:
+        kind (`type`): One of the records above, or a list or dictionary of them.
+        where (`str`): The file, for the message.
+
+    Raises:
+        `ValueError`: naming the file, the field, its value and what it must be.
+    """
+    try:
+        TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        found = repr(first["input"])
+        found = found if len(found) <= 100 else f"{found[:100]}…"
+        place = f"`{place}`: " if place else ""
+        raise ValueError(f"{where} is not what its name says: {place}{first['msg']}; it is {found}.") from error
+    return values
