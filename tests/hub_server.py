@@ -58,8 +58,9 @@ class HubError(Exception):
 
 class HubServer:
     """Use it as a context manager. `repositories` holds what was pushed; `faults` what is to fail: dictionaries of
-    `method`, `path` (a regular expression), `status` (an integer, "drop" to close the connection, or "race" to let
-    somebody else's commit come first) and `times`."""
+    `method`, `path` (a regular expression), `times` and `status`: an integer, "drop" to close the connection, "race" to let
+    somebody else's commit come first, "stall" never to answer, "lost" to do what is asked and not to answer, or "html"
+    to answer as a login page does."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
@@ -67,6 +68,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.faults: list[dict] = []
         self.lock = threading.RLock()
+        self.closing = threading.Event()  # until then, what stalls says nothing
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.httpd.server_port}"
 
@@ -75,6 +77,7 @@ class HubServer:
         return self
 
     def __exit__(self, *exception):
+        self.closing.set()
         self.httpd.shutdown()
         self.httpd.server_close()
 
@@ -108,17 +111,29 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.read_body()
         url = urlsplit(self.path)
         path, self.query = url.path, parse_qs(url.query)
+        self.is_silent, fault = False, None
         with self.hub.lock:
             self.hub.requests.append((method, path))
             try:
-                if self.is_to_drop(method, path):
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                self.answer(method, path)
+                fault = self.take_fault(method, path)
+                if fault == "drop":
+                    self.hang_up()
+                elif fault == "html":
+                    self.send_content(b"<!DOCTYPE html><title>Log in</title>", 200, {"Content-Type": "text/html"})
+                elif fault != "stall":
+                    self.is_silent = fault == "lost"
+                    self.answer(method, path)
             except HubError as error:
                 headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
                 self.send_json({"error": error.message}, error.status, headers)
+        if fault == "stall":
+            self.hub.closing.wait()
+        if fault in ("stall", "lost"):
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.close()
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -130,18 +145,18 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def is_to_drop(self, method: str, path: str) -> bool:
+    def take_fault(self, method: str, path: str) -> str | None:
         for fault in self.hub.faults:
             if fault["method"] == method and re.search(fault["path"], path) and fault.get("times", 1) > 0:
                 fault["times"] = fault.get("times", 1) - 1
-                if fault["status"] == "drop":
-                    return True
+                if fault["status"] in ("drop", "stall", "lost", "html"):
+                    return fault["status"]
                 if fault["status"] == "race":
                     repository = self.hub.repositories[re.search(_REPO, path.removeprefix("/api/models/"))[0]]
                     repository.commit("main", "Somebody else's", {**repository.files(), "notes.md": b"Mine"})
-                    return False
+                    return None
                 raise HubError(fault["status"], fault.get("message", "it was told to fail"))
-        return False
+        return None
 
     def answer(self, method: str, path: str) -> None:
         for pattern, function in ROUTES:
@@ -155,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_content(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
     def send_content(self, content: bytes, status: int = 200, headers: dict | None = None) -> None:
+        if self.is_silent:
+            return
         self.send_response(status)
         for name, value in {"Content-Length": len(content), **(headers or {})}.items():
             self.send_header(name, str(value))

@@ -270,7 +270,10 @@ FAIL = (
     PREPARE
     + """
 import os, urllib.request
+from hf_layershuffle import hub_connection
 from hf_layershuffle.publishing import publish
+
+hub_connection.WAITS = (0, 0)
 
 def attempt(fault, **kwargs):
     request = urllib.request.Request(os.environ["HF_ENDPOINT"] + "/_faults", json.dumps(fault).encode(), method="POST")
@@ -282,16 +285,16 @@ def attempt(fault, **kwargs):
 
 commit, create = {"method": "POST", "path": "/commit/"}, {"method": "POST", "path": "/api/repos/create"}
 print(json.dumps({
-    "dropped at the start": attempt([create | {"status": "drop"}]),
+    "dropped at the start": attempt([create | {"status": "drop", "times": 9}]),
     "no token": attempt([], token=False),
     "unknown token": attempt([], token="hf_unknown"),
     "read token": attempt([], token="hf_read"),
     "no such owner": attempt([create | {"status": 404, "message": "Organization not found"}]),
-    "dropped at the end": attempt([commit | {"status": "drop"}]),
+    "dropped at the end": attempt([commit | {"status": "drop", "times": 9}]),
     "conflict": attempt([commit | {"status": 409, "message": "A commit has happened since"}]),
     "race": attempt([commit | {"status": "race"}]),
-    "server error": attempt([commit | {"status": 500}]),
-    "bad gateway": attempt([create | {"status": 502}]),
+    "server error": attempt([commit | {"status": 500, "times": 9}]),
+    "bad gateway": attempt([create | {"status": 502, "times": 9}]),
     "upload dropped once": attempt([{"method": "PUT", "path": "/lfs/", "status": "drop"}]),
 }))
 """

@@ -1,19 +1,24 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What goes wrong between here and the Hub, as one line that says what to do."""
 
+import json
 from contextlib import contextmanager
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+from .hub_connection import limit_waiting, retried
 
 
 @contextmanager
 def explained_errors(repo_id: str, go_on: str):
     """Turns whatever goes wrong between here and the Hub into an `OSError` that says what to do."""
+    limit_waiting()
     try:
         yield
-    # RuntimeError: a failed upload of a large file; the others: no connection, or the offline mode
-    except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError) as error:
+    # RuntimeError: a failed upload of a large file; JSONDecodeError: an answer that is none; the others: no connection, or the
+    # offline mode
+    except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         raise OSError(f"'{repo_id}' was not published: {_explain(cause, status, repo_id)}. {go_on}.") from error
@@ -22,10 +27,12 @@ def explained_errors(repo_id: str, go_on: str):
 @contextmanager
 def explained_download(name: str, revision: str | None = None, prefix: str = ""):
     """Turns whatever goes wrong in finding a model on the Hub into an `OSError` of one line."""
+    limit_waiting()
     try:
         yield
     except (HTTPError, OSError, ValueError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = _explain_no_answer(error) or reason
         at = f" at revision {revision!r}" if revision else ""
         raise OSError(
             f"{prefix}'{name}'{at} is neither a folder here nor a model that could be downloaded from the Hub: {reason}"
@@ -41,10 +48,27 @@ def check_hub_model(name: str, revision: str | None = None) -> None:
     """
     with explained_download(name, revision):
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            HfApi().model_info(name, revision=revision)
+            retried(HfApi().model_info, name, revision=revision)
+
+
+def _explain_no_answer(error: Exception) -> str | None:
+    """Of a server that is silent, or answers as another than the Hub would."""
+    if any(base.__name__ == "TimeoutException" for base in type(error).__mro__):
+        limit = "HF_HUB_DOWNLOAD_TIMEOUT, now"
+        return f"the Hub did not answer in time; try later, or allow more seconds ({limit} {constants.HF_HUB_DOWNLOAD_TIMEOUT})"
+    if isinstance(error, json.JSONDecodeError):
+        begin = " ".join(error.doc[:60].split())
+        return (
+            f"what answers is not the Hub (its answer begins with {begin!r}); see that HF_ENDPOINT is right and no proxy or login "
+            "page is in between"
+        )
+    return None
 
 
 def _explain(error: Exception, status: int | None, repo_id: str) -> str:
+    no_answer = _explain_no_answer(error)
+    if no_answer is not None:
+        return no_answer
     said = getattr(error, "server_message", None)
     said = f" ({said.strip().rstrip('.')})" if said else ""
     owner = repo_id.split("/")[0] if "/" in repo_id else "the account"

@@ -26,6 +26,7 @@ from .folder_records import (
     read_card,
     read_json,
 )
+from .hub_connection import commit_once, retried
 from .hub_errors import explained_errors
 from .layerwise import classes_of
 from .model_card import write_model_card
@@ -118,7 +119,7 @@ def _publish(
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
         # What is read here is what the commit builds on: it is refused if somebody has changed the repository since
-        head = api.model_info(repo_id, revision=revision).sha
+        head = retried(api.model_info, repo_id, revision=revision).sha
         there = api.list_repo_tree(repo_id, revision=head, recursive=True)
         there = {file.path: file for file in there if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
@@ -131,7 +132,7 @@ def _publish(
         files = published_files(folder)
         operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
         operations += [CommitOperationDelete(name) for name in there if name not in files and matches(name, REPLACED)]
-        return api.create_commit(repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
+        return commit_once(api, repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
 
 
 def _has_same_weights(folder: Path, there: dict[str, RepoFile]) -> bool:
@@ -287,7 +288,7 @@ def push_report(
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
         folder = Path(temporary) / repo_id.split("/")[-1]
-        head = api.model_info(repo_id, revision=revision).sha
+        head = retried(api.model_info, repo_id, revision=revision).sha
         # The weights and the code are not needed for the card
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
@@ -295,7 +296,8 @@ def push_report(
         save_report_pictures({report.model: report}, folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
         names = ["README.md", REPORT_FILE, *(name for name in PICTURES if (folder / name).exists())]
-        return api.create_commit(
+        return commit_once(
+            api,
             repo_id,
             [CommitOperationAdd(name, str(folder / name)) for name in names],
             commit_message=commit_message or "Upload robustness report",
@@ -306,9 +308,9 @@ def push_report(
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
     """Creates the repository and the branch where they are missing; returns the repository's full name."""
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    repo_id = retried(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        retried(api.create_branch, repo_id, branch=revision, exist_ok=True)
     return repo_id
 
 
