@@ -16,7 +16,10 @@ from hf_layershuffle.publishing import publish
 COMMIT, CREATE = {"method": "POST", "path": "/commit/"}, {"method": "POST", "path": "/api/repos/create"}
 INFO, TREE = {"method": "GET", "path": "/api/models/[^/]+/[^/]+(/revision/.*)?$"}, {"method": "GET", "path": "/tree/"}
 PREUPLOAD, BATCH = {"method": "POST", "path": "/preupload/"}, {"method": "POST", "path": "objects/batch"}
-NO_ANSWER, NOT_THE_HUB = "did not answer in time.*HF_HUB_DOWNLOAD_TIMEOUT", "what answers is not the Hub.*DOCTYPE.*HF_ENDPOINT"
+NO_ANSWER, NOT_THE_HUB = (
+    "did not answer in time.*HF_HUB_DOWNLOAD_TIMEOUT",
+    "what answers is not the Hub.*DOCTYPE.*HF_ENDPOINT",
+)
 
 
 @pytest.fixture
@@ -24,7 +27,9 @@ def hub(monkeypatch, tmp_path):
     """A Hub in this process, and a client that waits for 0.2 seconds."""
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
@@ -59,7 +64,9 @@ def test_a_server_that_is_silent_or_no_hub_is_said_at_every_stage(hub, folder, s
 @pytest.mark.parametrize(("status", "message"), [("stall", NO_ANSWER), ("html", NOT_THE_HUB)])
 def test_the_same_is_said_of_a_model_to_load(hub, status, message):
     hub.faults[:] = [INFO | {"status": status, "times": 99}]
-    with pytest.raises(OSError, match=f"'org/tiny' is neither a folder here nor a model that could be downloaded.*{message}"):
+    with pytest.raises(
+        OSError, match=f"'org/tiny' is neither a folder here nor a model that could be downloaded.*{message}"
+    ):
         check_hub_model("org/tiny")
 
 

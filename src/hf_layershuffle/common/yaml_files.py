@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 
-MAX_YAML_BYTES = 2**20  # a plan of 100 layers that averages 40 models has a quarter of it
+MAX_YAML_BYTES = 2**18  # a plan of 100 layers that averages 40 models has 200,000
 MAX_JSON_BYTES = 2**26
 MAX_DEPTH = 50
 MAX_NODES = 200_000  # values of a YAML text, with its aliases written out
@@ -142,8 +142,10 @@ class _Loader(yaml.SafeLoader):
         lines = {}
         if isinstance(node, yaml.MappingNode):
             for key_node, _ in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    continue
                 key = self.construct_object(key_node, deep=True)
-                if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, Hashable) and key in lines:
+                if isinstance(key, Hashable) and key in lines:
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {key!r} is there already, in line {lines[key]}",
                         problem_mark=key_node.start_mark,
