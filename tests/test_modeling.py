@@ -201,6 +201,19 @@ def test_evaluation_follows_the_configured_order(architecture, batch):
     assert model.train()(**batch).execution_order.tolist() == [0, 1, 2, 3]
 
 
+def test_evaluation_in_between_leaves_the_orders_of_training_alone(vit, batch):
+    model = vit.classifier(shuffle_mode="arbitrary", num_hidden_layers=8, execution_order="arbitrary")
+    runs = []
+    for num_evaluations in (0, 2):
+        model.vit.seed_execution_order(5)
+        runs.append([])
+        for _ in range(4):
+            runs[-1].append(model.train()(**batch).execution_order.tolist())
+            evaluated = [model.eval()(**batch).execution_order.tolist() for _ in range(num_evaluations)]
+    assert runs[0] == runs[1]
+    assert not any(order in runs[0] for order in evaluated)
+
+
 def test_hidden_states_are_in_execution_order(architecture, batch):
     model = randomize(architecture.classifier(**EXTRAS)).eval()
     outputs = {}
