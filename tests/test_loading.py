@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 
@@ -173,6 +174,55 @@ def test_a_folder_without_weights_is_an_error(architecture, saved_folder):
     (saved_folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
         architecture.classifier_class.from_pretrained(saved_folder)
+
+
+LOST = {
+    "a layer": r"^\w+\.layers\.2\.",
+    "one tensor": r"layers\.0\.layernorm_before\.bias$",
+    "the embeddings": r"embeddings\.position_embeddings$",
+    "the final norm": r"^\w+\.layernorm\.weight$",
+    "the depth path of one layer": r"layers\.1\.depth_projection\.dense",
+    "half of a position head": r"layers\.3\.position_head\.norm\.bias",
+    "half of the head": r"^classifier\.bias",
+}
+
+
+@pytest.mark.parametrize("pattern", LOST.values(), ids=LOST)
+def test_a_checkpoint_that_lost_tensors_is_refused(architecture, saved_folder, pattern):
+    path = saved_folder / "model.safetensors"
+    tensors = load_file(path)
+    lost = [name for name in tensors if re.search(pattern, name)]
+    assert lost
+    save_file({name: tensor for name, tensor in tensors.items() if name not in lost}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks tensors of this model: .*{re.escape(min(lost))}"):
+        AutoModelForImageClassification.from_pretrained(saved_folder)
+
+
+@pytest.mark.parametrize("ignore_mismatched_sizes", [False, True])
+def test_a_depth_that_was_edited_upwards_is_refused(architecture, plain_folder, ignore_mismatched_sizes):
+    config = json.loads((plain_folder / "config.json").read_text())
+    (plain_folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    load = architecture.classifier_class.from_pretrained
+    with pytest.raises(
+        ValueError, match=r"lacks tensors .*layers\.4\..* and 29 more.*`num_hidden_layers` \(6\) is more"
+    ):
+        load(plain_folder, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    assert len(load(plain_folder, num_hidden_layers=4).base_model.layers) == 4
+
+
+def test_what_is_new_by_request_may_be_missing(architecture, tmp_path):
+    base = architecture.model_class(architecture.config(), add_pooling_layer=False)
+    base.save_pretrained(tmp_path)
+    flags = {"depth_embedding": True, "position_predictor": True, "num_labels": 3}
+    model = architecture.classifier_class.from_pretrained(tmp_path, **flags)  # a new head too
+    assert torch.equal(model.base_model.layers[3].mlp.fc2.weight, base.layers[3].mlp.fc2.weight)
+    masked = architecture.model_class.from_pretrained(tmp_path, use_mask_token=True)  # and a pooler
+    assert torch.equal(masked.layers[3].mlp.fc2.weight, base.layers[3].mlp.fc2.weight)
+    model.save_pretrained(tmp_path / "head")
+    again = architecture.classifier_class.from_pretrained(
+        tmp_path / "head", num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert again.classifier.out_features == 7
 
 
 def test_a_predictor_for_another_depth_is_refused(architecture, saved_folder):

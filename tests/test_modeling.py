@@ -1,16 +1,20 @@
 import copy
 import itertools
+import warnings
 from collections import Counter
 
+import peft
 import pytest
 import torch
+from accelerate import disk_offload
 from accelerate.utils import compile_regions
 from conftest import record_layer_calls
 from scipy.stats import chisquare
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 import hf_layershuffle as ls
-from hf_layershuffle.modeling_layershuffle import DepthProjection, _position_loss
+from hf_layershuffle.modeling_layershuffle import DepthProjection, PositionHead, position_loss
 
 
 EXTRAS = {"depth_embedding": True, "position_predictor": True}
@@ -197,6 +201,19 @@ def test_evaluation_follows_the_configured_order(architecture, batch):
     assert model.train()(**batch).execution_order.tolist() == [0, 1, 2, 3]
 
 
+def test_evaluation_in_between_leaves_the_orders_of_training_alone(vit, batch):
+    model = vit.classifier(shuffle_mode="arbitrary", num_hidden_layers=8, execution_order="arbitrary")
+    runs = []
+    for num_evaluations in (0, 2):
+        model.vit.seed_execution_order(5)
+        runs.append([])
+        for _ in range(4):
+            runs[-1].append(model.train()(**batch).execution_order.tolist())
+            evaluated = [model.eval()(**batch).execution_order.tolist() for _ in range(num_evaluations)]
+    assert runs[0] == runs[1]
+    assert not any(order in runs[0] for order in evaluated)
+
+
 def test_hidden_states_are_in_execution_order(architecture, batch):
     model = randomize(architecture.classifier(**EXTRAS)).eval()
     outputs = {}
@@ -240,61 +257,61 @@ def test_a_fresh_depth_path_changes_nothing_and_learns(architecture, batch):
     assert (base.depth_embedding.weight.abs().amax(dim=1) > 0).all()
 
 
-def joined_reference(projection, hidden_states, vector):
-    """LayerNorm -> Linear -> GELU, written out on the tokens joined with the vector."""
-    joined = torch.cat([hidden_states, vector.expand(*hidden_states.shape[:-1], -1)], dim=-1)
-    return nn.functional.gelu(projection.dense(projection.norm(joined)))
+def normalized(hidden_states, norm, eps):
+    """LayerNorm written out."""
+    centered = hidden_states - hidden_states.mean(-1, keepdim=True)
+    return centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt() * norm.weight + norm.bias
 
 
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-@pytest.mark.parametrize("depth_embedding_dim", [1, 32])
-def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens(vit, offset, depth_embedding_dim):
-    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=depth_embedding_dim))).double()
-    generator = torch.Generator().manual_seed(0)
-    hidden_states = torch.randn(2, 5, 32, generator=generator, dtype=torch.double) + offset
-    vector = torch.randn(depth_embedding_dim, generator=generator, dtype=torch.double)
-    tensors = [hidden_states.requires_grad_(), vector.requires_grad_(), *projection.parameters()]
-    results = []
-    for function in (joined_reference, DepthProjection.forward):
-        output = function(projection, hidden_states, vector)
-        upstream = torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
-        results.append((output, *torch.autograd.grad(output, tensors, upstream)))
-    for expected, actual in zip(*results):
-        torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
-    single = projection.float()(hidden_states.float(), vector.float())
-    # 100 leaves 24 - 7 bits of a token's differences
-    torch.testing.assert_close(single.double(), results[0][0], atol=1e-6 if offset == 0 else 1e-4, rtol=1e-6)
+def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens(vit):
+    # An eps as large as the tokens' variance, so that another one is seen
+    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=7, layer_norm_eps=0.5))).double()
+    hidden_states, vector = torch.randn(2, 5, 32, dtype=torch.double), torch.randn(7, dtype=torch.double)
+    joined = torch.cat([hidden_states, vector.expand(2, 5, 7)], dim=-1)
+    expected = projection.dense(normalized(joined, projection.norm, 0.5))
+    torch.testing.assert_close(projection(hidden_states, vector), nn.functional.gelu(expected))
 
 
-def test_the_depth_projection_in_half_precision_is_as_exact_as_the_joined_one(vit):
-    projection = randomize(DepthProjection(vit.config(layer_norm_eps=1e-6)))
-    generator = torch.Generator().manual_seed(0)
-    hidden_states, vector = 3 + torch.randn(64, 5, 32, generator=generator), torch.randn(32, generator=generator)
-    exact = joined_reference(projection, hidden_states, vector)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual, reference = (f(projection, hidden_states, vector) for f in (DepthProjection.forward, joined_reference))
-    assert actual.dtype == reference.dtype
-    assert (actual - exact).square().mean() < 1.5 * (reference - exact).square().mean()
-    weights = copy.deepcopy(projection).to(torch.bfloat16)
-    arguments = (weights, hidden_states.to(torch.bfloat16), vector.to(torch.bfloat16))
-    actual, reference = DepthProjection.forward(*arguments), joined_reference(*arguments)
-    assert actual.dtype == torch.bfloat16
-    assert (actual - exact).square().mean() < 1.5 * (reference - exact).square().mean()
+def test_the_depth_projection_of_constant_tokens_is_finite(vit):
+    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=1)))
+    output = projection(torch.ones(1, 2, 32), torch.ones(1))
+    torch.testing.assert_close(output, nn.functional.gelu(projection.dense(projection.norm.bias)).expand(1, 2, 32))
 
 
-def test_the_depth_vector_is_not_copied_to_every_token(vit):
-    projection, saved = randomize(DepthProjection(vit.config())), {}
-    hidden_states = torch.randn(2, 100, 32, requires_grad=True)
+def test_the_position_head_is_layernorm_linear_of_the_mean_token(vit):
+    head = randomize(PositionHead(vit.config(layer_norm_eps=0.5))).double()
+    hidden_states = torch.randn(2, 5, 32, dtype=torch.double)
+    expected = head.dense(normalized(hidden_states.mean(dim=1), head.norm, 0.5))
+    torch.testing.assert_close(head(hidden_states), expected)
 
-    def pack(tensor):
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        projection(hidden_states, torch.randn(32))
-    # The normalised tokens and the input of GELU; the parts of a joint copy would be twice as large
-    assert sum(nbytes >= hidden_states.nbytes for nbytes in saved.values()) == 2
-    assert max(saved.values()) == hidden_states.nbytes
+def test_second_derivatives_of_the_depth_projection_are_exact(vit):
+    projection = randomize(DepthProjection(vit.config(hidden_size=4, depth_embedding_dim=3))).double()
+    inputs = (torch.randn(2, 2, 4, dtype=torch.double), torch.randn(3, dtype=torch.double))
+    assert torch.autograd.gradgradcheck(projection, tuple(each.requires_grad_() for each in inputs))
+
+
+@torch.no_grad()
+def test_the_depth_projection_is_added_before_the_block(architecture, batch):
+    model, plain = architecture.classifier(depth_embedding=True).eval(), architecture.plain_classifier().eval()
+    randomize(model)
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    base, hidden_states = model.base_model, model.base_model.embeddings(batch["pixel_values"])
+    for position, index in enumerate([2, 0]):
+        vector = base.depth_embedding.weight[position]
+        hidden_states = hidden_states + base.layers[index].depth_projection(hidden_states, vector)
+        hidden_states = plain.base_model.layers[index](hidden_states)
+    expected = model.classifier(base.layernorm(hidden_states)[:, 0])
+    torch.testing.assert_close(model(batch["pixel_values"], execution_order=[2, 0]).logits, expected)
+
+
+def test_a_fresh_deit_with_depth_embedding_is_finite_in_fp16(architecture, batch):
+    model = architecture.classifier(depth_embedding=True, layer_norm_eps=1e-12).train()
+    with torch.autocast("cpu", torch.float16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.isfinite().all()] == []
 
 
 def test_a_layer_is_told_its_position_not_its_index(vit, batch):
@@ -338,13 +355,70 @@ def test_the_position_head_reads_the_mean_of_the_output_tokens(vit, batch):
 
 def test_positions_beyond_the_depth_are_left_out_of_the_position_loss():
     logits = torch.randn(3, 6, 4)
-    assert torch.equal(_position_loss(logits), _position_loss(logits[:, :4]))
+    assert torch.equal(position_loss(logits), position_loss(logits[:, :4]))
 
 
-def test_the_position_loss_of_micro_batches_adds_up_to_that_of_the_batch():
-    logits = torch.randn(6, 4, 4)
-    parts = sum(_position_loss(part, num_items_in_batch=torch.tensor(6)) for part in logits.split([4, 2]))
-    torch.testing.assert_close(parts, _position_loss(logits))
+LABELS = {
+    "none": (None, [0, 1, 2, 3, 4, 5]),
+    "classes": (torch.arange(6), [0, 1, 2, 3, 4, 5]),
+    "a column": (torch.arange(6)[:, None], [0, 1, 2, 3, 4, 5]),
+    "one of six": (torch.tensor([-100, -100, 2, -100, -100, -100]), [2]),
+    "several classes": (torch.ones(6, 5), [0, 1, 2, 3, 4, 5]),
+    "several classes, rows left out": (torch.tensor([1.0, -100, 0, 1, -100, 1])[:, None].expand(6, 5), [0, 2, 3, 5]),
+    "no image": (torch.full((6,), -100), []),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("sizes", [[6], [4, 2], [1, 2, 3]])
+def test_the_position_loss_is_the_mean_over_images_that_count(labels, sizes):
+    labels, images = LABELS[labels]
+    logits = torch.randn(6, 4, 4).requires_grad_()
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), torch.arange(4).repeat(6), reduction="none")
+    expected = losses.view(6, 4)[images].mean() if images else 0 * losses.sum()
+    num_items = 6 if labels is None else (labels != -100).sum()  # as the Trainer counts
+    parts = logits.split(sizes)
+    part_labels = [None] * len(parts) if labels is None else labels.split(sizes)
+    actual = sum(position_loss(part, each, num_items) for part, each in zip(parts, part_labels))
+    for loss in (actual, position_loss(logits, labels)):
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (loss, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+def test_the_count_of_the_trainer_does_not_change_the_loss_of_a_whole_batch(vit, batch, problem_type):
+    model = vit.classifier(position_predictor=True, problem_type=problem_type).train()
+    labels = batch["labels"]
+    if problem_type == "multi_label_classification":
+        labels = nn.functional.one_hot(labels, 5).float()
+    num_items = (labels != -100).sum()
+    losses = [
+        model(batch["pixel_values"], labels=labels, **kwargs).loss
+        for kwargs in ({}, {"num_items_in_batch": num_items})
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_an_image_without_label_gives_no_loss(vit, batch):
+    model = randomize(vit.classifier(position_predictor=True)).train()
+    some = {name: tensor[2:3] for name, tensor in batch.items()}
+    labels = torch.where(torch.arange(6) == 2, batch["labels"], -100)
+    torch.testing.assert_close(model(batch["pixel_values"], labels=labels).loss, model(**some).loss)
+    model(batch["pixel_values"], labels=torch.full((6,), -100)).loss.backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())  # NaN would be any
+
+
+def test_micro_batches_give_the_gradients_of_the_batch(vit, batch):
+    model = randomize(vit.classifier(position_predictor=True)).train()
+    batch["labels"][[0, 4]] = -100
+    model(**batch).loss.backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    for part in (slice(0, 1), slice(1, 3), slice(3, 6)):
+        micro_batch = {name: tensor[part] for name, tensor in batch.items()}
+        model(**micro_batch, num_items_in_batch=torch.tensor(4)).loss.backward()
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected)
 
 
 # --- Bad input ---
@@ -382,6 +456,12 @@ def test_labels_of_other_problem_types_are_left_to_transformers(vit, batch):
     model = vit.classifier(problem_type="multi_label_classification").train()
     loss = model(batch["pixel_values"], labels=torch.randint(2, (6, 5)).float()).loss
     assert loss.isfinite()
+
+
+def test_left_out_labels_of_several_classes_are_refused(vit, batch):
+    model = vit.classifier(problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="several classes an image hold -100"):
+        model(batch["pixel_values"], labels=torch.full((6, 5), -100.0))
 
 
 @pytest.mark.parametrize(("shape", "message"), [((2, 3, 12, 12), "Input image size"), ((2, 1, 8, 8), "channel")])
@@ -484,3 +564,141 @@ def test_fsdp_and_device_maps_find_the_layer_class(architecture):
     names = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= names
     assert type(model.base_model.layers[0]).__name__ in model._no_split_modules
+
+
+@pytest.mark.parametrize("flags", [{}, EXTRAS])
+def test_gradients_of_single_images_by_torch_func(architecture, batch, flags):
+    model = randomize(architecture.classifier(attn_implementation="eager", **flags)).train()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, image, label):
+        return functional_call(model, parameters, kwargs={"pixel_values": image[None], "labels": label[None]}).loss
+
+    actual = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, batch["pixel_values"], batch["labels"])
+    for i in (0, 5):
+        model.zero_grad()
+        loss(parameters, batch["pixel_values"][i], batch["labels"][i]).backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(actual[name][i], parameter.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", ["dense"]])
+def test_lora_takes_effect_before_it_is_merged(vit, batch, target_modules):
+    lora = peft.get_peft_model(vit.classifier(**EXTRAS), peft.LoraConfig(target_modules=target_modules, r=2)).train()
+    lora(**batch).loss.backward()
+    trained = {name: parameter for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert sum("depth_projection" in name for name in trained) == 8
+    assert [name for name, parameter in trained.items() if parameter.grad is None] == []
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            if "depth_projection" in name:
+                parameter.add_(torch.randn_like(parameter))
+        lora.eval()
+        whole, adapted = lora.get_base_model(), lora(**batch).logits
+        with lora.disable_adapter():
+            assert (whole(**batch).logits - adapted).abs().max() > 0.01
+        torch.testing.assert_close(lora.merge_and_unload()(**batch).logits, adapted, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_weights_offloaded_to_disk_give_the_same(architecture, batch, tmp_path):
+    model = randomize(architecture.classifier(**EXTRAS)).eval()
+    expected = model(**batch, execution_order=[3, 0, 2])
+    disk_offload(model, tmp_path, execution_device="cpu")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    actual = model(**batch, execution_order=[3, 0, 2])
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.position_logits, expected.position_logits)
+
+
+@torch.no_grad()
+def test_a_dynamically_quantized_model_is_near_the_model(vit, batch):
+    model = randomize(vit.classifier(depth_embedding=True), seed=1).eval()
+    expected = model(**batch).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that torchao will replace it
+        quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    assert type(quantized.vit.layers[0].depth_projection.dense) is not nn.Linear
+    actual = quantized(**batch).logits
+    assert nn.functional.cosine_similarity(actual, expected).min() > 0.98 and not torch.equal(actual, expected)
+
+
+# --- The whole model as one graph ---
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("flags", "order"),
+    [({}, None), (EXTRAS, None), ({"shuffle_mode": "arbitrary"}, [3, 1, 0]), ({"execution_order": [2, 0]}, None)],
+)
+def test_an_order_that_does_not_change_compiles_to_one_graph(vit, batch, training, flags, order):
+    torch.compiler.reset()
+    model = randomize(vit.classifier(**flags)).train(training)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    expected, actual = (each(**batch, execution_order=order) for each in (model, compiled))
+    assert torch.equal(actual.loss, expected.loss) and torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.execution_order, expected.execution_order)
+    torch.compiler.reset()
+
+
+def test_random_orders_still_run_in_a_compiled_model(vit, batch):
+    torch.compiler.reset()
+    model = vit.classifier(shuffle_mode="arbitrary").train()
+    compiled = torch.compile(model, backend="eager")
+    model.vit.seed_execution_order(0)
+    expected = [model(**batch).execution_order.tolist() for _ in range(3)]
+    model.vit.seed_execution_order(0)
+    assert [compiled(**batch).execution_order.tolist() for _ in range(3)] == expected
+    assert compiled(**batch, execution_order=torch.tensor([2, 1])).execution_order.tolist() == [2, 1]
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("flags", "order"), [({}, None), (EXTRAS, None), ({}, [3, 1, 0])])
+def test_strict_export_of_an_order_that_does_not_change(vit, batch, training, flags, order):
+    model = randomize(vit.classifier(**flags)).train(training)
+    inputs = {"pixel_values": batch["pixel_values"]} | ({"execution_order": order} if order else {})
+    shapes = {"pixel_values": {0: torch.export.Dim("batch", min=2)}} | (
+        {"execution_order": [None] * 3} if order else {}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=True).module()
+    inputs["pixel_values"] = batch["pixel_values"][:4]
+    expected, actual = model(**inputs), exported(**inputs)
+    torch.testing.assert_close(actual.logits, expected.logits)
+    assert torch.equal(actual.execution_order, expected.execution_order)
+
+
+# --- Layers cut by hand ---
+
+
+@pytest.mark.parametrize("flags", [{}, EXTRAS])
+def test_layers_cut_by_hand_are_refused_with_the_remedy(architecture, batch, tmp_path, flags):
+    model = randomize(architecture.classifier(**flags)).eval()
+    expected = model(batch["pixel_values"], execution_order=[0, 1]).logits
+    model.base_model.layers = model.base_model.layers[:2]
+    for use in (
+        lambda: model(**batch),
+        lambda: model.save_pretrained(tmp_path / "cut"),
+        lambda: ls.to_plain_vit(model),
+    ):
+        with pytest.raises(ValueError, match=r"has 2 layers.*is 4.*prune_layers\(model, \[0, 1\]\)"):
+            use()
+    assert not (tmp_path / "cut").exists()
+    model = ls.prune_layers(model, [0, 1])  # as the message says
+    model.save_pretrained(tmp_path / "pruned")
+    loaded = architecture.classifier_class.from_pretrained(tmp_path / "pruned").eval()
+    torch.testing.assert_close(loaded(batch["pixel_values"]).logits, expected)
+
+
+def test_the_depth_of_vectors_and_heads_is_checked_too(architecture, batch, tmp_path):
+    for flag in EXTRAS:
+        model = architecture.classifier(**{flag: True})
+        model.base_model.layers, model.config.num_hidden_layers = model.base_model.layers[:2], 2
+        with pytest.raises(ValueError, match=r"has 2 layers, but the number of .* is 4"):
+            model.save_pretrained(tmp_path)
+    model = architecture.classifier()
+    model.base_model.layers, model.config.num_hidden_layers = model.base_model.layers[:2], 2
+    model.save_pretrained(tmp_path)
+    assert len(architecture.classifier_class.from_pretrained(tmp_path).base_model.layers) == 2

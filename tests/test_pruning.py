@@ -1,8 +1,9 @@
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import record_layer_calls, run_python
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, BertConfig, BertModel
 
 import hf_layershuffle as ls
 from hf_layershuffle.evaluation import score_execution_orders
@@ -111,7 +112,7 @@ def test_a_saved_pruned_model_loads_in_a_fresh_process(vit, batch, tmp_path):
     code = """
 import sys, torch
 import hf_layershuffle
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, BertConfig, BertModel
 
 model, info = AutoModelForImageClassification.from_pretrained(sys.argv[1] + "/pruned", output_loading_info=True)
 assert not any(info.values()), info
@@ -139,6 +140,46 @@ print(model.num_parameters())
 def test_bad_layers_are_refused(vit, keep, message):
     with pytest.raises(ValueError, match=message):
         prune_layers(vit.classifier(), keep)
+
+
+@pytest.mark.parametrize("kind", ["peft model", "its base model", "adapter of transformers"])
+def test_models_with_adapters_are_refused_with_the_remedy(architecture, batch, kind):
+    model, lora = (
+        lively(architecture.classifier()),
+        peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
+    if kind == "adapter of transformers":
+        model.add_adapter(lora)
+    else:
+        adapted = peft.get_peft_model(model, lora).eval()
+        model = adapted if kind == "peft model" else adapted.get_base_model()
+    with pytest.raises(ValueError, match=r"holds adapters of PEFT.*prune `peft_model.merge_and_unload\(\)`"):
+        prune_layers(model, [0, 2])
+    if kind == "peft model":  # as the message says
+        expected = adapted(**batch, execution_order=[0, 2]).logits
+        found = prune_layers(adapted.merge_and_unload(), [0, 2])(**batch).logits
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_models_are_refused(vit):
+    bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
+    for model, what in (
+        (bert, r"BertModel \(model type 'bert'\)"),
+        ("outputs/model", "str"),
+        (vit.classifier().vit.layers, "ModuleList"),
+    ):
+        with pytest.raises(ValueError, match=f"`model` is a {what}; pass a LayerShuffle, ViT or DeiT model"):
+            prune_layers(model, [0])
+
+
+def test_a_plain_model_whose_layers_were_cut_by_hand_is_pruned_to_its_layers(architecture, batch):
+    plain = lively(architecture.plain_classifier())
+    plain.base_model.layers = plain.base_model.layers[1:]
+    pruned = prune_layers(plain, [0, 1, 2])
+    assert pruned.config.num_hidden_layers == pruned.config.pruned_from["num_layers"] == 3
+    torch.testing.assert_close(pruned(**batch).logits, plain(**batch).logits)
+    ours = ls.layerwise.as_layershuffle(plain)
+    assert torch.equal(ours(**batch).logits, plain(**batch).logits) and ours.config.num_hidden_layers == 3
 
 
 def test_layers_for_a_speedup():

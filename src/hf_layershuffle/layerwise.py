@@ -56,14 +56,16 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificatio
     """The model itself if it is a LayerShuffle classifier; a plain ViT or DeiT classifier as one that shares its weights.
 
     Raises:
-        `ValueError`: if the model is of another type, or not a classifier.
+        `ValueError`: if the model is of another type, or not a classifier, or its layers were cut by hand.
     """
     if isinstance(model, LayerShuffleForImageClassificationMixin):
+        model.base_model.check_depth()
         return model
     plain_class, config_class, model_class = classes_of(model.config.model_type, type(model).__name__)
     if not isinstance(model, plain_class):
         raise ValueError(f"{type(model).__name__} is not an image classifier; pass a {plain_class.__name__}.")
-    config = config_class.from_dict({**model.config.to_dict(), "model_type": config_class.model_type})
+    fields = {"model_type": config_class.model_type, "num_hidden_layers": len(model.base_model.layers)}
+    config = config_class.from_dict({**model.config.to_dict(), **fields})
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         twin = model_class(config)

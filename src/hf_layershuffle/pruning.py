@@ -17,16 +17,19 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
     """A model of the same class that has only the layers `keep`, in that order.
 
     It computes the logits of `model(..., execution_order=keep)` in its sequential order, and saves, loads, trains and
-    publishes as any model. `config.pruned_from` records the layers and where they come from. Where it has a depth embedding or position heads, they know `len(keep)` positions. A stored
-    evaluation order of particular layers becomes `"sequential"`.
+    publishes as any model. `config.pruned_from` records the layers and where they come from. Where it has a depth embedding
+    or position heads, they know `len(keep)` positions. A stored evaluation order of particular layers becomes `"sequential"`.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT model; it is not changed, and shares no weights with the result.
+        model: A LayerShuffle, ViT or DeiT model, also one whose layers were cut by hand; it is not changed, and shares no
+            weights with the result.
         keep (`list[int]`): Layer indices, each at most once, in the order in which they shall run.
 
     Raises:
-        `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist.
+        `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist, or if the model is of
+            another type or holds adapters.
     """
+    _check_model(model)
     num_layers = len(model.base_model.layers)
     keep = _check_layers(keep, num_layers)
     pruned = copy.deepcopy(model)
@@ -34,14 +37,26 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
     encoder.layers = nn.ModuleList([encoder.layers[layer] for layer in keep])
     if getattr(encoder, "depth_embedding", None) is not None:
         _keep_rows(encoder.depth_embedding, len(keep))
-        encoder.depth_embedding.num_embeddings = len(keep)
+        encoder.depth_embedding.num_embeddings = len(encoder.depth_embedding.weight)
     for layer in encoder.layers:
         if getattr(layer, "position_head", None) is not None:
             _keep_rows(layer.position_head.dense, len(keep))
-            layer.position_head.dense.out_features = len(keep)
-    pruned.config.pruned_from = _describe_origin(model.config, keep)
+            layer.position_head.dense.out_features = len(layer.position_head.dense.weight)
+    pruned.config.pruned_from = _describe_origin(model.config, num_layers, keep)
     _shorten_config(pruned.config, len(keep))
     return pruned
+
+
+def _check_model(model) -> None:
+    if isinstance(model, nn.Module) and any(type(each).__module__.startswith("peft.") for each in model.modules()):
+        raise ValueError(
+            f"This {type(model).__name__} holds adapters of PEFT, which belong to the layers of the whole model; prune "
+            "`peft_model.merge_and_unload()` instead."
+        )
+    model_type = model.config.model_type if isinstance(model, PreTrainedModel) else None
+    if model_type is None or not isinstance(getattr(model.base_model, "layers", None), nn.ModuleList):
+        what = f"a {type(model).__name__}" + (f" (model type '{model_type}')" if model_type else "")
+        raise ValueError(f"`model` is {what}; pass a LayerShuffle, ViT or DeiT model.")
 
 
 def _check_layers(keep, num_layers: int) -> list[int]:
@@ -60,13 +75,13 @@ def _check_layers(keep, num_layers: int) -> list[int]:
     return layers
 
 
-def _describe_origin(config, keep: list[int]) -> dict:
+def _describe_origin(config, num_layers: int, keep: list[int]) -> dict:
     """`{"model", "num_layers", "layers"}`: of which model, with how many layers, which were kept. Pruned again, a model
     still names the layers of the first."""
     earlier = getattr(config, "pruned_from", None)
     if earlier is not None:
         return {**earlier, "layers": [earlier["layers"][layer] for layer in keep]}
-    return {"model": public_name(config.name_or_path), "num_layers": config.num_hidden_layers, "layers": keep}
+    return {"model": public_name(config.name_or_path), "num_layers": num_layers, "layers": keep}
 
 
 def _keep_rows(module: nn.Module, num_rows: int) -> None:
