@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 import hf_layershuffle as ls
-from hf_layershuffle.modeling_layershuffle import DepthProjection, _position_loss
+from hf_layershuffle.modeling_layershuffle import DepthProjection, position_loss
 
 
 EXTRAS = {"depth_embedding": True, "position_predictor": True}
@@ -310,7 +310,7 @@ def test_a_layer_is_told_its_position_not_its_index(vit, batch):
 # --- Position predictor ---
 
 
-def test_the_position_loss_belongs_to_training_only(architecture, batch):
+def test_theposition_loss_belongs_to_training_only(architecture, batch):
     model = randomize(architecture.classifier(position_predictor=True, position_loss_weight=0.5))
     order = [2, 0, 3, 1]
     evaluation = model.eval()(**batch, execution_order=order)
@@ -336,15 +336,15 @@ def test_the_position_head_reads_the_mean_of_the_output_tokens(vit, batch):
         assert torch.equal(output.position_logits[:, position], expected)
 
 
-def test_positions_beyond_the_depth_are_left_out_of_the_position_loss():
+def test_positions_beyond_the_depth_are_left_out_of_theposition_loss():
     logits = torch.randn(3, 6, 4)
-    assert torch.equal(_position_loss(logits), _position_loss(logits[:, :4]))
+    assert torch.equal(position_loss(logits), position_loss(logits[:, :4]))
 
 
-def test_the_position_loss_of_micro_batches_adds_up_to_that_of_the_batch():
+def test_theposition_loss_of_micro_batches_adds_up_to_that_of_the_batch():
     logits = torch.randn(6, 4, 4)
-    parts = sum(_position_loss(part, num_items_in_batch=torch.tensor(6)) for part in logits.split([4, 2]))
-    torch.testing.assert_close(parts, _position_loss(logits))
+    parts = sum(position_loss(part, num_items_in_batch=torch.tensor(6)) for part in logits.split([4, 2]))
+    torch.testing.assert_close(parts, position_loss(logits))
 
 
 # --- Bad input ---

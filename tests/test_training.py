@@ -9,7 +9,7 @@ from conftest import record_layer_calls
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_layershuffle as ls
 
@@ -100,19 +100,6 @@ def test_accuracy_is_an_offline_evaluate_metric():
     metric.add_batch(predictions=[0, 1], references=[0, 0])
     metric.add_batch(predictions=np.array([2, 2]), references=np.array([2, 2]))
     assert metric.compute() == {"accuracy": 0.75}
-
-
-def test_compute_metrics_over_orders():
-    labels = np.array([0, 1, 1, 0])
-    logits = np.array([[1, 0], [0, 1], [1, 0], [1, 0]])
-    by_order = np.array([[0, 1], [1, 1], [1, 0], [0, 1]])  # accuracies 1 and 0.25
-    assert ls.compute_metrics(EvalPrediction(logits, labels)) == {"accuracy": 0.75}
-    assert ls.compute_metrics(EvalPrediction((logits, by_order), labels)) == {
-        "accuracy": 0.75,
-        "arbitrary_accuracy": 0.625,
-        "arbitrary_accuracy_std": 0.375,
-        "arbitrary_accuracy_min": 0.25,
-    }
 
 
 @pytest.mark.parametrize("extras", [{}, {"depth_embedding": True, "position_predictor": True}])

@@ -401,8 +401,8 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
             self._check_labels(labels)
             loss = self.loss_function(labels, logits, self.config, **kwargs)
             if self.training and outputs.position_logits is not None:
-                position_loss = _position_loss(outputs.position_logits, kwargs.get("num_items_in_batch"))
-                loss = loss + self.config.position_loss_weight * position_loss
+                auxiliary_loss = position_loss(outputs.position_logits, labels, kwargs.get("num_items_in_batch"))
+                loss = loss + self.config.position_loss_weight * auxiliary_loss
 
         return LayerShuffleImageClassifierOutput(
             loss=loss,
@@ -427,19 +427,31 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
             )
 
 
-def _position_loss(position_logits: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """Cross-entropy of the predicted positions, mean over positions and batch (arXiv 2407.04513).
+def position_loss(position_logits: torch.Tensor, labels=None, num_items_in_batch=None) -> torch.Tensor:
+    """Cross-entropy of the predicted positions, mean over positions and images (arXiv 2407.04513).
 
-    `position_logits` has shape `(batch_size, positions, num_layers)`. Positions beyond the depth (orders with repeats) have no
-    class and are left out. `num_items_in_batch` is the Trainer's count of images in all micro-batches of a step, by
-    which the class loss is divided too.
+    Args:
+        position_logits (`torch.FloatTensor` of shape `(batch_size, positions, num_layers)`): Positions beyond the depth
+            (orders with repeats) have no class and are left out.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*): Images without a label
+            other than -100 are left out.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*): The Trainer's count of labels in all micro-batches of a
+            step, by which the class loss is divided too.
     """
     num_layers = position_logits.shape[-1]
     position_logits = position_logits[:, :num_layers]
     batch_size, positions = position_logits.shape[:2]
     targets = torch.arange(positions, device=position_logits.device).expand(batch_size, -1)
-    loss = nn.functional.cross_entropy(position_logits.flatten(0, 1).float(), targets.flatten())
-    return loss if num_items_in_batch is None else loss * batch_size / num_items_in_batch
+    losses = nn.functional.cross_entropy(position_logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    losses, columns = losses.view(batch_size, positions).mean(dim=1), 1
+    num_images = torch.tensor(batch_size, device=losses.device)
+    if labels is not None:
+        labels = labels.to(losses.device).reshape(batch_size, -1)
+        is_counted, columns = (labels != -100).any(dim=1), labels.shape[1]
+        losses, num_images = torch.where(is_counted, losses, 0.0), is_counted.sum()
+    if num_items_in_batch is None:
+        return losses.sum() / num_images.clamp(min=1)
+    return losses.sum() * columns / num_items_in_batch
 
 
 def _is_sharded(model: nn.Module) -> bool:
