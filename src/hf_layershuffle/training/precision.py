@@ -40,6 +40,18 @@ def use_float32_weights(model) -> torch.dtype | None:
     return next((parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF_PRECISIONS), None)
 
 
+def check_mixed_precision(model, mixed_precision: str) -> None:
+    """Raises a `ValueError` if frozen parameters are in one half precision and mixed precision (`"bf16"`, `"fp16"` or another)
+    is the other: PyTorch's autocast knows no way from one to the other."""
+    other = {"bf16": torch.float16, "fp16": torch.bfloat16}.get(mixed_precision)
+    if any(parameter.dtype == other and not parameter.requires_grad for parameter in model.parameters()):
+        name = str(other).removeprefix("torch.")
+        raise ValueError(
+            f"The model has frozen weights in {name}, which cannot be run in `{mixed_precision}`. Load it in float32 or in the "
+            "precision of the training: from_pretrained(..., dtype=...)."
+        )
+
+
 def _has_frozen_base(model) -> bool:
     names = ("peft_config", "_hf_peft_config_loaded", "is_quantized")
     return any(bool(getattr(model, name, False)) for name in names)

@@ -19,7 +19,7 @@ from .hub_pushes import HubMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .nonfinite import NonFiniteWatch, largest_weight
-from .precision import use_float32_weights
+from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 
 
@@ -97,6 +97,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         # Before a checkpoint is loaded, whose weights would be rounded
         if not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False):
             self._base_precision = use_float32_weights(self.model) or self._base_precision
+            check_mixed_precision(self.model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         return super().train(*args, **kwargs)
 
