@@ -1,6 +1,7 @@
-"""Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py CHECK"""
+"""Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py CHECK ..."""
 
 import copy
+import functools
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
+from hf_layershuffle.modeling_layershuffle import position_loss
 
 
 TINY = dict(
@@ -158,32 +160,119 @@ def check_distillation(rank: int):
     torch.optim.SGD(expected.parameters(), lr=0.1).step()
     with tempfile.TemporaryDirectory() as folder:
         for average in (True, False):
-            args = ls.LayerShuffleTrainingArguments(
-                folder,
-                average_tokens_across_devices=average,
-                per_device_train_batch_size=4,
-                gradient_accumulation_steps=2,
-                max_steps=1,
-                optim="sgd",
-                learning_rate=0.1,
-                lr_scheduler_type="constant",
-                max_grad_norm=0,
-                use_cpu=True,
-                save_strategy="no",
-                report_to="none",
-            )
-            assert args.world_size == 2
             student = copy.deepcopy(model)
-            ls.LayerShuffleTrainer(student, args, train_dataset=FullBatch(), teacher_model=teacher).train()
+            trainer_class = functools.partial(ls.LayerShuffleTrainer, teacher_model=teacher)
+            trained_by(student, folder, trainer_class, average_tokens_across_devices=average)
             for (name, parameter), other in zip(student.named_parameters(), expected.parameters()):
                 torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {average}")
+
+
+class OwnLoss(ls.LayerShuffleTrainer):
+    """Means over a micro-batch, of outputs that know no labels."""
+
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = F.cross_entropy(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+def trained_by(model, folder, trainer_class=ls.LayerShuffleTrainer, dataset=None, compute_loss_func=None, **kwargs):
+    options = dict(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+    )
+    args = ls.LayerShuffleTrainingArguments(folder, **{**options, **kwargs})
+    assert args.world_size == 2
+    trainer = trainer_class(model, args, train_dataset=dataset or FullBatch(), compute_loss_func=compute_loss_func)
+    trainer.train()
+    return trainer
+
+
+def check_losses_outside_forward(rank: int):
+    """With gradient checkpointing, which leaves no room for parameters without gradient, each takes the step of one process
+    with all images, the position loss included."""
+    batch = FullBatch.batch
+    smoothed = functools.partial(F.cross_entropy, label_smoothing=0.1)
+
+    def of_a_step(outputs, labels, num_items_in_batch):
+        return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    with tempfile.TemporaryDirectory() as folder:
+        for cross_entropy, options in (
+            (smoothed, {"label_smoothing_factor": 0.1}),
+            (F.cross_entropy, {"compute_loss_func": of_a_step}),
+            (F.cross_entropy, {"trainer_class": OwnLoss}),
+        ):
+            expected, model = (build(position_predictor=True, position_loss_weight=2.0) for _ in "12")
+            outputs = expected(batch["pixel_values"])
+            loss = cross_entropy(outputs.logits, batch["labels"]) + 2 * position_loss(outputs.position_logits)
+            loss.backward()
+            torch.optim.SGD(expected.parameters(), lr=0.1).step()
+            trained_by(model, folder, gradient_checkpointing=True, **options)
+            for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
+                torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {options}")
+
+
+class BrokenImages(FullBatch):
+    """The images of one process are not finite from the third step on."""
+
+    def __init__(self, rank: int):
+        self.rank, self.num_read = rank, 0
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        self.num_read += 1
+        return (
+            item
+            if self.rank == 0 or self.num_read <= 16
+            else {**item, "pixel_values": item["pixel_values"] * torch.nan}
+        )
+
+
+def check_layerdrop_and_stops(rank: int):
+    with tempfile.TemporaryDirectory() as folder:
+        for flags in ({}, {"shuffle_mode": "arbitrary"}, {"shuffle_mode": "window", "shuffle_window": 1}):
+            model = build(layerdrop=0.5, position_predictor=True, **flags)
+            before = copy.deepcopy(model)
+            trainer = trained_by(model, folder, gradient_checkpointing=True, max_steps=4)
+            assert trainer.state.global_step == 4
+            digests = [None, None]
+            dist.all_gather_object(digests, [parameter.sum().item() for parameter in model.parameters()])
+            assert digests[0] == digests[1]
+            assert not torch.equal(model.classifier.weight, before.classifier.weight)
+    # Both stop, though each waits for the other, and before the step is saved
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [None, None]
+        dist.all_gather_object(folders, folder)
+        try:
+            options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 9, "num_train_epochs": 9}
+            trained_by(build(), folders[0], dataset=BrokenImages(rank), **options)
+        except ValueError as error:
+            assert "loss of step 3 is not finite" in str(error) and "checkpoint-2'" in str(error), error
+        else:
+            raise AssertionError("training went on")
+        dist.barrier()
+        saved = sorted(name for name in os.listdir(folders[0]) if name.startswith("checkpoint"))
+        assert saved == ["checkpoint-1", "checkpoint-2"], saved
+        dist.barrier()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    globals()[f"check_{sys.argv[1]}"](dist.get_rank())
-    print(f"rank {dist.get_rank()}: {sys.argv[1]} passed", flush=True)
+    for name in sys.argv[1:]:
+        globals()[f"check_{name}"](dist.get_rank())
+        print(f"rank {dist.get_rank()}: {name} passed", flush=True)
     dist.destroy_process_group()
     # On a busy machine torch 2.13 aborts now and then while the interpreter ends, after FSDP2 on the CPU: "terminate called
     # without an active exception", with no Python frame. The check has passed by then; one that fails does not come here.

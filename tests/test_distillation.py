@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import hf_layershuffle as ls
+from hf_layershuffle.modeling_layershuffle import position_loss
 from hf_layershuffle.training.distillation import distillation_loss
 
 
@@ -49,14 +50,17 @@ def test_the_loss_is_the_divergence_of_softened_probabilities():
     expected[1] = 0
     assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert not distillation_loss(logits, logits, torch.zeros(3), temperature=2.0).any()
+    # Without labels all images count; one that is left out counts for nothing, whatever the teacher says of it
+    losses_of_all = distillation_loss(logits, teacher_logits, None, temperature=2.0)
+    assert losses_of_all[[0, 2]].equal(losses[[0, 2]]) and losses_of_all[1] > 0
+    teacher_logits[1] = torch.nan
+    assert distillation_loss(logits, teacher_logits, torch.tensor([1, -100, 4]), temperature=2.0).equal(losses)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
 def test_a_step_follows_the_gradient_of_the_weighted_sum(vit, tmp_path, micro_batches, label_smoothing_factor):
-    flags = {
-        "position_predictor": label_smoothing_factor == 0
-    }  # the Trainer's label smoothing drops the model's own loss
+    flags = {"position_predictor": True, "position_loss_weight": 0.5}
     teacher, model, expected = strong_teacher(vit), vit.classifier(**flags), vit.classifier(**flags)
     data = RandomImages()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
@@ -65,9 +69,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_sum(vit, tmp_path, micro_ba
     class_loss = outputs.loss
     if label_smoothing_factor:
         class_loss = F.cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing_factor)
-    elif flags["position_predictor"]:  # averages over all images, the Trainer over those with a label
-        own = F.cross_entropy(outputs.logits, labels)
-        class_loss = own + (class_loss - own) * 40 / 39
+        class_loss = class_loss + 0.5 * position_loss(outputs.position_logits, labels)
     with torch.no_grad():
         targets = (teacher.eval()(data.images).logits / 3).softmax(-1)
     divergence = F.kl_div((outputs.logits / 3).log_softmax(-1), targets, reduction="none").sum(-1)
@@ -114,6 +116,56 @@ def test_the_model_learns_the_teachers_answers(vit, tmp_path):
     assert not teacher.training
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+class Unlabelled(torch.utils.data.Dataset):
+    def __init__(self):
+        self.items = RandomImages()
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.items[index]["pixel_values"]}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_images_without_labels_are_learnt_from_the_teacher_alone(vit, tmp_path, micro_batches):
+    teacher, model, expected = strong_teacher(vit), vit.classifier(), vit.classifier()
+    images = torch.stack([item["pixel_values"] for item in map(Unlabelled().__getitem__, range(16))])
+    with torch.no_grad():
+        targets = (teacher.eval()(images).logits / 4).softmax(-1)
+    loss = F.kl_div((expected.train()(images).logits / 4).log_softmax(-1), targets, reduction="batchmean")
+    (16 * loss).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.1).step()
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "max_steps": 1}
+    options |= {"per_device_train_batch_size": 16 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    trainer = trainer_of(model, teacher, tmp_path, distillation_weight=1, lr_scheduler_type="constant", **options)
+    trainer.train_dataset = Unlabelled()
+    trainer.train()
+    for (name, parameter), other in zip(model.named_parameters(), expected.named_parameters()):
+        torch.testing.assert_close(parameter, other[1], atol=1e-5, rtol=1e-4, msg=name)
+    trainer = trainer_of(model, teacher, tmp_path, distillation_weight=0.9)
+    trainer.train_dataset = Unlabelled()
+    with pytest.raises(ValueError, match=r"no labels, .* `distillation_weight` is 0.9. Set it to 1"):
+        trainer.train()
+
+
+def test_a_teacher_that_is_not_finite_is_refused(vit, tmp_path):
+    teacher = vit.plain_classifier()
+    with torch.no_grad():
+        teacher.vit.layernorm.bias[3] = torch.nan
+    with pytest.raises(ValueError, match=r"`teacher_model` holds numbers that are not finite in 'vit.layernorm.bias'"):
+        trainer_of(vit.classifier(), teacher, tmp_path)
+    teacher = vit.plain_classifier()
+    teacher.classifier.register_forward_hook(lambda module, args, output: output * torch.inf)
+    model = vit.classifier()
+    with pytest.raises(ValueError, match=r"the teacher's answer of step 1 is not finite.*Pass a teacher"):
+        trainer_of(model, teacher, tmp_path).train()
+    trainer = trainer_of(model, teacher, tmp_path, max_steps=1)
+    trainer.train_dataset.labels = torch.full((40,), -100)  # what it says of images that are left out does not matter
+    trainer.train()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_evaluation_is_without_the_teacher(vit, tmp_path):

@@ -8,13 +8,20 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from conftest import REPOSITORY, run_command
 
 
-@pytest.mark.parametrize("check", ["ddp_gradients", "fsdp2_training", "fsdp2_refusal", "distillation"])
-def test_two_processes(check):
+# In few launches: each takes as long as most checks
+CHECKS = (
+    ["ddp_gradients", "fsdp2_training", "fsdp2_refusal"],
+    ["distillation", "losses_outside_forward", "layerdrop_and_stops"],
+)
+
+
+@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer"])
+def test_two_processes(checks):
     script = Path(__file__).with_name("distributed_checks.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = run_command([*torchrun, script, check])
+    result = run_command([*torchrun, script, *checks])
     assert result.returncode == 0, result.stderr
-    assert {f"rank {rank}: {check} passed" for rank in (0, 1)} == set(
+    assert {f"rank {rank}: {check} passed" for rank in (0, 1) for check in checks} == set(
         re.findall(r"rank \d: \w+ passed", result.stdout)
     )
 

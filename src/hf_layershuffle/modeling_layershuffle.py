@@ -462,7 +462,8 @@ def position_loss(position_logits: torch.Tensor, labels: torch.Tensor | None = N
     loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") / (positions * num_images)
     if num_items_in_batch is None:
         return loss
-    return loss * num_labels / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=loss.device)
+    return loss * num_labels / (num_items_in_batch + (num_items_in_batch == 0))
 
 
 def _is_sharded(model: nn.Module) -> bool:

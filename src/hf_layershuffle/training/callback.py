@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The order stream of a training run: the same on every process and after a resume."""
 
+import torch
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 
@@ -8,8 +10,9 @@ class LayerShuffleCallback(TrainerCallback):
     """Gives a model's random execution orders to it as a function of the seed, the step and the micro-batch.
 
     So they are the same on every process, as sharded training needs, and the same after a resume. It also tells the
-    training dataset its epoch, if that has `set_epoch`, since accelerate does so on one process only. [`LayerShuffleTrainer`]
-    adds it; add it yourself to another `Trainer`.
+    training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or wrapper of your own), where they
+    have `set_epoch`: accelerate tells the outermost one only, and on one process. [`LayerShuffleTrainer`] adds it; add it
+    yourself to another `Trainer`.
 
     Args:
         seed (`int`, *optional*): Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
@@ -34,10 +37,35 @@ class LayerShuffleCallback(TrainerCallback):
         self._seek(args, state)
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        dataset = getattr(train_dataloader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int((state.epoch or 0) + 1e-6))  # the fraction of a resumed epoch may lack a last bit
+        epoch = int((state.epoch or 0) + 1e-6)  # the fraction of a resumed epoch may lack a last bit
+        for dataset in _nested_datasets(getattr(train_dataloader, "dataset", None)):
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
 
     def _seek(self, args, state) -> None:
         for stream in self._streams:
             stream.seek(args.seed if self.seed is None else self.seed, state.global_step)
+
+
+def _nested_datasets(outermost) -> list:
+    """A dataset and those that it holds in its attributes, alone or in lists and dictionaries, at any depth."""
+    found, waiting, seen = [], [outermost], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if _is_like_a_dataset(value):
+            found.append(value)
+            waiting.extend(vars(value).values())
+        elif isinstance(value, (list, tuple, dict)):
+            items = list(value.values()) if isinstance(value, dict) else value
+            # The first one tells: the indices of a subset may be a million numbers
+            waiting.extend(items if items and _is_like_a_dataset(items[0]) else ())
+    return found
+
+
+def _is_like_a_dataset(value) -> bool:
+    """Not all are subclasses of PyTorch's."""
+    has_items = isinstance(value, Dataset) or hasattr(value, "__getitem__") or hasattr(value, "set_epoch")
+    return has_items and hasattr(value, "__dict__") and not isinstance(value, (torch.Tensor, type))

@@ -13,7 +13,7 @@ logger = logging.get_logger(__name__)
 
 
 def distillation_loss(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, *, temperature: float
+    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor | None, *, temperature: float
 ) -> torch.Tensor:
     """Kullback-Leibler divergence of the teacher's probabilities from the model's, both at this temperature, times its square,
     which keeps the size of the gradients (arXiv 1503.02531, section 2).
@@ -21,7 +21,7 @@ def distillation_loss(
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Of the model that is trained.
         teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`)
-        labels (`torch.LongTensor` of shape `(batch_size,)`): Images with -100 are left out, as of the class loss.
+        labels (`torch.LongTensor` of shape `(batch_size,)` or None): Images with -100 are left out, as of the class loss.
         temperature (`float`): By which logits are divided, above 0.
 
     Returns:
@@ -30,11 +30,13 @@ def distillation_loss(
     log_probabilities = F.log_softmax(logits.float() / temperature, dim=-1)
     targets = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     divergence = F.kl_div(log_probabilities, targets, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * divergence * (labels != -100)
+    # Not a product: nothing that comes of an image that is left out may count, not even a number that is not finite
+    return temperature**2 * (divergence if labels is None else torch.where(labels != -100, divergence, 0.0))
 
 
 def check_teacher(teacher, model) -> None:
-    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model, with weights
+    that are finite.
 
     Args:
         teacher ([`~transformers.PreTrainedModel`]): An image classifier.
@@ -49,6 +51,12 @@ def check_teacher(teacher, model) -> None:
         raise ValueError(
             f"`teacher_model` is a {type(teacher).__name__}, which has no classifier; pass a whole classifier."
         )
+    for name, weight in teacher.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(
+                f"`teacher_model` holds numbers that are not finite in '{name}', and would destroy the model; pass a teacher "
+                "whose training went well."
+            )
     if teacher is model:
         raise ValueError("`teacher_model` is the model to train itself; load a second one from its checkpoint.")
     ours, theirs = model.config, teacher.config

@@ -80,20 +80,57 @@ def _agreement(predictions: np.ndarray) -> float:
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics for the `compute_metrics` of a `Trainer` or [`LayerShuffleTrainer`].
+    """Metrics for the `compute_metrics` of a `Trainer` or [`LayerShuffleTrainer`], of the task that the labels tell.
 
     Returns:
-        `accuracy`: fraction in [0, 1] in the model's evaluation order. With `eval_orders`, also
-        `arbitrary_accuracy`, `arbitrary_accuracy_std`, `arbitrary_accuracy_min`: mean, population standard deviation and
-        minimum of the accuracy over the arbitrary orders.
+        - One class an image (integer labels): `accuracy`, fraction in [0, 1] in the model's evaluation order. Images with the
+          label -100 are left out; nothing is returned if no other is there.
+        - Several classes an image (labels of shape `(num_images, num_labels)`, each 0 or 1; logits above 0 count as 1):
+          `subset_accuracy`, fraction of images with all classes right, and `f1`, over all images and classes (micro).
+        - Regression (other labels): `mse` and `mae`, mean squared and absolute error over images and outputs.
     """
-    logits, labels, classes_by_order = prediction.predictions, prediction.label_ids, None
-    if isinstance(logits, tuple):
-        logits, classes_by_order = logits
-    metrics = Accuracy(keep_in_memory=True).compute(predictions=logits.argmax(-1), references=labels)
-    if classes_by_order is not None:
-        over_orders = OrderAccuracy(keep_in_memory=True).compute(predictions=classes_by_order, references=labels)
-        metrics |= {
-            f"arbitrary_accuracy{name}": over_orders[f"arbitrary_accuracy{name}"] for name in ("", "_std", "_min")
-        }
-    return metrics
+    outputs, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+    if len(outputs) != len(labels):
+        raise ValueError(
+            f"There are {len(outputs)} predictions and {len(labels)} labels; there must be one each an image."
+        )
+    if labels.ndim == outputs.ndim and outputs.shape[-1] > 1 and np.isin(labels, (0, 1)).all():
+        return _multi_label_metrics(outputs > 0, labels == 1)
+    if outputs.ndim == 1 or outputs.shape[-1] == 1 or labels.ndim == outputs.ndim:
+        errors = outputs.astype(np.float64).reshape(len(labels), -1) - labels.reshape(len(labels), -1)
+        return {"mse": float(np.mean(errors**2)), "mae": float(np.mean(np.abs(errors)))}
+    is_labelled = labels != -100
+    if not is_labelled.any():
+        return {}
+    classes = outputs.argmax(-1)[is_labelled]
+    return Accuracy(keep_in_memory=True).compute(predictions=classes, references=labels[is_labelled])
+
+
+def _joined(values) -> np.ndarray:
+    """The first output of a model that gives several; batches joined where the Trainer keeps them apart."""
+    if isinstance(values, list):
+        return np.concatenate([_joined(batch) for batch in values])
+    return _joined(values[0]) if isinstance(values, tuple) else np.asarray(values)
+
+
+def _multi_label_metrics(predicted: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    right = (predicted & expected).sum()
+    marked = predicted.sum() + expected.sum()
+    return {
+        "subset_accuracy": float((predicted == expected).all(axis=-1).mean()),
+        "f1": float(2 * right / marked) if marked else 1.0,
+    }
+
+
+def order_metrics(classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean, population standard deviation and minimum of the accuracy over execution orders, fractions in [0, 1].
+
+    `classes` has shape `(num_images, num_orders)`, `labels` `(num_images,)`; images with the label -100 are left out.
+    """
+    is_labelled = labels != -100
+    if not is_labelled.any():
+        return {}
+    over_orders = OrderAccuracy(keep_in_memory=True).compute(
+        predictions=classes[is_labelled], references=labels[is_labelled]
+    )
+    return {f"arbitrary_accuracy{name}": over_orders[f"arbitrary_accuracy{name}"] for name in ("", "_std", "_min")}

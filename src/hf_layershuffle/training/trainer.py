@@ -1,39 +1,59 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, distillation, a model card."""
 
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from transformers import Trainer, default_data_collator
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..augmentation import finish_batch
 from ..execution_order import arbitrary_execution_orders
-from ..folder_records import record_training
 from ..image_dataset import ImageBatch, collate_for_device
-from ..model_card import write_model_card
-from ..publishing import publish
 from .arguments import LayerShuffleTrainingArguments
 from .callback import LayerShuffleCallback
-from .distillation import check_teacher, distillation_loss
+from .distillation import check_teacher
+from .hub_pushes import HubMixin
+from .losses import TrainingLossMixin
+from .metrics import order_metrics
+from .nonfinite import NonFiniteWatch, largest_weight
+from .precision import check_mixed_precision, use_float32_weights
+from .raw_datasets import as_model_inputs
 
 
-class LayerShuffleTrainer(Trainer):
+# Steps after which numbers are read at the latest, where each reading would make the host wait for the device
+CHECK_EVERY = 100
+
+
+class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
     """A [`Trainer`] that draws the execution orders so that every process and every resumed run agrees
     ([`LayerShuffleCallback`]), can measure accuracy under arbitrary orders in each evaluation
-    (`LayerShuffleTrainingArguments.eval_orders`), can distill, and writes a card that names the task.
+    (`LayerShuffleTrainingArguments.eval_orders`), can distill, and writes a card that names the task. And beyond:
+
+    - Weights in half precision are trained in float32, with a warning (see [`use_float32_weights`]).
+    - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
+      `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the `model` that it
+      is given. Where the loss does not depend on what the model says of positions, it is added, once.
+    - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
+    - Evaluation takes all images, also with `dataloader_drop_last`.
+    - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless `ddp_find_unused_parameters` says.
 
     Args:
         teacher_model ([`~transformers.PreTrainedModel`], *optional*):
             A trained image classifier with the same classes and images, of any architecture, such as the plain ViT. The model
             learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
             `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own evaluation order and not
-            trained; evaluation losses are without it.
-        args, kwargs: As of [`Trainer`].
+            trained; evaluation losses are without it. With a weight of 1, images need no labels. A subclass with a
+            `compute_loss` of its own must call this class's.
+        args, kwargs: As of [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`, if
+            that is the model's image processor; one with a transform is taken as it is.
 
     Raises:
-        `ValueError`: if the teacher is no image classifier, or has other classes, or another image size or number of channels. (How
-            pixels are normalised is the dataset's affair: it must suit the teacher too.)
+        `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of channels, or
+            weights that are not finite (how pixels are normalised is the dataset's affair: it must suit the teacher too);
+            if a `datasets.Dataset` holds images and there is no image processor.
     """
 
     def __init__(self, *args, teacher_model=None, **kwargs):
@@ -44,33 +64,76 @@ class LayerShuffleTrainer(Trainer):
         self.teacher_model = teacher_model
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
+        self.train_dataset = self._as_model_inputs(self.train_dataset, "train_dataset")
+        self.eval_dataset = self._as_model_inputs(self.eval_dataset, "eval_dataset")
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+        self._watch = NonFiniteWatch()
+        self._classes_by_order = []
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.teacher_model is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]  # label smoothing takes labels out of `inputs`
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher_model(pixel_values=pixel_values.to(self.teacher_model.dtype)).logits
-        defaults = LayerShuffleTrainingArguments  # where the arguments are transformers' own
-        weight = getattr(self.args, "distillation_weight", defaults.distillation_weight)
-        temperature = getattr(self.args, "distillation_temperature", defaults.distillation_temperature)
-        losses = distillation_loss(outputs.logits, teacher_logits, labels, temperature=temperature)
-        loss = (1 - weight) * loss + weight * self._mean_over_step(losses, labels, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+    _base_precision = None  # of a frozen base, under weights that are trained in float32
 
-    def _mean_over_step(self, losses, labels, num_items_in_batch) -> torch.Tensor:
-        """Of the images' losses, scaled as the Trainer and the model scale the class loss."""
-        if num_items_in_batch is None:  # the Trainer divides by the number of micro-batches
-            return losses.sum() / (labels != -100).sum()
-        averages = self.args.average_tokens_across_devices
-        if self.args.n_gpu > 1:  # DataParallel: one entry a GPU, of all images or of a GPU's share
-            return losses.sum() / (num_items_in_batch.float().mean() * (1 if averages else self.args.n_gpu))
-        # Gradients are averaged over processes, and the count is of all of them
-        scale = self.accelerator.num_processes // self.get_tp_size() if averages else 1
-        return losses.sum() * scale / num_items_in_batch
+    def _argument(self, name: str):
+        """Of the arguments, which may be transformers' own."""
+        return getattr(self.args, name, getattr(LayerShuffleTrainingArguments, name))
+
+    def _config(self, name: str, default=None):
+        """Of the model's configuration, if it has one."""
+        return getattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), name, default)
+
+    def create_accelerator_and_postprocess(self):
+        drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
+        if drops_layers and self.args.ddp_find_unused_parameters is None:
+            self.args.ddp_find_unused_parameters = True  # transformers would not, with gradient checkpointing
+        super().create_accelerator_and_postprocess()
+
+    def call_model_init(self, trial=None):
+        model = super().call_model_init(trial)
+        self._base_precision = use_float32_weights(model)
+        return model
+
+    def train(self, *args, **kwargs):
+        """As of [`Trainer`], with float32 weights."""
+        # Before a checkpoint is loaded, whose weights would be rounded
+        if not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False):
+            self._base_precision = use_float32_weights(self.model) or self._base_precision
+            check_mixed_precision(self.model, self.accelerator.mixed_precision)
+        self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
+        return super().train(*args, **kwargs)
+
+    # --- Data ---
+
+    def _as_model_inputs(self, dataset, name: str):
+        return as_model_inputs(dataset, self.processing_class, getattr(self.model, "config", None), name)
+
+    def get_train_dataloader(self):
+        dataloader = super().get_train_dataloader()
+        if _is_empty(dataloader):
+            raise ValueError(
+                f"There is no batch to train on: {len(self.train_dataset)} images, batches of {self._train_batch_size}"
+                f"{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. Lower "
+                "`per_device_train_batch_size`, or give more images."
+            )
+        return dataloader
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._as_model_inputs(eval_dataset, "eval_dataset")
+        with self._of_all_images():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._of_all_images():
+            return super().get_test_dataloader(self._as_model_inputs(test_dataset, "test_dataset"))
+
+    @contextmanager
+    def _of_all_images(self):
+        """`dataloader_drop_last` is for training: a result would be of fewer images than it says, or of none."""
+        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops_last
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
         # It would take a batch apart into items, and such a batch holds no unused columns
@@ -80,73 +143,85 @@ class LayerShuffleTrainer(Trainer):
     def _prepare_inputs(self, inputs):
         return finish_batch(super()._prepare_inputs(inputs))
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        num_orders = getattr(self.args, "eval_orders", 0)
-        if prediction_loss_only or num_orders == 0:
-            return loss, logits, labels
-        num_layers = self.accelerator.unwrap_model(model).config.num_hidden_layers
-        orders = arbitrary_execution_orders(num_layers, num_orders, seed=self.args.eval_orders_seed)
-        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name not in self.label_names})
-        with torch.no_grad(), self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
-        return loss, (logits, torch.stack(classes, dim=1)), labels  # classes: (batch_size, num_orders)
+    # --- Numbers that are not finite ---
 
-    def create_model_card(self, dataset=None, metrics=None, **kwargs) -> None:
-        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`, which
-        records what the card says of the training. `push_to_hub` calls it; training alone does not.
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
+        step, control = self.state.global_step, self.control
+        if self.accelerator.mixed_precision != "fp16":  # its loss scaling skips steps whose gradients overflow
+            self._watch.note(step, "gradient norm", grad_norm)
+        keeps_weights = self._watch.is_on and (control.should_save or control.should_training_stop)
+        if keeps_weights:
+            self._watch.note(step, "largest weight", largest_weight(model))
+        is_due = self._reads_at_once() or step % CHECK_EVERY == 0
+        if is_due or keeps_weights or control.should_log or control.should_evaluate:
+            self._stop_if_nonfinite()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
 
-        Args:
-            dataset (`str`, *optional*): Name of the dataset.
-            metrics (`dict[str, float]`, *optional*): Evaluation metrics. Default to those of the last evaluation.
-            finetuned_from (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-            tags (`list[str]`, *optional*): Further tags.
-        """
-        if not self.is_world_process_zero():
+    def _reads_at_once(self) -> bool:
+        """Whether numbers can be looked at without a wait for a device or for other processes."""
+        return self.args.device.type == "cpu" and self.accelerator.num_processes == 1
+
+    def _stop_if_nonfinite(self) -> None:
+        found = self._watch.first(self.accelerator)
+        if found is None:
             return
-        if metrics is None:
-            metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
-            metrics = (
-                metrics | {"num_orders": self.args.eval_orders} if getattr(self.args, "eval_orders", 0) else metrics
-            )
-        teacher = self.teacher_model
-        record_training(
-            self.args.output_dir,
-            arguments=self.args.to_dict(),
-            dataset=dataset,
-            metrics=metrics,
-            base_model=kwargs.get("finetuned_from"),
-            teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
-            tags=kwargs.get("tags") or (),
+        step, name = found
+        folder = self.args.output_dir
+        last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        kept = f"the last good checkpoint is '{last}'" if last else "there is no checkpoint to go on from"
+        remedy = (
+            "Pass a teacher that gives finite numbers for these images"
+            if name.startswith("teacher")
+            else f"Lower `learning_rate` ({self.args.learning_rate:g}), or raise `warmup_steps`; use `bf16` instead of `fp16`; see "
+            "that pixels and weights at the start are finite"
         )
-        write_model_card(
-            self.args.output_dir,
-            repo_id=self.args.hub_model_id,
-            license=kwargs.get("license"),
-            config=self.accelerator.unwrap_model(self.model).config,
+        raise ValueError(
+            f"Training stopped: the {name} of step {step} is not finite. Nothing was saved since; {kept}. {remedy}. "
+            "`stop_on_nonfinite=False` goes on all the same."
         )
 
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
-        """As in transformers, but in one commit, and without the pickled arguments, the logs and the checkpoints."""
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        if self.hub_model_id is None:
-            if private is not None:
-                self.args.hub_private_repo = private
-            self.init_hf_repo(token=token)
-        self.save_model(_internal_call=True)  # on all processes, as sharded models need
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        options = {"commit_message": commit_message, "token": token, "private": private}
-        options["revision"] = revision or self.args.hub_revision
-        if blocking:
-            return publish(self.args.output_dir, self.hub_model_id, **options)
-        return HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+    # --- Evaluation ---
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._classes_by_order = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._classes_by_order:
+            classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        num_orders, labels = self._argument("eval_orders"), inputs.get("labels")
+        if num_orders > 0 and labels is not None:
+            self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    @torch.no_grad()
+    def _classify_in_orders(self, model, inputs, num_orders: int) -> list[torch.Tensor]:
+        """Classes of shape `(images of all processes, num_orders)` and the labels of these images, on the CPU."""
+        if not self._chooses_one_class([inputs]):
+            raise ValueError(
+                f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
+                f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
+            )
+        orders = arbitrary_execution_orders(
+            self._config("num_hidden_layers"), num_orders, seed=self._argument("eval_orders_seed")
+        )
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        with self.compute_loss_context_manager():
+            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
+        return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 
 def _collate_batch_or_items(collate_batch, collate_items, features):
     return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
+
+
+def _is_empty(dataloader) -> bool:
+    try:
+        return len(dataloader) == 0
+    except TypeError:  # a stream
+        return False

@@ -1,0 +1,193 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a Trainer writes a card of and pushes: a finished model, adapters, and models while they train."""
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..folder_records import record_training
+from ..hub_errors import explained_errors
+from ..model_card import write_model_card
+from ..publishing import matches, publish, published_files
+
+
+# Pickled arguments hold the token of the Hub
+NOT_OF_CHECKPOINTS = ("training_args.bin",)
+_BESIDE_ADAPTERS = ("README.md", "*processor_config.json")
+
+
+def adapter_files(folder, adapter_names) -> list[str]:
+    """Files of peft adapters in a folder, relative to it: `default` lies in it, others in subfolders of their names."""
+    folders = ["" if name == "default" else f"{name}/" for name in adapter_names]
+    patterns = [
+        *_BESIDE_ADAPTERS,
+        *(f"{each}adapter_{rest}" for each in folders for rest in ("config.json", "model*")),
+    ]
+    names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return [name for name in names if matches(name, patterns)]
+
+
+def publish_adapter(
+    folder,
+    repo_id: str,
+    *,
+    adapter_names=("default",),
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload adapter",
+) -> CommitInfo:
+    """Pushes the adapters of a folder and their card to the Hub in one commit.
+
+    Args:
+        folder (`str` or `os.PathLike`): As `PeftModel.save_pretrained` wrote it.
+        repo_id, private, revision, token, commit_message: As for [`publish`].
+        adapter_names (`Iterable[str]`): Names in `model.peft_config`.
+
+    Raises:
+        `ValueError`: if the folder holds no adapter.
+        `OSError`: if the Hub cannot be reached or refuses. The folder is complete; the message says how to go on.
+    """
+    names = adapter_files(folder, adapter_names)
+    if not any(name.endswith("adapter_config.json") for name in names):
+        raise ValueError(
+            f"'{folder}' holds no adapter: 'adapter_config.json' is missing. Save it with `save_pretrained`."
+        )
+    with explained_errors(repo_id, f"'{folder}' is complete: push it again when that is mended"):
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        options = {"commit_message": commit_message, "revision": revision, "allow_patterns": names}
+        return api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
+
+
+def push_checkpoint(folder, repo_id: str, *, adapter_names=None, path_in_repo: str | None = None, **options) -> list:
+    """Starts to push a checkpoint as the repository's model; with `path_in_repo` also all that a resumed run needs.
+
+    Args:
+        folder (`str` or `os.PathLike`): A checkpoint of the Trainer.
+        repo_id (`str`)
+        adapter_names (`Iterable[str]`, *optional*): Of a peft model.
+        path_in_repo (`str`, *optional*): Folder on the Hub for the whole checkpoint.
+        options: As of `HfApi.upload_folder`: `token`, `revision`, `commit_message`.
+
+    Returns:
+        `list[concurrent.futures.Future]`
+    """
+    names = published_files(folder) if adapter_names is None else adapter_files(folder, adapter_names)
+    copy = Path(tempfile.mkdtemp())  # the checkpoint itself may be deleted before it is read
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(folder, name), copy / name)
+    api = HfApi()
+    job = api.upload_folder(repo_id=repo_id, folder_path=str(copy), run_as_future=True, **options)
+    job.add_done_callback(lambda _: shutil.rmtree(copy, ignore_errors=True))
+    if path_in_repo is None:
+        return [job]
+    options["commit_message"] += ", checkpoint"
+    options |= {"path_in_repo": path_in_repo, "ignore_patterns": list(NOT_OF_CHECKPOINTS), "run_as_future": True}
+    return [job, api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)]
+
+
+class HubMixin:
+    """The card of [`LayerShuffleTrainer`], and what it pushes."""
+
+    def create_model_card(self, dataset=None, metrics=None, **kwargs) -> None:
+        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`, which
+        records what the card says of the training. `push_to_hub` calls it; training alone does not. Adapters of peft get
+        peft's card.
+
+        Args:
+            dataset (`str`, *optional*): Name of the dataset.
+            metrics (`dict[str, float]`, *optional*): Evaluation metrics. Default to those of the last evaluation.
+            finetuned_from (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
+            tags (`list[str]`, *optional*): Further tags.
+        """
+        if self._adapter_names() is not None:
+            super().create_model_card(dataset=dataset, **kwargs)
+            return
+        if not self.is_world_process_zero():
+            return
+        num_orders = self._argument("eval_orders")
+        if metrics is None:
+            metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
+            metrics = metrics | {"num_orders": num_orders} if num_orders else metrics
+        teacher = self.teacher_model
+        record_training(
+            self.args.output_dir,
+            arguments=self.args.to_dict(),
+            dataset=dataset,
+            metrics=metrics,
+            base_model=kwargs.get("finetuned_from"),
+            teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
+            tags=kwargs.get("tags") or (),
+        )
+        write_model_card(
+            self.args.output_dir,
+            repo_id=self.args.hub_model_id,
+            license=kwargs.get("license"),
+            config=self.accelerator.unwrap_model(self.model).config,
+        )
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """As in transformers, but in one commit, and without the pickled arguments and the logs. Of a peft model, the adapters
+        and their card are pushed.
+
+        Checkpoints are pushed by `hub_strategy` alone: `"checkpoint"` and `"all_checkpoints"` put them, with the optimizer and
+        without the pickled arguments, into folders of the repository, where they stay.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)  # on all processes, as sharded models need
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        options = {"commit_message": commit_message, "token": token, "private": private}
+        options["revision"] = revision or self.args.hub_revision
+        adapter_names = self._adapter_names()
+        push = publish if adapter_names is None else partial(publish_adapter, adapter_names=adapter_names)
+        if blocking:
+            return push(self.args.output_dir, self.hub_model_id, **options)
+        return HfApi().run_as_future(push, self.args.output_dir, self.hub_model_id, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Like transformers' own, but with the code files and without the pickled arguments, which hold the Hub's token."""
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if is_busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        name = Path(checkpoint_folder).name
+        jobs = push_checkpoint(
+            checkpoint_folder,
+            self.hub_model_id,
+            adapter_names=self._adapter_names(),
+            path_in_repo={HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: name}.get(strategy),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+        if is_busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _adapter_names(self) -> list[str] | None:
+        """Of a peft model; None for others."""
+        adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)
+        return list(adapters) if adapters else None

@@ -1,0 +1,137 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The loss of a training step: of the classes, of the layers' positions, and of a teacher's answers."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+
+from ..modeling_layershuffle import position_loss
+from .auxiliary_loss import depends_on
+from .distillation import distillation_loss
+
+
+class TrainingLossMixin:
+    """How [`LayerShuffleTrainer`] computes its loss."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        # Around whatever a subclass, or a script on this object, made of `compute_loss`
+        was_set = vars(self).get("compute_loss")
+        self.compute_loss = partial(self._compute_loss_with_positions, self.compute_loss)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            del self.compute_loss
+            if was_set is not None:
+                self.compute_loss = was_set
+        self._watch.note(self.state.global_step + 1, "loss", loss)
+        if self._reads_at_once():  # before the weights take a step
+            self._stop_if_nonfinite()
+        return loss
+
+    def _compute_loss_with_positions(self, compute_loss: Callable, model, inputs, *args, **kwargs):
+        """`compute_loss`, which may be a subclass's, and the position loss of the forwards that it made without it."""
+        if not self._config("position_predictor", False):
+            return compute_loss(model, inputs, *args, **kwargs)
+        labels, outputs = inputs.get("labels"), []
+        # Of the outermost module: its results are the ones that the loss is made of
+        handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            result = compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            handle.remove()
+        loss, *rest = result if isinstance(result, tuple) else (result,)
+        loss = self._with_position_loss(loss, outputs, labels, kwargs.get("num_items_in_batch"))
+        return (loss, *rest) if rest else loss
+
+    def _with_position_loss(self, loss, outputs: list, labels, num_items_in_batch) -> torch.Tensor:
+        """Adds the mean over these outputs of the position loss, of those on whose positions the loss does not depend."""
+        losses = []
+        for output in outputs:
+            position_logits = output.get("position_logits") if isinstance(output, dict) else None
+            if position_logits is None or not position_logits.requires_grad:
+                continue
+            if not depends_on(loss, [position_logits, output.get("loss")], stop_at=[output.get("logits")]):
+                mean_over = partial(position_loss, position_logits, labels)
+                losses.append(self._share_of_step(mean_over, num_items_in_batch))
+        return loss + self._config("position_loss_weight", 1.0) * sum(losses) / len(losses) if losses else loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.get("labels")  # label smoothing takes them out of `inputs`
+        distills = self.teacher_model is not None and model.training
+        if distills and labels is None:
+            loss, outputs = self._nothing_but_outputs(model, inputs)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            loss = self._with_position_loss(loss, [outputs], labels, num_items_in_batch)
+        if distills:
+            weight = self._argument("distillation_weight")
+            distilled = self._distillation_loss(outputs.logits, inputs["pixel_values"], labels, num_items_in_batch)
+            loss = (1 - weight) * loss + weight * distilled
+        return (loss, outputs) if return_outputs else loss
+
+    def _nothing_but_outputs(self, model, inputs):
+        weight = self._argument("distillation_weight")
+        if weight != 1:
+            raise ValueError(
+                f"The images have no labels, of which the loss consists in part: `distillation_weight` is {weight}. Set it "
+                "to 1 to learn from the teacher alone, or give `labels`."
+            )
+        return torch.zeros((), device=self.args.device), model(**inputs)
+
+    def _distillation_loss(self, logits, pixel_values, labels, num_items_in_batch) -> torch.Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_logits = self.teacher_model(pixel_values=pixel_values.to(self.teacher_model.dtype)).logits
+        if labels is not None:  # nothing is learnt of the others
+            teacher_logits = torch.where((labels != -100)[:, None], teacher_logits, 0.0)
+        self._watch.note(self.state.global_step + 1, "teacher's answer", teacher_logits.abs().max())
+        temperature = self._argument("distillation_temperature")
+        losses = distillation_loss(logits, teacher_logits, labels, temperature=temperature)
+        num_images = len(losses) if labels is None else (labels != -100).sum().clamp(min=1)
+        return self._share_of_step(
+            lambda count: losses.sum() / (num_images if count is None else count), num_items_in_batch
+        )
+
+    def _share_of_step(self, mean_over: Callable, num_items_in_batch) -> torch.Tensor:
+        """A micro-batch's share of a mean over the step's images, scaled as the Trainer expects it of the class loss.
+
+        `mean_over` takes the number of images to divide by, or None for the mean over the micro-batch.
+        """
+        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5.17 has no such attribute
+        if is_scaled is None:
+            is_scaled = num_items_in_batch is not None or self.compute_loss_func is not None
+        if not is_scaled:  # the Trainer divides by the number of micro-batches
+            return mean_over(None)
+        if num_items_in_batch is None:
+            return mean_over(None) / self.current_gradient_accumulation_steps
+        averages = self.args.average_tokens_across_devices
+        if self.args.n_gpu > 1:  # DataParallel: one entry a GPU, of all images or of a GPU's share
+            return mean_over(num_items_in_batch.float().mean() * (1 if averages else self.args.n_gpu))
+        # Gradients are averaged over processes, and the count is of all of them
+        scale = self.accelerator.num_processes // self.get_tp_size() if averages else 1
+        return mean_over(num_items_in_batch / scale)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # The losses of several labels an image and of regression are means over a micro-batch, which no count scales
+        if self.compute_loss_func is None and not self._chooses_one_class(batch_samples):
+            return None
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        return count + (count == 0) if isinstance(count, torch.Tensor) else count  # no image counts: 0, not 0 / 0
+
+    def _chooses_one_class(self, batches=()) -> bool:
+        """As transformers tells it, of the configuration or else of the labels."""
+        problem_type = self._config("problem_type")
+        if problem_type is not None:
+            return problem_type == "single_label_classification"
+        labels = batches[0].get("labels") if batches else None
+        has_fractions = isinstance(labels, torch.Tensor) and labels.is_floating_point()
+        return self._config("num_labels", 2) > 1 and not has_fractions
+
+    def compute_loss_context_manager(self):
+        stack = ExitStack()
+        stack.enter_context(super().compute_loss_context_manager())
+        if self._base_precision is not None and self.accelerator.mixed_precision == "no":
+            stack.enter_context(torch.autocast(self.args.device.type, self._base_precision))
+        return stack

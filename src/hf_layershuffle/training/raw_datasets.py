@@ -1,0 +1,83 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Datasets of the `datasets` library as a model takes them, where they hold images that are not prepared yet."""
+
+import datasets
+import torch
+from transformers import BaseImageProcessor
+
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, _find_column, _standard_columns, match_labels
+from ..image_dataset import ImageClassificationDataset
+
+
+def as_model_inputs(dataset, image_processor, config, name: str):
+    """The dataset, or one made of it, whose items hold `pixel_values`.
+
+    Args:
+        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of such. All
+            else comes back as it is.
+        image_processor: That of the model, or None.
+        config: The model's; gives the number of channels and the numbers of the classes.
+        name (`str`): For messages, such as `"train_dataset"`.
+
+    Raises:
+        `ValueError`: if there are images and no image processor, or a transform that gives no `pixel_values`.
+    """
+    if isinstance(dataset, dict):
+        return {
+            key: as_model_inputs(each, image_processor, config, f"{name}['{key}']") for key, each in dataset.items()
+        }
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return dataset
+    columns = dataset.column_names or ["pixel_values"]  # a stream that was mapped does not know its columns
+    if "pixel_values" in columns:
+        return dataset
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
+        return TransformedImages(dataset, name)
+    if isinstance(dataset, datasets.IterableDataset) or not isinstance(image_processor, BaseImageProcessor):
+        raise ValueError(
+            f"`{name}` has the columns {', '.join(columns)} and no `pixel_values`. Pass the model's image processor as "
+            "`processing_class`, or an `ImageClassificationDataset(dataset, image_processor)`; or give the dataset a "
+            "transform that makes `pixel_values` and `labels` (`with_transform`; of a stream: `map`), with "
+            "`remove_unused_columns=False` for another Trainer."
+        )
+    image_column = _find_column(
+        dataset.features, None, IMAGE_COLUMNS, (datasets.Image, datasets.Array2D), "image", name
+    )
+    label_column = _find_column(dataset.features, None, LABEL_COLUMNS, (datasets.ClassLabel,), "label", name)
+    dataset = _number_classes(_standard_columns(dataset, image_column, label_column, name), config, name)
+    return ImageClassificationDataset(dataset, image_processor, num_channels=config.num_channels)
+
+
+def _number_classes(dataset: datasets.Dataset, config, name: str) -> datasets.Dataset:
+    """With class names matched to the model's; integers without names are taken for the model's class numbers."""
+    feature = dataset.features["label"]
+    if not isinstance(feature, datasets.ClassLabel):
+        values = set(dataset.unique("label"))
+        if all(isinstance(value, int) for value in values):
+            return dataset
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"`{name}` has the label {min(map(repr, values))}; labels are class names or integers.")
+        dataset = dataset.cast_column("label", datasets.ClassLabel(names=sorted(values)))
+    return match_labels(dataset, config, name)
+
+
+class TransformedImages(torch.utils.data.Dataset):
+    """A `datasets.Dataset` with a transform. The Trainer would take away the columns that the transform reads."""
+
+    def __init__(self, dataset: datasets.Dataset, name: str):
+        self.dataset = dataset
+        given = dataset[0] if len(dataset) else {"pixel_values": None}
+        if "pixel_values" not in given:
+            raise ValueError(
+                f"The transform of `{name}` gives {', '.join(given)}; it must give `pixel_values` of shape (num_images, "
+                "num_channels, height, width) and `labels`, as image_processor(images, return_tensors='pt') makes them."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        return self.dataset.__getitems__(indices)
