@@ -30,10 +30,10 @@ def cache_files(dataset) -> list:
 @pytest.fixture
 def decoded(monkeypatch):
     """Rows decoded; grows whenever images are."""
-    rows, decode = [], ImageClassificationDataset._decode
+    rows, decode = [], ImageClassificationDataset._decode_intact
     monkeypatch.setattr(
         ImageClassificationDataset,
-        "_decode",
+        "_decode_intact",
         lambda self, indices: (rows.extend(indices), decode(self, indices))[1],
     )
     return rows
@@ -49,7 +49,7 @@ def pixels(dataset) -> torch.Tensor:
 def test_images_are_decoded_once_into_a_file_beside_the_datasets_own(on_disk, decoded):
     first = ImageClassificationDataset(on_disk, processor())
     (file,) = cache_files(on_disk)
-    assert file.stat().st_size == 20 * 3 * 8 * 8
+    assert file.stat().st_size == 20 * 3 * 8 * 8 + 20
     assert decoded == [0, *range(20)]  # the first one tells the size
     decoded.clear()
     second = ImageClassificationDataset(on_disk, processor())
@@ -99,7 +99,7 @@ def test_a_file_that_was_cut_off_is_written_anew(on_disk):
     (file,) = cache_files(on_disk)
     file.write_bytes(file.read_bytes()[:100])
     assert pixels(ImageClassificationDataset(on_disk, processor())).equal(expected)
-    assert file.stat().st_size == 20 * 3 * 8 * 8
+    assert file.stat().st_size == 20 * 3 * 8 * 8 + 20
 
 
 def test_a_failure_leaves_no_file_behind(on_disk):
@@ -116,11 +116,11 @@ def test_two_processes_that_decode_at_once_do_not_disturb_each_other(on_disk):
     results = []
 
     def load(decode):
-        results.append(load_pixels(on_disk, decode, (3, 8, 8), {}, max_bytes=2**30))
+        results.append(load_pixels(on_disk, decode, (3, 8, 8), {}, max_bytes=2**30)[0])
 
     def decode_while_the_other_starts_and_ends(indices):
-        load(lambda indices: images[indices])
-        return images[indices]
+        load(lambda indices: (images[indices], []))
+        return images[indices], []
 
     load(decode_while_the_other_starts_and_ends)
     assert len(results) == 2 and all(result.equal(images) for result in results)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .files import write_text
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER
+from .image_reading import is_grey, to_pil
 from .layerwise import load_classifier
 
 
@@ -74,7 +75,7 @@ def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: i
     answered = []
     for entry in entries:
         with Image.open(images / Path(entry["src"]).name) as file:
-            image = file.convert(mode)
+            image = to_pil(file, mode)
         layout = {"input_data_format": "channels_first"} if mode == "L" else {}
         inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
         with torch.inference_mode():
@@ -104,9 +105,8 @@ def _replacing(target: Path):
 
 
 def _enlarged(image) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image, dtype=np.uint8))
+    image = to_pil(image, "L" if is_grey(image) else "RGB")
     factor = -(-SMALLEST_SIZE // min(image.size))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")
+    return image
