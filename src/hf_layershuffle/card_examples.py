@@ -15,7 +15,7 @@ from PIL import Image
 
 from .files import write_text
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER
-from .image_reading import is_grey, to_pil
+from .image_reading import is_grey, read_images, to_pil
 from .layerwise import load_classifier
 
 
@@ -49,7 +49,7 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
         rows.setdefault(label, row)
     images = {}
     for number, label in enumerate(sorted(rows)[:num_examples]):
-        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(dataset[rows[label]]["image"]), names[label])
+        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(*read_images(dataset, [rows[label]])), names[label])
     entries = [{"src": src, "example_title": f"Class {name}"} for src, (_, name) in images.items()]
     with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
         for src, (image, _) in images.items():

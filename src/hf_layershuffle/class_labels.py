@@ -48,6 +48,8 @@ def with_class_labels(
     feature, train = splits["train"].features["label"], labels["train"]
     if isinstance(feature, ClassLabel):
         names = feature.names
+        if splits["train"].info.builder_name == "imagefolder":  # which takes the folders of all splits together
+            names = [name for name in names if name in set(train)]
     elif _are_numbers(train) and class_names and not all(name.isdecimal() for name in class_names):
         names = list(class_names)
         logger.warning(
@@ -78,7 +80,7 @@ def has_labels(split: Dataset, label_column: str) -> bool:
     """Whether a split has this column and any label in it; the Hub's test splits often hold -1 only."""
     if label_column not in split.features:
         return False
-    return any(label is not None and label != -1 for label in split.unique(label_column))
+    return any(label is not None and label != -1 for label in split[label_column][:])
 
 
 def _read_labels(split: Dataset, where: str) -> list:
@@ -186,12 +188,12 @@ def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") ->
     used = [names[label] for label in sorted(set(labels))]
     # ImageNet has two classes "crane", which a name cannot tell apart
     counts = Counter(model_names)
-    index_of = {name: index for index, name in enumerate(model_names) if counts[name] == 1}
+    index_of = by_name = {name: index for index, name in enumerate(model_names) if counts[name] == 1}
     unique = [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(model_names)]
     if not set(used) <= set(index_of):
         index_of = _unnamed_classes(names, used, model_names)
     if not set(used) <= set(index_of):
-        raise ValueError(_mismatch(dataset_name, [name for name in used if name not in index_of], used, model_names))
+        raise ValueError(_mismatch(dataset_name, [name for name in used if name not in by_name], used, model_names))
     return replace_labels(dataset, [index_of[names[label]] for label in labels], ClassLabel(names=unique))
 
 

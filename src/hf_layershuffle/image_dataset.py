@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from .augmentation import crop_indices, finish_batch
-from .image_reading import damaged_message, to_pil
+from .image_reading import damaged_message, read_images, to_pil
 from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
 
 
@@ -165,7 +165,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         """The images as [`_decode`] gives them, and those of the indices that cannot be read, for which another image stands
         in."""
         try:
-            images, damaged = [to_pil(image, self.mode) for image in self.dataset[indices]["image"]], []
+            images, damaged = [to_pil(image, self.mode) for image in read_images(self.dataset, indices)], []
         except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
             images, damaged = self._read_one_by_one(indices)
         if len(damaged) == len(indices):
@@ -181,7 +181,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         images, damaged = {}, []
         for index in indices:
             try:
-                images[index] = to_pil(self.dataset[index]["image"], self.mode)
+                images[index] = to_pil(*read_images(self.dataset, [index]), self.mode)
             except Exception:  # as above
                 damaged.append(index)
         stand_in = next(iter(images.values()), None)

@@ -5,7 +5,7 @@ import io
 import statistics
 
 import numpy as np
-from datasets import Dataset
+from datasets import Array2D, Array3D, Dataset
 from datasets import Image as ImageFeature
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
@@ -40,6 +40,14 @@ def to_pil(image, mode: str) -> PILImage.Image:
     elif image.mode in ("I", "F"):
         image = PILImage.fromarray(_to_uint8(np.asarray(image)))
     return image.convert(mode)
+
+
+def read_images(dataset: Dataset, rows: list[int]) -> list:
+    """The images of these rows: PIL images, or arrays of the type they were stored with, which lists do not tell."""
+    images, feature = dataset[rows]["image"], dataset.features["image"]
+    if isinstance(feature, (Array2D, Array3D)):
+        return [np.asarray(image, dtype=feature.dtype) for image in images]
+    return images
 
 
 def is_grey(image) -> bool:
@@ -115,7 +123,8 @@ def _stored_size(image) -> tuple[int, int]:
         return _channels_last(np.asarray(image)).shape[:2]
     with PILImage.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as file:
         width, height = file.size
-        is_turned = file.getexif().get(_ORIENTATION, 1) >= 5
+        # A PNG file is decoded to its end for its EXIF data, which hardly any has
+        is_turned = (file.format != "PNG" or "exif" in file.info) and file.getexif().get(_ORIENTATION, 1) >= 5
     return (width, height) if is_turned else (height, width)
 
 
@@ -151,7 +160,7 @@ def damaged_message(dataset: Dataset, rows: list[int], mode: str = "RGB") -> str
 
 def _reason(dataset: Dataset, row: int, mode: str) -> str:
     try:
-        to_pil(dataset[row]["image"], mode)
+        to_pil(*read_images(dataset, [row]), mode)
     except FileNotFoundError:
         return "there is no such file"
     except UnidentifiedImageError:  # whose text names a memory address
