@@ -1,16 +1,21 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict, load_from_disk
-from test_data import image_dataset, processor
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_from_disk
+from test_data import image_dataset, processor, random_images
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, default_data_collator
+from transformers import Trainer, ViTImageProcessor, default_data_collator
 
 import hf_layershuffle as ls
 from hf_layershuffle.augmentation import crop, crop_indices, finish_batch
 from hf_layershuffle.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
-from hf_layershuffle.pixel_cache import load_pixels
+from hf_layershuffle.image_fingerprint import fingerprint_images
+from hf_layershuffle.pixel_cache import _lock, load_pixels
 
 
 AUGMENTATION = {"augment": True, "crop_padding": 2, "horizontal_flip": True, "seed": 1}
@@ -132,6 +137,126 @@ def test_the_mapped_images_cannot_be_changed_by_their_reader(on_disk):
     expected = pixels(first)
     first._pixels.fill_(0)
     assert pixels(ImageClassificationDataset(on_disk, processor())).equal(expected)
+
+
+# --- What the file belongs to ---
+
+
+def files_dataset(folder: Path, seed: int = 0, size=(8, 8)):
+    """Images that are files, as of an image folder, and a dataset with cache files that names them."""
+    for row, image in enumerate(random_images(4, size=size, seed=seed)):
+        image.save(folder / f"{row}.bmp")  # of the same length whatever is in them
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    paths = [str(folder / f"{row}.bmp") for row in range(4)]
+    if not (folder / "data.arrow").exists():
+        dataset = Dataset.from_dict({"image": paths, "label": [0, 1, 0, 1]}, features=features)
+        dataset.map(lambda row: row, cache_file_name=str(folder / "data.arrow"))
+    return Dataset.from_file(str(folder / "data.arrow"))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (200, 200)])
+def test_images_replaced_with_the_same_size_and_time_are_decoded_anew(tmp_path, size):
+    dataset = files_dataset(tmp_path, size=size)
+    before, times = pixels(ImageClassificationDataset(dataset, processor())), {}
+    for path in tmp_path.glob("*.bmp"):
+        times[path] = path.stat()
+    files_dataset(tmp_path, seed=1, size=size)
+    for path, stat in times.items():
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    after = pixels(ImageClassificationDataset(Dataset.from_file(str(tmp_path / "data.arrow")), processor()))
+    assert not after.equal(before)
+    assert after.equal(
+        pixels(ImageClassificationDataset(dataset.map(lambda row: row, keep_in_memory=True), processor()))
+    )
+
+
+def test_a_dataset_written_anew_under_the_same_name_is_decoded_anew(tmp_path):
+    stored = []
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        folder = tmp_path / f"cache{seed}"
+        image_dataset(6, seed=seed).save_to_disk(folder)
+        dataset = load_from_disk(folder)
+        dataset._fingerprint = "the same"
+        stored.append(fingerprint_images(dataset))
+    assert stored[0] != stored[1]
+
+
+def test_other_labels_of_the_same_images_use_the_same_file(on_disk, decoded):
+    ImageClassificationDataset(on_disk, processor())
+    decoded.clear()
+    relabelled = on_disk.remove_columns("label").add_column("label", [1] * 20)
+    assert ImageClassificationDataset(relabelled, processor()).labels.tolist() == [1] * 20
+    assert len(cache_files(on_disk)) == 1 and decoded == [0]
+
+
+def test_large_stores_are_sampled_but_all_lengths_are_read(on_disk, monkeypatch):
+    whole = fingerprint_images(on_disk)
+    monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 0)
+    monkeypatch.setattr("hf_layershuffle.image_fingerprint.BLOCK", 8)
+    sampled = fingerprint_images(on_disk)
+    assert sampled != whole and sampled == fingerprint_images(on_disk)
+    images = on_disk.cast_column("image", Image(decode=False))["image"][:]
+    images[13]["bytes"] += b"!"
+    longer = Dataset.from_dict({"image": images, "label": on_disk["label"][:]}, features=on_disk.features)
+    assert fingerprint_images(longer) != sampled
+
+
+def test_what_dead_writers_left_is_removed_and_what_a_living_one_writes_is_not(on_disk):
+    folder = Path(on_disk.cache_files[0]["filename"]).parent
+    dead, living, young = (folder / f".layershuffle-pixels-{name}.partial" for name in ("dead", "living", "young"))
+    for path in (dead, living, young):
+        path.write_bytes(b"half")
+    for path in (dead, living):
+        os.utime(path, (0, 0))
+    code = f"import fcntl, time; f = open({str(living)!r}, 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout.readline() == "locked\n"
+        os.utime(living, (0, 0))
+        ImageClassificationDataset(on_disk, processor())
+        assert not dead.exists() and living.exists() and young.exists()
+    finally:
+        writer.kill()
+        writer.wait()
+    ImageClassificationDataset(on_disk, processor(12))
+    assert not living.exists()
+
+
+def test_a_file_that_is_being_written_is_locked(on_disk):
+    locks = []
+
+    def decode(indices):
+        (partial,) = Path(on_disk.cache_files[0]["filename"]).parent.glob("*.partial")
+        with open(partial, "rb") as file:
+            locks.append(_lock(file))
+        return torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8), []
+
+    load_pixels(on_disk, decode, (3, 8, 8), {}, max_bytes=2**30)
+    assert locks == [False]
+
+
+def test_damaged_images_are_remembered_beside_the_others(tmp_path, decoded):
+    files_dataset(tmp_path)
+    (tmp_path / "2.bmp").write_bytes(b"broken")
+    dataset = Dataset.from_file(str(tmp_path / "data.arrow"))
+    with pytest.raises(ValueError, match="row 2"):
+        ImageClassificationDataset(dataset, processor())
+    assert cache_files(dataset) == []
+    kept = ImageClassificationDataset(dataset, processor(), skip_damaged=True)
+    decoded.clear()
+    again = ImageClassificationDataset(dataset, processor(), skip_damaged=True)
+    assert len(again) == 3 and decoded == [0] and pixels(again).equal(pixels(kept))
+    with pytest.raises(ValueError, match="row 2"):
+        ImageClassificationDataset(dataset, processor())
+
+
+def test_images_of_several_sizes_need_a_processor_that_resizes():
+    dataset = concatenate_datasets([image_dataset(256), image_dataset(256, size=(9, 9))])
+    as_they_are = ViTImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match=r"as \[3, 8, 8\] and as \[3, 9, 9\]; it must resize all to one size"):
+        ImageClassificationDataset(dataset, as_they_are)
 
 
 # --- Batches ---

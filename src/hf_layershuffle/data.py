@@ -174,8 +174,8 @@ def _with_images(split: Dataset, dataset_name: str) -> Dataset:
                 f"{split[0]['image']!r}; choose a column of images with `image_column` (--image_column_name)."
             )
         paths = _resolve_paths(split["image"][:], Path(dataset_name).expanduser(), dataset_name)
-        split = split.remove_columns("image").add_column("image", paths, feature=Image())
-        return split.select_columns(["image", "label"])
+        split = split.remove_columns("image").add_column("image", paths, feature=Value("string"))
+        return split.cast_column("image", Image()).select_columns(["image", "label"])
     return split
 
 
