@@ -176,7 +176,7 @@ def test_an_empty_dataset_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be loaded: .* no data"):
         load_image_datasets(str(tmp_path / "parquet"))
     splits = DatasetDict({"train": image_dataset(4), "test": image_dataset(4).select([])})
-    monkeypatch.setattr("hf_layershuffle.data.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("hf_layershuffle.dataset_files.load_dataset", lambda *args, **kwargs: splits)
     with pytest.raises(ValueError, match="is empty in the split used for 'test'"):
         load_image_datasets("someone/images")
     with pytest.raises(ValueError, match="The dataset is empty"):
@@ -283,6 +283,8 @@ def test_augmentation_crops_the_padded_image_and_flips_half():
         found.append(matches[0][:2])
         flips += matches[0][2]
     assert len(set(found)) > 15
+    for offsets in zip(*found):  # both ends of the range, which is -padding to +padding
+        assert set(offsets) == set(range(5))
     assert 20 <= flips <= 44
 
 
@@ -311,7 +313,7 @@ def test_an_unreadable_image_is_named(cached):
     good = image_dataset(3).cast_column("image", Image(decode=False))["image"][:]
     broken = {"bytes": good[1]["bytes"][:40], "path": None}
     dataset = Dataset.from_dict({"image": [good[0], broken, good[2]], "label": [0, 1, 0]}, features=features)
-    with pytest.raises(ValueError, match="The image in row 1 cannot be read"):
+    with pytest.raises(ValueError, match=r"The image in row 1 cannot be read: .*skip_damaged=True"):
         stacked(ImageClassificationDataset(dataset, processor(), max_cached_bytes=2**30 if cached else 0))
 
 
@@ -338,8 +340,32 @@ def test_batches_of_a_dataset_of_a_sequence_and_of_a_dataloader_are_the_same():
         assert first["pixel_values"].equal(second["pixel_values"]) and first["labels"].equal(second["labels"])
     for limited in (as_dataloader(image_dataset(10), processor(), max_samples=3), as_dataloader(items, max_samples=3)):
         (batch,) = limited
-        assert batch["pixel_values"].equal(from_dataset[0]["pixel_values"][:3])
-    assert len(as_dataloader(items, max_samples=99).dataset) == 10
+        drawn = image_dataset(10).shuffle(seed=0).select(range(3))  # as training draws them
+        assert batch["pixel_values"].equal(next(iter(as_dataloader(drawn, processor())))["pixel_values"])
+    assert [item["labels"] for item in as_dataloader(items, max_samples=99).dataset] == 5 * [0, 1]
+
+
+def test_the_images_drawn_from_sorted_data_are_of_all_classes_and_others_for_another_seed():
+    data = image_dataset(60).sort("label")
+    drawn = [
+        torch.cat([batch["labels"] for batch in as_dataloader(data, processor(), max_samples=20, seed=seed)])
+        for seed in (0, 0, 1)
+    ]
+    assert all(5 <= labels.sum() <= 15 for labels in drawn)
+    assert drawn[0].equal(drawn[1]) and not drawn[0].equal(drawn[2])
+
+
+def test_a_stream_is_refused_with_the_remedy(tmp_path):
+    stream = image_dataset(4).to_iterable_dataset()
+    for refused in (
+        lambda: as_dataloader(stream, processor()),
+        lambda: ImageClassificationDataset(stream, processor()),
+    ):
+        with pytest.raises(ValueError, match=r"streaming dataset has no length.* Load it without `streaming=True`"):
+            refused()
+    image_dataset(4).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"was loaded as a stream.* load it without `streaming=True`"):
+        load_image_datasets(str(tmp_path), streaming=True)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict, load_from_disk
-from test_data import image_dataset, processor
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_from_disk
+from test_data import image_dataset, processor, random_images
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, default_data_collator
+from transformers import Trainer, ViTImageProcessor, default_data_collator
 
 import hf_layershuffle as ls
 from hf_layershuffle.augmentation import crop, crop_indices, finish_batch
 from hf_layershuffle.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
+from hf_layershuffle.image_fingerprint import fingerprint_images
 from hf_layershuffle.pixel_cache import load_pixels
 
 
@@ -30,10 +33,10 @@ def cache_files(dataset) -> list:
 @pytest.fixture
 def decoded(monkeypatch):
     """Rows decoded; grows whenever images are."""
-    rows, decode = [], ImageClassificationDataset._decode
+    rows, decode = [], ImageClassificationDataset._decode_intact
     monkeypatch.setattr(
         ImageClassificationDataset,
-        "_decode",
+        "_decode_intact",
         lambda self, indices: (rows.extend(indices), decode(self, indices))[1],
     )
     return rows
@@ -49,7 +52,7 @@ def pixels(dataset) -> torch.Tensor:
 def test_images_are_decoded_once_into_a_file_beside_the_datasets_own(on_disk, decoded):
     first = ImageClassificationDataset(on_disk, processor())
     (file,) = cache_files(on_disk)
-    assert file.stat().st_size == 20 * 3 * 8 * 8
+    assert file.stat().st_size == 20 * 3 * 8 * 8 + 20
     assert decoded == [0, *range(20)]  # the first one tells the size
     decoded.clear()
     second = ImageClassificationDataset(on_disk, processor())
@@ -99,7 +102,7 @@ def test_a_file_that_was_cut_off_is_written_anew(on_disk):
     (file,) = cache_files(on_disk)
     file.write_bytes(file.read_bytes()[:100])
     assert pixels(ImageClassificationDataset(on_disk, processor())).equal(expected)
-    assert file.stat().st_size == 20 * 3 * 8 * 8
+    assert file.stat().st_size == 20 * 3 * 8 * 8 + 20
 
 
 def test_a_failure_leaves_no_file_behind(on_disk):
@@ -116,11 +119,11 @@ def test_two_processes_that_decode_at_once_do_not_disturb_each_other(on_disk):
     results = []
 
     def load(decode):
-        results.append(load_pixels(on_disk, decode, (3, 8, 8), {}, max_bytes=2**30))
+        results.append(load_pixels(on_disk, decode, (3, 8, 8), {}, max_bytes=2**30)[0])
 
     def decode_while_the_other_starts_and_ends(indices):
-        load(lambda indices: images[indices])
-        return images[indices]
+        load(lambda indices: (images[indices], []))
+        return images[indices], []
 
     load(decode_while_the_other_starts_and_ends)
     assert len(results) == 2 and all(result.equal(images) for result in results)
@@ -132,6 +135,106 @@ def test_the_mapped_images_cannot_be_changed_by_their_reader(on_disk):
     expected = pixels(first)
     first._pixels.fill_(0)
     assert pixels(ImageClassificationDataset(on_disk, processor())).equal(expected)
+
+
+# --- What the file belongs to ---
+
+
+def files_dataset(folder: Path, seed: int = 0, size=(8, 8)):
+    """Images that are files, as of an image folder, and a dataset with cache files that names them."""
+    for row, image in enumerate(random_images(4, size=size, seed=seed)):
+        image.save(folder / f"{row}.bmp")  # of the same length whatever is in them
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    paths = [str(folder / f"{row}.bmp") for row in range(4)]
+    if not (folder / "data.arrow").exists():
+        dataset = Dataset.from_dict({"image": paths, "label": [0, 1, 0, 1]}, features=features)
+        dataset.map(lambda row: row, cache_file_name=str(folder / "data.arrow"))
+    return Dataset.from_file(str(folder / "data.arrow"))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (200, 200)])
+def test_images_replaced_with_the_same_size_and_time_are_decoded_anew(tmp_path, size):
+    dataset = files_dataset(tmp_path, size=size)
+    before, times = pixels(ImageClassificationDataset(dataset, processor())), {}
+    for path in tmp_path.glob("*.bmp"):
+        times[path] = path.stat()
+    files_dataset(tmp_path, seed=1, size=size)
+    for path, stat in times.items():
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    after = pixels(ImageClassificationDataset(Dataset.from_file(str(tmp_path / "data.arrow")), processor()))
+    assert not after.equal(before)
+    assert after.equal(
+        pixels(ImageClassificationDataset(dataset.map(lambda row: row, keep_in_memory=True), processor()))
+    )
+
+
+def test_a_dataset_written_anew_under_the_same_name_is_decoded_anew(tmp_path):
+    stored = []
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        folder = tmp_path / f"cache{seed}"
+        image_dataset(6, seed=seed).save_to_disk(folder)
+        dataset = load_from_disk(folder)
+        dataset._fingerprint = "the same"
+        stored.append(fingerprint_images(dataset))
+    assert stored[0] != stored[1]
+
+
+def test_other_labels_of_the_same_images_use_the_same_file(on_disk, decoded):
+    ImageClassificationDataset(on_disk, processor())
+    decoded.clear()
+    relabelled = on_disk.remove_columns("label").add_column("label", [1] * 20)
+    assert ImageClassificationDataset(relabelled, processor()).labels.tolist() == [1] * 20
+    assert len(cache_files(on_disk)) == 1 and decoded == [0]
+
+
+def test_large_stores_are_sampled_but_all_lengths_are_read(on_disk, monkeypatch):
+    whole = fingerprint_images(on_disk)
+    monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 0)
+    monkeypatch.setattr("hf_layershuffle.image_fingerprint.BLOCK", 8)
+    sampled = fingerprint_images(on_disk)
+    assert sampled != whole and sampled == fingerprint_images(on_disk)
+    images = on_disk.cast_column("image", Image(decode=False))["image"][:]
+    images[13]["bytes"] += b"!"
+    longer = Dataset.from_dict({"image": images, "label": on_disk["label"][:]}, features=on_disk.features)
+    assert fingerprint_images(longer) != sampled
+
+
+def test_what_a_killed_writer_left_is_removed(on_disk):
+    folder = Path(on_disk.cache_files[0]["filename"]).parent
+
+    def die(indices):
+        os._exit(9)
+
+    if (child := os.fork()) == 0:
+        load_pixels(on_disk, die, (3, 8, 8), {}, max_bytes=2**30)
+    os.waitpid(child, 0)
+    assert len(list(folder.glob(".layershuffle-pixels-*.partial-*"))) == 1
+    ImageClassificationDataset(on_disk, processor(12))  # another cache file in the same folder
+    assert not list(folder.glob(".layershuffle-pixels-*.partial-*"))
+
+
+def test_damaged_images_are_remembered_beside_the_others(tmp_path, decoded):
+    files_dataset(tmp_path)
+    (tmp_path / "2.bmp").write_bytes(b"broken")
+    dataset = Dataset.from_file(str(tmp_path / "data.arrow"))
+    with pytest.raises(ValueError, match="row 2"):
+        ImageClassificationDataset(dataset, processor())
+    assert cache_files(dataset) == []
+    kept = ImageClassificationDataset(dataset, processor(), skip_damaged=True)
+    decoded.clear()
+    again = ImageClassificationDataset(dataset, processor(), skip_damaged=True)
+    assert len(again) == 3 and decoded == [0] and pixels(again).equal(pixels(kept))
+    with pytest.raises(ValueError, match="row 2"):
+        ImageClassificationDataset(dataset, processor())
+
+
+def test_images_of_several_sizes_need_a_processor_that_resizes():
+    dataset = concatenate_datasets([image_dataset(256), image_dataset(256, size=(9, 9))])
+    as_they_are = ViTImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match=r"as \[3, 8, 8\] and as \[3, 9, 9\]; it must resize all to one size"):
+        ImageClassificationDataset(dataset, as_they_are)
 
 
 # --- Batches ---

@@ -15,6 +15,7 @@ from PIL import Image
 from .common.files import replaced_folder, write_text
 from .common.paths import inside
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, read_examples
+from .image_reading import is_grey, read_images, to_pil
 from .layerwise import load_classifier
 
 
@@ -48,7 +49,7 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
         rows.setdefault(label, row)
     images = {}
     for number, label in enumerate(sorted(rows)[:num_examples]):
-        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(dataset[rows[label]]["image"]), names[label])
+        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(*read_images(dataset, [rows[label]])), names[label])
     entries = [{"src": src, "example_title": f"Class {name}"} for src, (_, name) in images.items()]
     with replaced_folder(Path(folder) / EXAMPLES_FOLDER, overwrite=True) as target:
         for src, (image, _) in images.items():
@@ -73,7 +74,7 @@ def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: i
     answered = []
     for entry in entries:
         with Image.open(images / Path(entry["src"]).name) as file:
-            image = file.convert(mode)
+            image = to_pil(file, mode)
         layout = {"input_data_format": "channels_first"} if mode == "L" else {}
         inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
         with torch.inference_mode():
@@ -89,9 +90,8 @@ def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: i
 
 
 def _enlarged(image) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image, dtype=np.uint8))
+    image = to_pil(image, "L" if is_grey(image) else "RGB")
     factor = -(-SMALLEST_SIZE // min(image.size))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")
+    return image

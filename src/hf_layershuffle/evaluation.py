@@ -9,17 +9,16 @@ states a level, however many orders there are.
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from .common.files import replaced_file
-from .data import as_dataloader, match_labels
+from .data import as_dataloader
 from .execution_order import arbitrary_execution_orders, check_execution_order
 from .layerwise import (
     LayerwiseClassifier,
@@ -96,6 +95,7 @@ def score_execution_orders(
     image_processor=None,
     batch_size: int = 64,
     max_samples: int | None = None,
+    seed: int = 0,
     description: str = "Evaluating",
     progress: bool = True,
 ) -> list[OrderScore]:
@@ -111,7 +111,8 @@ def score_execution_orders(
         execution_orders: Layer indices; subsets and repeats allowed.
         image_processor: A transformers image processor.
         batch_size (`int`): Images a batch; not for a DataLoader.
-        max_samples (`int`, *optional*): Only the first so many images; not for a DataLoader.
+        max_samples (`int`, *optional*): Only so many images, drawn by `seed`; not for a DataLoader.
+        seed (`int`): Of that draw, at least 0.
         description, progress: Of the progress bar.
 
     Raises:
@@ -120,7 +121,7 @@ def score_execution_orders(
     """
     parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
-    loader = _loader(parts, data, image_processor, batch_size, max_samples)
+    loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
     distinct, tree = _distinct_tree(orders)
     tallies = _run(parts, loader, tree, len(distinct), description=description, progress=progress)
     scores = _scores(tallies, list(distinct), parts.num_labels)
@@ -154,7 +155,7 @@ def evaluate_robustness(
         data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
         num_orders (`int`): Arbitrary orders, at least 1.
         num_subsets (`int`): Random subsets of each number of layers, at least 1.
-        seed (`int`): Draws orders and subsets, at least 0.
+        seed (`int`): Draws orders, subsets and, with `max_samples`, images; at least 0.
         model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
         progress_file (`str` or `os.PathLike`, *optional*): Where to keep the sums now and then, and on Ctrl-C; a call with the same
             arguments that finds it goes on from there. Removed at the end.
@@ -166,14 +167,16 @@ def evaluate_robustness(
     parts = as_layerwise(model)
     config, num_layers = parts.model.config, parts.num_layers
     model_name = model_name or config.name_or_path or type(model).__name__
-    loader = _loader(parts, data, image_processor, batch_size, max_samples)
+    loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
 
     plan = plan_orders(num_layers, num_orders, num_subsets, seed)
     distinct, tree = _distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             _mark_positions(tree, order)
-    key = json.dumps([model_name, dataset_name, weights_digest(parts.model), batch_size, max_samples, list(distinct)])
+    key = json.dumps(
+        [model_name, dataset_name, weights_digest(parts.model), batch_size, max_samples, seed, list(distinct)]
+    )
     tallies = _run(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file, key=key,
@@ -233,41 +236,11 @@ def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
     return np.linspace(0, num_layers - 1, num_kept).round().astype(int).tolist()
 
 
-def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None):
-    _check_data(data)
+def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None, seed: int):
     # An object that is only like a `LayerwiseClassifier` need not have a configuration
-    if isinstance(parts, LayerwiseClassifier) and isinstance(data, Dataset):
-        if isinstance(data.features["label"], ClassLabel):
-            data = match_labels(data, parts.model.config)
-    sizes = {"batch_size": batch_size, "max_samples": max_samples, "num_channels": parts.num_channels}
-    return as_dataloader(data, image_processor, **sizes)
-
-
-def _check_data(data) -> None:
-    """Says what to pass instead of what has no images with labels.
-
-    Raises:
-        `TypeError`: if it is of another type.
-        `ValueError`: if a dataset lacks the columns.
-    """
-    allowed = (
-        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} items, or "
-        "a DataLoader of such batches"
-    )
-    if isinstance(data, DatasetDict):
-        raise TypeError(
-            f"`data` is a DatasetDict of the splits {', '.join(data)}; pass one of them, such as data['test']."
-        )
-    if isinstance(data, (str, os.PathLike)):
-        raise TypeError(f"`data` is the name {str(data)!r}; load it by `load_image_datasets`, or {allowed}.")
-    if not hasattr(data, "__len__") or isinstance(data, dict):
-        raise TypeError(f"`data` is a {type(data).__name__}; {allowed}.")
-    if isinstance(data, Dataset) and not {"image", "label"} <= set(data.column_names):
-        raise ValueError(f"`data` has the columns {', '.join(data.column_names)}; {allowed}.")
-    if isinstance(data, Sequence) and len(data):
-        item = data[0]
-        if not (isinstance(item, Mapping) and {"pixel_values", "labels"} <= set(item)):
-            raise TypeError(f"`data` holds items of type {type(item).__name__}, or without these keys; {allowed}.")
+    config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
+    sizes = {"batch_size": batch_size, "max_samples": max_samples, "seed": seed, "num_channels": parts.num_channels}
+    return as_dataloader(data, image_processor, config=config, **sizes)
 
 
 def _distinct_tree(orders) -> tuple[dict[tuple, int], OrderTree]:

@@ -1,16 +1,25 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Labelled images as the models take them: decoded once, augmented and normalised whole batches at a time."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
-from PIL import Image as PILImage
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from .augmentation import crop_indices, finish_batch
-from .pixel_cache import load_pixels
+from .image_reading import damaged_message, read_images, to_pil
+from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
+
+
+logger = logging.getLogger(__name__)
+STREAM = (
+    "A streaming dataset has no length and no rows to be drawn by number, which training in epochs and evaluation need. Load it "
+    "without `streaming=True`, or keep a part of it: Dataset.from_list(list(dataset.take(10000)), features=dataset.features)."
+)
 
 
 class ImageClassificationDataset(torch.utils.data.Dataset):
@@ -33,9 +42,13 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         seed (`int`): Seed of the augmentation.
         max_cached_bytes (`int`): Images that take more bytes than this as uint8 (in memory: than 2 GiB) are decoded
             whenever they are read.
+        skip_damaged (`bool`): Whether to leave out images that cannot be read, with a warning that names them. They are
+            looked for when the dataset is made; where images are not kept, that reads all of them once more.
+        description (`str`): Of the progress bar.
 
     Raises:
-        `ValueError`: if an image cannot be read (names its row).
+        `ValueError`: if images cannot be read: how many, their files and their rows in the dataset as it was loaded. Where
+            images are not kept, this is raised for the first that is read.
     """
 
     def __init__(
@@ -49,8 +62,11 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         horizontal_flip: bool = False,
         seed: int = 0,
         max_cached_bytes: int = 16 * 2**30,
+        skip_damaged: bool = False,
         description: str = "Decoding images",
     ):
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(STREAM)
         if len(dataset) == 0:
             raise ValueError("The dataset is empty; pass at least one image.")
         if crop_padding < 0:
@@ -60,20 +76,58 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         self.mode = {1: "L", 3: "RGB"}.get(num_channels)
         if self.mode is None:
             raise ValueError(f"`num_channels` is {num_channels}; images are read with 1 (grey) or 3 (RGB) channels.")
-        self.labels = torch.tensor(dataset["label"][:])
         self.augment, self.crop_padding, self.horizontal_flip, self.seed = augment, crop_padding, horizontal_flip, seed
         # In shared memory, so that workers that outlive an epoch see it change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._draws = (None, None, None)
+        self._shape = (num_channels, 1, 1)  # until one image is decoded
         self._normalization = _scale_and_shift(image_processor, num_channels)
-        self._pixels = load_pixels(
-            dataset,
-            self._decode,
-            tuple(self._decode([0]).shape[1:]),
-            {**image_processor.to_dict(), "num_channels": num_channels},
-            max_bytes=max_cached_bytes,
-            description=description,
-        )
+        settings = {**image_processor.to_dict(), "num_channels": num_channels}
+        self._pixels, self._pixel_rows = self._load_pixels(settings, max_cached_bytes, skip_damaged, description)
+        self.labels = torch.tensor(self.dataset["label"][:])
+
+    def _load_pixels(self, settings: dict, max_bytes: int, skip_damaged: bool, description: str):
+        """The images that are kept, or None, and which of these each item is; leaves damaged images out of `self.dataset`.
+
+        Raises:
+            `ValueError`: if there are damaged images and `skip_damaged` is false, or all are damaged.
+        """
+        dataset, self._shape = self.dataset, self._image_shape()
+        try:
+            loaded = load_pixels(
+                dataset, self._decode_intact, self._shape, settings, max_bytes=max_bytes, keep_damaged=skip_damaged,
+                description=description,
+            )  # fmt: skip
+        except DamagedImagesError as error:
+            raise ValueError(self._damaged_message(error.rows)) from error
+        if loaded is not None:
+            pixels, damaged = loaded
+        else:
+            pixels, damaged = None, self._find_damaged() if skip_damaged else []
+        rows = np.delete(np.arange(len(dataset)), damaged)
+        if damaged:
+            logger.warning("%s They are left out.", damaged_message(dataset, damaged, self.mode))
+            self.dataset = dataset.select(rows)
+        return pixels, torch.from_numpy(rows)
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width that the image processor gives, by the first image that can be read."""
+        for row in range(len(self.dataset)):
+            pixels, damaged = self._decode_intact([row])
+            if not damaged:
+                return tuple(pixels.shape[1:])
+        raise ValueError(self._damaged_message(list(range(len(self.dataset)))))
+
+    def _damaged_message(self, rows: list[int]) -> str:
+        message = damaged_message(self.dataset, rows, self.mode)
+        return f"{message} Mend or remove what cannot be read, or leave it out with `skip_damaged=True`."
+
+    def _find_damaged(self) -> list[int]:
+        found = []
+        for start in tqdm(range(0, len(self.dataset), CHUNK), desc="Looking for damaged images"):
+            rows = list(range(start, min(start + CHUNK, len(self.dataset))))
+            found += self._decode_intact(rows)[1]
+        return found
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -89,7 +143,10 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> "ImageBatch":
         rows = torch.as_tensor(indices)
-        pixels = self._decode(indices) if self._pixels is None else self._pixels.index_select(0, rows)
+        if self._pixels is None:
+            pixels = self._decode(indices)
+        else:
+            pixels = self._pixels.index_select(0, self._pixel_rows[rows])
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}
         if self.augment:
             offsets, flips = self._epoch_draws()
@@ -99,27 +156,36 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
 
     def _decode(self, indices: list[int]) -> torch.Tensor:
         """uint8 of shape `(len(indices), num_channels, height, width)`, of the image processor's size."""
+        pixels, damaged = self._decode_intact(indices)
+        if damaged:
+            raise ValueError(self._damaged_message(damaged))
+        return pixels
+
+    def _decode_intact(self, indices: list[int]) -> tuple[torch.Tensor, list[int]]:
+        """The images as [`_decode`] gives them, and those of the indices that cannot be read, for which another image stands
+        in."""
         try:
-            images = [self._to_pil(image) for image in self.dataset[indices]["image"]]
-        except Exception as error:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
-            if len(indices) > 1:
-                return torch.cat([self._decode([index]) for index in indices])
-            raise ValueError(
-                f"The image in row {indices[0]} cannot be read: {error}. Mend or remove it from the dataset."
-            ) from error
+            images, damaged = [to_pil(image, self.mode) for image in read_images(self.dataset, indices)], []
+        except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
+            images, damaged = self._read_one_by_one(indices)
+        if len(damaged) == len(indices):
+            return torch.zeros(len(indices), *self._shape, dtype=torch.uint8), damaged
         channels = {"input_data_format": "channels_first"} if self.mode == "L" else {}
         arrays = [np.asarray(image)[None] if self.mode == "L" else image for image in images]
         decoded = self.image_processor(
             arrays, do_rescale=False, do_normalize=False, return_tensors="pt", **channels
         ).pixel_values
-        return decoded.clamp(0, 255).to(torch.uint8)
+        return decoded.clamp(0, 255).to(torch.uint8), damaged
 
-    def _to_pil(self, image) -> PILImage.Image:
-        if image is None:
-            raise ValueError("it is missing")
-        if not isinstance(image, PILImage.Image):
-            image = PILImage.fromarray(np.asarray(image, dtype=np.uint8))
-        return image.convert(self.mode)
+    def _read_one_by_one(self, indices: list[int]) -> tuple[list, list[int]]:
+        images, damaged = {}, []
+        for index in indices:
+            try:
+                images[index] = to_pil(*read_images(self.dataset, [index]), self.mode)
+            except Exception:  # as above
+                damaged.append(index)
+        stand_in = next(iter(images.values()), None)
+        return [images.get(index, stand_in) for index in indices], damaged
 
     def _epoch_draws(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Crop offsets of shape `(num_images, 2)` and flips of shape `(num_images,)` of the current epoch."""
@@ -178,41 +244,3 @@ def collate_for_device(features) -> dict[str, torch.Tensor]:
     if isinstance(features, ImageBatch) and "crop_rows" in features.unfinished:
         return features.unfinished
     return collate_images(features)
-
-
-def as_dataloader(
-    data, image_processor=None, *, batch_size: int = 64, max_samples: int | None = None, num_channels: int = 3
-) -> torch.utils.data.DataLoader:
-    """Batches `{"pixel_values", "labels"}`, always in the same order, of anything that holds labelled images.
-
-    Args:
-        data: A `datasets.Dataset` with the columns `image` and `label`, as from [`load_image_datasets`] (needs
-            `image_processor`); a sequence of `{"pixel_values", "labels"}` items; or a DataLoader, taken as it is.
-        image_processor: A transformers image processor.
-        batch_size (`int`): Images a batch, at least 1.
-        max_samples (`int`, *optional*): Only the first so many images, at least 1. Not for a DataLoader.
-        num_channels (`int`): Of the model; for a `datasets.Dataset`.
-
-    Raises:
-        `ValueError`: if there is no image, or an argument is out of range or missing.
-    """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
-    if isinstance(data, torch.utils.data.DataLoader):
-        if max_samples is not None:
-            raise ValueError("`max_samples` does not apply to a DataLoader; give its dataset instead.")
-        if len(data) == 0:
-            raise ValueError("The DataLoader is empty; pass at least one image.")
-        return data
-    if len(data) == 0:
-        raise ValueError("The evaluation set is empty; pass at least one image.")
-    if isinstance(data, Dataset):
-        if image_processor is None:
-            raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
-        data = data.select(range(min(max_samples or len(data), len(data))))
-        data = ImageClassificationDataset(data, image_processor, num_channels=num_channels)
-    elif max_samples is not None:
-        data = torch.utils.data.Subset(data, range(min(max_samples, len(data))))
-    return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate_images)

@@ -2,7 +2,8 @@
 """Decoded images, kept as uint8: in a memory-mapped file beside the dataset's own cache files, or in memory.
 
 The file is named after all that its content depends on, written under another name and then renamed: it is either complete or
-not there, also when two processes decode the same dataset at once.
+not there, also when two processes decode the same dataset at once. Behind the images it holds one byte an image: 1 where the
+image is damaged.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import PIL
 import torch
 import transformers
@@ -20,84 +22,126 @@ from datasets import Dataset, is_caching_enabled
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
-from .common.files import replaced_file
+from .common.files import remove_leftovers, replaced_file
+from .image_fingerprint import fingerprint_images
 
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 CHUNK = 256  # images decoded at a time
 MAX_MEMORY_BYTES = 2 * 2**30
+_PREFIX = "layershuffle-pixels-"
 # Applied to decoded images whenever they are read
 _LATER_SETTINGS = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
+Decode = Callable[[list[int]], tuple[torch.Tensor, list[int]]]
+
+
+class DamagedImagesError(ValueError):
+    """Some images cannot be read: `rows`."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__(f"{len(rows)} images cannot be read")
+        self.rows = rows
 
 
 def load_pixels(
     dataset: Dataset,
-    decode: Callable[[list[int]], torch.Tensor],
+    decode: Decode,
     image_shape: tuple[int, int, int],
     settings: dict,
     *,
     max_bytes: int,
+    keep_damaged: bool = False,
     description: str = "Decoding images",
-) -> torch.Tensor | None:
+) -> tuple[torch.Tensor, list[int]] | None:
     """All images of a dataset, decoded now or by an earlier run.
 
     Args:
         dataset (`datasets.Dataset`)
-        decode: Gives the images of a list of rows as uint8 of shape `(rows, *image_shape)`.
+        decode: Gives the images of a list of rows as uint8 of shape `(rows, *image_shape)`, and those of the rows that cannot
+            be read, in whose place there may be any pixels.
         image_shape (`tuple[int, int, int]`): Channels, height and width.
         settings (`dict`): All else that the pixels depend on, such as those of the image processor.
         max_bytes (`int`): The most bytes to keep, in a file; in memory at most 2 GiB of them.
+        keep_damaged (`bool`): Whether to return damaged images with the others.
         description (`str`): Of the progress bar.
 
     Returns:
-        `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, or None if that is too large.
+        `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, and the rows of damaged images; or None if that
+        is too large.
+
+    Raises:
+        `DamagedImagesError`: if there are damaged images, of which all are looked for, and `keep_damaged` is false.
     """
     nbytes = len(dataset) * math.prod(image_shape)
     if nbytes > max_bytes:
         return None
     shape = (len(dataset), *image_shape)
     path = cache_path(dataset, {**settings, "shape": shape})
-    if path is not None and not _is_complete(path, nbytes):
-        path = _write(path, nbytes, _decode_all(len(dataset), decode, description))
+    is_damaged = np.zeros(len(dataset), dtype=np.uint8)
+    chunks = _decode_all(decode, is_damaged, image_shape, keep_damaged, description)
+    if path is not None and not _is_complete(path, nbytes + len(dataset)):
+        path = _write(path, nbytes, chunks, is_damaged)
     if path is not None:
         # Mapped privately: only the pages that are read take memory, and processes share them
-        return torch.from_file(str(path), shared=False, size=nbytes, dtype=torch.uint8).view(shape)
-    if nbytes > MAX_MEMORY_BYTES:
+        pixels = torch.from_file(str(path), shared=False, size=nbytes, dtype=torch.uint8).view(shape)
+        is_damaged = np.fromfile(path, dtype=np.uint8, offset=nbytes)
+    elif nbytes > MAX_MEMORY_BYTES:
         return None
-    pixels, start = torch.empty(shape, dtype=torch.uint8), 0
-    for chunk in _decode_all(len(dataset), decode, description):
-        pixels[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    return pixels
+    else:
+        pixels, start = torch.empty(shape, dtype=torch.uint8), 0
+        for chunk in chunks:
+            pixels[start : start + len(chunk)] = chunk
+            start += len(chunk)
+    damaged = np.flatnonzero(is_damaged).tolist()
+    if damaged and not keep_damaged:
+        raise DamagedImagesError(damaged)
+    return pixels, damaged
 
 
 def cache_path(dataset: Dataset, settings: dict) -> Path | None:
-    """Where the pixels of a dataset belong; None for a dataset that lies in memory, or if caching is switched off."""
+    """Where the pixels of a dataset belong; None for a dataset that lies in memory, or if caching is switched off.
+
+    The name tells what is in the images (see [`fingerprint_images`]), not when they were written.
+    """
     if not dataset.cache_files or not is_caching_enabled():
         return None
     settings = {name: value for name, value in settings.items() if name not in _LATER_SETTINGS}
     settings |= {"format": FORMAT, "transformers": transformers.__version__, "pillow": PIL.__version__}
-    key = Hasher.hash((dataset._fingerprint, json.dumps(settings, sort_keys=True, default=str)))
-    return Path(dataset.cache_files[0]["filename"]).parent / f"layershuffle-pixels-{key}.uint8"
+    key = Hasher.hash((fingerprint_images(dataset), json.dumps(settings, sort_keys=True, default=str)))
+    return Path(dataset.cache_files[0]["filename"]).parent / f"{_PREFIX}{key}.uint8"
 
 
 def _is_complete(path: Path, nbytes: int) -> bool:
     return path.is_file() and path.stat().st_size == nbytes
 
 
-def _decode_all(count: int, decode, description: str) -> Iterator[torch.Tensor]:
+def _decode_all(
+    decode: Decode, is_damaged: np.ndarray, image_shape: tuple, keep_damaged: bool, description: str
+) -> Iterator[torch.Tensor]:
+    """Images in chunks; fills `is_damaged`, and raises at the end where damaged ones are not wanted."""
+    count = len(is_damaged)
     with tqdm(total=count, desc=description, unit="image") as progress:
         for start in range(0, count, CHUNK):
             indices = list(range(start, min(start + CHUNK, count)))
-            yield decode(indices)
+            pixels, damaged = decode(indices)
+            is_damaged[damaged] = 1
+            if tuple(pixels.shape[1:]) != tuple(image_shape):
+                raise ValueError(
+                    f"Images come out of the image processor as {list(image_shape)} and as {list(pixels.shape[1:])}; it must "
+                    "resize all to one size: set its `do_resize` and `size`."
+                )
+            yield pixels
             progress.update(len(indices))
+    if is_damaged.any() and not keep_damaged:
+        raise DamagedImagesError(np.flatnonzero(is_damaged).tolist())
 
 
-def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor]) -> Path | None:
+def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor], is_damaged: np.ndarray) -> Path | None:
     """Returns the path, or None, with nothing decoded, where no file of this size can be written."""
     with ExitStack() as stack:
         try:
+            remove_leftovers(path.parent)
             if shutil.disk_usage(path.parent).free < nbytes + 2**30:
                 return None
             partial = stack.enter_context(replaced_file(path))
@@ -107,4 +151,5 @@ def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor]) -> Path | No
         with open(partial, "wb") as file:
             for chunk in chunks:
                 file.write(chunk.contiguous().numpy())
+            file.write(is_damaged.tobytes())
     return path

@@ -122,7 +122,7 @@ def search_layers(model, data, num_kept: int, *, image_processor=None, progress:
         model: A LayerShuffle, ViT or DeiT image classifier.
         data: The calibration set; use training images, not those on which the pruned model will be judged.
         num_kept (`int`): Layers to keep, from 1 to the model's number.
-        image_processor, kwargs: As for [`score_execution_orders`]: `batch_size`, `max_samples`.
+        image_processor, kwargs: As for [`score_execution_orders`]: `batch_size`, `max_samples`, `seed`.
 
     Returns:
         `list[int]`: The kept layers, ascending.
@@ -135,7 +135,8 @@ def search_layers(model, data, num_kept: int, *, image_processor=None, progress:
         raise ValueError(
             f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
         )
-    data = as_dataloader(data, image_processor, num_channels=model.config.num_channels, **kwargs)  # decodes once
+    # Decodes once
+    data = as_dataloader(data, image_processor, num_channels=model.config.num_channels, config=model.config, **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]

@@ -160,7 +160,8 @@ def evaluate_random_merges(
         models: LayerShuffle, ViT or DeiT classifiers by name, all on one device.
         data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
         num_merges (`int`): At least 1.
-        seed, num_layers, any_layer, base: As for [`MergePlan.random`]; merge i has the seed `seed + i`.
+        seed, num_layers, any_layer, base: As for [`MergePlan.random`]; merge i has the seed `seed + i`. `seed` also
+            draws the images of `max_samples`.
         name, dataset_name, sources: For the report.
 
     Raises:
@@ -173,8 +174,8 @@ def evaluate_random_merges(
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
     draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
-    sizes = {"batch_size": batch_size, "max_samples": max_samples, "num_channels": pool.num_channels}
-    loader = as_dataloader(data, image_processor, **sizes)
+    sizes = {"batch_size": batch_size, "max_samples": max_samples, "seed": seed, "num_channels": pool.num_channels}
+    loader = as_dataloader(data, image_processor, config=pool.model.config, **sizes)
 
     source_scores = {}
     for model, part in pool.parts.items():

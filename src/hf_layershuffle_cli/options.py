@@ -26,7 +26,7 @@ EvalSplit = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option("--image_column_name", help="Defaults to the one found.")]
 LabelColumn = Annotated[str | None, typer.Option("--label_column_name", help="Defaults to the one found.")]
-MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only the first so many images.")]
+MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only so many images, drawn by --seed.")]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Images a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random; at least 0.")]
 Device = Annotated[
@@ -99,7 +99,9 @@ def load_split(model, split: str, dataset_name: str, **kwargs):
     numbers its classes. `kwargs` are those of `load_image_datasets`."""
     from hf_layershuffle.data import load_image_datasets, match_labels
 
-    return match_labels(load_image_datasets(dataset_name, **kwargs)[split], model.config, dataset_name)
+    class_names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    splits = load_image_datasets(dataset_name, class_names=class_names, **kwargs)
+    return match_labels(splits[split], model.config, dataset_name)
 
 
 def load_evaluation_split(model, dataset_name: str, **kwargs):

@@ -57,7 +57,7 @@ def analyze(
         model: A LayerShuffle, ViT or DeiT image classifier of at least two layers, or a [`LayerwiseClassifier`].
         data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20 images.
         num_orders (`int`): At least 1; rounded up to a multiple of the number of layers.
-        seed (`int`): Of the orders, the folds of the probe and the embedding; at least 0.
+        seed (`int`): Of the orders, the images that `max_samples` draws, the folds of the probe and the embedding; at least 0.
         embedding (`str`): "pca", or "umap" (needs the extra `analysis`).
         num_attention_images (`int`): At least 1.
         model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
@@ -73,8 +73,9 @@ def analyze(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
         )
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
-    )
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
+        num_channels=parts.num_channels, config=parts.model.config,
+    )  # fmt: skip
     if len(loader.dataset) < MIN_IMAGES:
         raise ValueError(
             f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."

@@ -150,8 +150,9 @@ def layer_contributions(
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
     parts = as_layerwise(model)
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
-    )
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
+        num_channels=parts.num_channels, config=parts.model.config,
+    )  # fmt: skip
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
     names = [name for name in QUANTITIES if not name.startswith("depth") or parts.model.config.depth_embedding]
     sequential = list(range(parts.num_layers))

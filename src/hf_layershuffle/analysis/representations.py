@@ -124,8 +124,9 @@ def collect_representations(
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
     parts = as_layerwise(model)
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, num_channels=parts.num_channels
-    )
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
+        num_channels=parts.num_channels, config=parts.model.config,
+    )  # fmt: skip
     num_layers, hidden_size = parts.num_layers, parts.model.config.hidden_size
     num_images = min(len(loader.dataset), max_images, max_bytes // (16 * num_layers**2 * hidden_size))
     if num_images < MIN_IMAGES:

@@ -1,0 +1,97 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Batches to evaluate on, of anything that holds labelled images."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from .class_labels import match_labels
+from .image_dataset import STREAM, ImageClassificationDataset, collate_images
+from .image_reading import draw_rows
+
+
+def as_dataloader(
+    data,
+    image_processor=None,
+    *,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    seed: int = 0,
+    num_channels: int = 3,
+    config=None,
+    skip_damaged: bool = False,
+) -> torch.utils.data.DataLoader:
+    """Batches `{"pixel_values", "labels"}`, always in the same order, of anything that holds labelled images.
+
+    Args:
+        data: A `datasets.Dataset` with the columns `image` and `label`, as from [`load_image_datasets`] (needs
+            `image_processor`); a sequence of `{"pixel_values", "labels"}` items; or a DataLoader, taken as it is.
+        image_processor: A transformers image processor.
+        batch_size (`int`): Images a batch, at least 1.
+        max_samples (`int`, *optional*): Only so many images, at least 1, drawn by `seed`: the same rows of a
+            `datasets.Dataset` and of a sequence. Not for a DataLoader, whose sampler decides.
+        seed (`int`): Of that draw, at least 0.
+        num_channels (`int`): Of the model; for a `datasets.Dataset`.
+        config (*optional*): A model's configuration. The labels of a `datasets.Dataset` whose classes have names are then
+            numbered as the model's classes (see [`match_labels`]).
+        skip_damaged (`bool`): As for [`ImageClassificationDataset`].
+
+    Raises:
+        `TypeError`: if the data is of another type.
+        `ValueError`: if there is no image, the classes are not the model's, or an argument is out of range or missing.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
+    if isinstance(data, torch.utils.data.DataLoader):
+        if max_samples is not None:
+            raise ValueError("`max_samples` does not apply to a DataLoader; give its dataset instead.")
+        if len(data) == 0:
+            raise ValueError("The DataLoader is empty; pass at least one image.")
+        return data
+    _check_data(data)
+    if len(data) == 0:
+        raise ValueError("The evaluation set is empty; pass at least one image.")
+    rows = None if max_samples is None or max_samples >= len(data) else draw_rows(len(data), max_samples, seed)
+    if isinstance(data, Dataset):
+        if image_processor is None:
+            raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
+        data = data if rows is None else data.select(rows)
+        if config is not None and isinstance(data.features["label"], ClassLabel):
+            data = match_labels(data, config)
+        data = ImageClassificationDataset(data, image_processor, num_channels=num_channels, skip_damaged=skip_damaged)
+    elif rows is not None:
+        data = torch.utils.data.Subset(data, rows)
+    return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate_images)
+
+
+def _check_data(data) -> None:
+    """Says what to pass instead of what has no images with labels.
+
+    Raises:
+        `TypeError`: if it is of another type.
+        `ValueError`: if a dataset lacks the columns, or is a stream.
+    """
+    allowed = (
+        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} items, or "
+        "a DataLoader of such batches"
+    )
+    if isinstance(data, (IterableDataset, IterableDatasetDict)):
+        raise ValueError(STREAM)
+    if isinstance(data, DatasetDict):
+        raise TypeError(
+            f"`data` is a DatasetDict of the splits {', '.join(data)}; pass one of them, such as data['test']."
+        )
+    if isinstance(data, (str, os.PathLike)):
+        raise TypeError(f"`data` is the name {str(data)!r}; load it by `load_image_datasets`, or {allowed}.")
+    if not hasattr(data, "__len__") or isinstance(data, dict):
+        raise TypeError(f"`data` is a {type(data).__name__}; {allowed}.")
+    if isinstance(data, Dataset) and not {"image", "label"} <= set(data.column_names):
+        raise ValueError(f"`data` has the columns {', '.join(data.column_names)}; {allowed}.")
+    if isinstance(data, Sequence) and len(data):
+        item = data[0]
+        if not (isinstance(item, Mapping) and {"pixel_values", "labels"} <= set(item)):
+            raise TypeError(f"`data` holds items of type {type(item).__name__}, or without these keys; {allowed}.")

@@ -1,0 +1,236 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The splits of a dataset as they are stored: on the Hub, or in a folder whose layout is told from its files."""
+
+import glob
+import itertools
+import logging
+import os
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DownloadMode,
+    Features,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from .array_datasets import load_digits_dataset, load_idx_folder
+from .class_labels import quoted
+from .merge_sources import is_local
+
+
+logger = logging.getLogger(__name__)
+# What `datasets` takes for splits
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
+_TABLES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+_BUILDER_ARGUMENTS = ("data_dir", "data_files", "cache_dir", "features", "revision", "token", "storage_options")
+
+
+def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -> tuple[dict[str, Dataset], list[str]]:
+    """All splits that a dataset has, and the names of those of a folder that were left out since they have no labels.
+
+    Raises:
+        `ValueError`: if there is no such dataset, or it cannot be read.
+    """
+    if dataset_name == "digits":
+        return {"train": load_digits_dataset()}, []
+    folder = Path(dataset_name).expanduser()
+    if not folder.is_dir() and is_local(dataset_name):
+        raise ValueError(f"There is no dataset folder '{dataset_name}'.")
+    if folder.is_dir() and any(folder.glob("*-idx3-ubyte*")):
+        return load_idx_folder(folder), []
+    unlabelled = []
+    try:
+        if not folder.is_dir():
+            loaded = load_dataset(dataset_name, config_name, **load_kwargs)
+        elif (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            loaded = load_from_disk(str(folder))
+        else:
+            loaded, unlabelled = _load_folder(folder, config_name, load_kwargs)
+    except Exception as error:  # the errors of a dozen readers and of the network share no base class
+        raise ValueError(
+            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass 'digits', a folder of Parquet "
+            "files, images or IDX files, or a dataset id on the Hub."
+        ) from error
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    for split in splits.values():
+        if not isinstance(split, Dataset):
+            raise ValueError(
+                f"Dataset '{dataset_name}' was loaded as a stream, which has no length and cannot be shuffled or held out; "
+                "load it without `streaming=True`."
+            )
+    if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
+        _check_all_images_load(folder, splits, unlabelled)
+    return splits, unlabelled
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text; of an error in a dataset's files, that of its cause."""
+    while isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict):
+    """The splits of a folder, and the names of those that were left out."""
+    tables = _tables_of_images(folder)
+    if tables:
+        return _load_each(tables, load_kwargs), []
+    if _is_one_folder_a_class(folder):
+        # With a pattern, or the names of some files and classes (train, test11.png) would be taken for splits
+        return _load_image_folders({"train": [folder.resolve()]}, load_kwargs), []
+    labelled, unlabelled = _split_folders(folder)
+    if labelled and unlabelled:
+        logger.warning(
+            "The images in %s lie in no class folders, so they have no labels and are left out.",
+            ", ".join(f"'{path}'" for path in unlabelled),
+        )
+        folders = {}
+        for path in labelled:
+            folders.setdefault(_SPLIT_OF[path.name.lower()], []).append(path.resolve())
+        return _load_image_folders(folders, load_kwargs), [_SPLIT_OF[path.name.lower()] for path in unlabelled]
+    return _load_by_format(folder, config_name, load_kwargs), []
+
+
+def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict):
+    files = {split: [str(Path(glob.escape(str(path)), "**")) for path in paths] for split, paths in folders.items()}
+    return load_dataset("imagefolder", drop_labels=False, **{"data_files": files} | load_kwargs)
+
+
+def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict):
+    """As `load_dataset` does it, but with the class names of each Parquet file, and no cache that is older than a file."""
+    arguments = {name: load_kwargs[name] for name in _BUILDER_ARGUMENTS if name in load_kwargs}
+    builder = load_dataset_builder(str(folder), config_name, **arguments)
+    files = {split: [Path(path) for path in paths] for split, paths in (builder.config.data_files or {}).items()}
+    if _is_older(Path(builder.cache_dir) / "dataset_info.json", files):
+        load_kwargs = {"download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS} | load_kwargs
+    if "split" not in load_kwargs and all(
+        path.suffix.lower() == ".parquet" for path in itertools.chain(*files.values())
+    ):
+        features = [_features_of_files(paths) for paths in files.values()]
+        if any(each != features[0] for each in features):  # `datasets` would read all splits with those of the first
+            return _load_each(files, load_kwargs)
+    return load_dataset(str(folder), config_name, **load_kwargs)
+
+
+def _load_each(files: dict[str, list[Path]], load_kwargs: dict) -> DatasetDict:
+    """Splits that need not have the same columns and classes, from tables of one kind."""
+    splits = {}
+    for split, paths in files.items():
+        arguments = {"data_files": {split: [str(path) for path in paths]}, "split": split} | load_kwargs
+        splits[split] = load_dataset(_TABLES[paths[0].suffix.lower()], **arguments)
+    return DatasetDict(splits)
+
+
+def _is_older(cache: Path, files: dict[str, list[Path]]) -> bool:
+    """Whether a file was replaced after a cache was written: `datasets` looks at modification times only, which copying may
+    preserve. Image files do not count: the cache holds their names, not what is in them."""
+    if not cache.exists():
+        return False
+    changes = [
+        path.stat().st_ctime_ns
+        for path in itertools.chain(*files.values())
+        if path.suffix.lower() not in IMAGE_SUFFIXES and path.exists()
+    ]
+    return max(changes, default=0) > cache.stat().st_mtime_ns
+
+
+def _features_of_files(paths: list[Path]) -> Features:
+    """The features of the Parquet files of a split.
+
+    Raises:
+        `ValueError`: if their classes differ.
+    """
+    first = Features.from_arrow_schema(pq.read_schema(paths[0]))
+    for path in paths[1:]:
+        features = Features.from_arrow_schema(pq.read_schema(path))
+        for name, feature in features.items():
+            if isinstance(feature, ClassLabel) and feature != first.get(name):
+                raise ValueError(
+                    f"the column '{name}' has the classes {quoted(feature.names, 5)} in '{path.name}' and "
+                    f"{quoted(getattr(first.get(name), 'names', []), 5)} in '{paths[0].name}', which belong to one split"
+                )
+    return first
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Relative to the folder; none of hidden files or folders."""
+    paths = (
+        Path(parent, name).relative_to(folder)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
+    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+
+
+def _tables_of_images(folder: Path) -> dict[str, list[Path]]:
+    """Tables in a folder by split, where they tell of images that lie below it in no class folders."""
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES and path.stem != "metadata"]
+    splits = {path: _split_named_in(path.stem) for path in tables}
+    if any(splits.values()):  # not of a sample_submission.csv
+        tables = [path for path in tables if splits[path]]
+    images = image_files(folder) if tables else []
+    if not images or _has_class_folders(images) or len({path.suffix.lower() for path in tables}) > 1:
+        return {}
+    found = {}
+    for path in tables:
+        found.setdefault(splits[path] or "train", []).append(path)
+    return found
+
+
+def _split_named_in(stem: str) -> str | None:
+    return next((_SPLIT_OF[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in _SPLIT_OF), None)
+
+
+def _has_class_folders(images: list[Path]) -> bool:
+    """Whether images lie in two or more folders that are not splits."""
+    folders = {path.parent for path in images if path.parts[:-1]}
+    return len({path for path in folders if path.name.lower() not in _SPLIT_OF}) > 1
+
+
+def _is_one_folder_a_class(folder: Path) -> bool:
+    """Whether all images lie in subfolders that are not splits, and no other file tells of their labels."""
+    if any(folder.glob("**/metadata.*")):
+        return False
+    images = image_files(folder)
+    classes = {path.parts[0].lower() for path in images}
+    return bool(images) and all(len(path.parts) == 2 for path in images) and not classes <= _SPLIT_OF.keys()
+
+
+def _split_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of splits whose images lie in class folders, and those whose images do not; none of either if there are images
+    elsewhere, or other files that tell of labels."""
+    images = image_files(folder)
+    if any(folder.glob("**/metadata.*")) or not all(path.parts[0].lower() in _SPLIT_OF for path in images):
+        return [], []
+    depths = {}
+    for path in images:
+        depths.setdefault(path.parts[0], set()).add(len(path.parts))
+    labelled = [folder / name for name in sorted(depths) if depths[name] == {3}]
+    return labelled, [folder / name for name in sorted(depths) if depths[name] == {2}]
+
+
+def _check_all_images_load(folder: Path, splits: dict[str, Dataset], unlabelled: list[str]) -> None:
+    images = [path for path in image_files(folder) if _SPLIT_OF.get(path.parts[0].lower()) not in unlabelled]
+    num_rows = sum(len(split) for split in splits.values())
+    if num_rows < len(images) and not any(folder.glob("**/metadata.*")):
+        raise ValueError(
+            f"Only {num_rows} of the {len(images)} images in '{folder}' were found, in the splits {quoted(splits)}. Give "
+            "each class a folder that holds its images; where there are splits, put these folders into 'train', "
+            "'validation' and 'test' and nothing beside them."
+        )
