@@ -13,6 +13,7 @@ from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image,
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
+from .checkpoint_checks import explained_reading
 from .image_dataset import ImageClassificationDataset, as_dataloader
 from .merge_sources import is_local
 
@@ -274,12 +275,15 @@ def load_image_processor(name_or_path: str, **kwargs):
 
     Args:
         name_or_path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, ... Code that a model brings runs only with
+            `trust_remote_code=True`.
 
     Raises:
-        `OSError`: if there is none.
+        `OSError`: if there is none, or it cannot be read.
+        `ValueError`: if it needs code that the model brings.
     """
     folder = Path(name_or_path)
+    kwargs = {"trust_remote_code": False} | kwargs
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise OSError(
             f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model was trained "
@@ -287,8 +291,10 @@ def load_image_processor(name_or_path: str, **kwargs):
             f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
         )
     try:
-        return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
+        with explained_reading(f"The image processor of '{name_or_path}'"):
+            return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
+        del kwargs["trust_remote_code"]
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
         name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
         return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)

@@ -18,6 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
+from .files import read_json, write_text
 from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
 from .merge_sources import IMAGE_PROCESSOR_FILES, INDEX_FILE, SourceCheckpoint, open_source
 from .modeling_layershuffle import (
@@ -319,6 +320,16 @@ def _write_weights(prepared: PreparedMerge, shards, folder: Path, progress: bool
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def _with_type(settings: dict, config) -> dict:
+    """Settings of an image processor that say its type. Early versions of transformers wrote none, and it was told by the type
+    of the model, which for a merged one tells nothing."""
+    says_type = {"image_processor_type", "feature_extractor_type", "image_processor", "auto_map"}
+    if not isinstance(settings, dict) or says_type & set(settings):
+        return settings
+    family = {"vit": "ViT", "deit": "DeiT"}[config.plain_model_type]
+    return {**settings, "image_processor_type": f"{family}ImageProcessor"}
+
+
 def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config = prepared.config
     auto_map = dict(config.auto_map)
@@ -329,6 +340,6 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     base = prepared.sources[prepared.plan.base].folder
     found = [file for file in IMAGE_PROCESSOR_FILES if (base / file).is_file()]
     for file in found:
-        shutil.copyfile(base / file, folder / file)
+        write_text(folder / file, json.dumps(_with_type(read_json(base / file), config), indent=2) + "\n")
     if not found:
         logger.warning("The base '%s' has no image processor, so the merged model has none.", prepared.plan.base)
