@@ -19,8 +19,8 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
-from .data import as_dataloader, match_labels
 from .checkpoint_checks import check_finite, explained_reading
+from .data import as_dataloader, match_labels
 from .execution_order import arbitrary_execution_orders, check_execution_order
 from .fingerprint import data_digest, processor_digest
 from .layerwise import (

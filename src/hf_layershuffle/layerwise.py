@@ -1,11 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
 
+import logging
 import zlib
 from contextlib import contextmanager
 
 import torch
-from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    DeiTForImageClassification,
+    PreTrainedModel,
+    ViTForImageClassification,
+    modeling_utils,
+)
 
 from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
@@ -50,13 +57,23 @@ def load_classifier(
     plain_class, _, model_class = classes_of(model_type, what)
     if as_saved and model_type in _CLASSES:
         model_class = plain_class
-    with explained_reading(what):
+    with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
         model, found = model_class.from_pretrained(
             name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )
     check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs)
     check_finite(what, model.state_dict().items())
     return model
+
+
+@contextmanager
+def _quiet(logger):
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:
