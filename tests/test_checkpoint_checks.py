@@ -134,7 +134,7 @@ def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatc
         (folder / "preprocessor_config.json").write_text(json.dumps(values))
     load = load_classifier if where == "config" else load_image_processor
     monkeypatch.setattr("builtins.input", lambda *prompt: "yes")
-    with pytest.raises(ValueError, match="comes with code of its own, which is not run.*--trust_remote_code"):
+    with pytest.raises(ValueError, match=r"comes with code of its own, which is not run.*--trust_remote_code"):
         load(str(folder))
     arguments = ["evaluate", folder, "--dataset_name", "digits", "--output_dir", folder.parent / "out"]
     code, _, errors = run(monkeypatch, capsys, *arguments)
@@ -177,7 +177,11 @@ def test_every_command_refuses_it_in_one_line_and_writes_nothing(folder, monkeyp
         (KeyError("ours"), 1, "this is a fault of the program"),
         (ImportError("No module named 'umap'", name="umap"), 2, "error: a package is missing or does not fit: No mod"),
         (ImportError("cannot import", name="hf_layershuffle.data"), 1, "this is a fault of the program"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nMore"), 2, "not enough memory (CUDA out of memory.); take a smaller"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nMore"),
+            2,
+            "not enough memory (CUDA out of memory.); take a smaller",
+        ),
         (RuntimeError("ours too"), 1, "this is a fault of the program"),
     ],
 )
