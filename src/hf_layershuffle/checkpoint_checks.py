@@ -62,20 +62,29 @@ def check_model_files(folder) -> None:
     Raises:
         `ValueError`: if it does.
     """
+    check_no_adapter(folder)
     folder = Path(folder)
-    if (folder / ADAPTER_FILE).exists():
-        raise ValueError(
-            f"'{folder}' holds a PEFT adapter ('{ADAPTER_FILE}'), such as LoRA, and not a whole model. Load it with peft, put "
-            "it into the model's weights by `model.merge_and_unload()`, and save the result with `save_pretrained`."
-        )
-    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES]
+    pickles = [
+        path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES and path.name != "training_args.bin"
+    ]
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
-    if not has_weights and "training_args.bin" in pickles:
-        pickles.remove("training_args.bin")
     if pickles and not has_weights:
         raise ValueError(
             f"'{folder}' holds {', '.join(pickles)}: pickles, which may run code when they are read and are not opened. Take a "
             "checkpoint with safetensors weights."
+        )
+
+
+def check_no_adapter(folder) -> None:
+    """Refuses a folder that holds a PEFT adapter instead of a model.
+
+    Raises:
+        `ValueError`: if it does.
+    """
+    if Path(folder, ADAPTER_FILE).exists():
+        raise ValueError(
+            f"'{folder}' holds a PEFT adapter ('{ADAPTER_FILE}'), such as LoRA, and not a whole model. Load it with peft, put "
+            "it into the model's weights by `model.merge_and_unload()`, and save the result with `save_pretrained`."
         )
 
 

@@ -228,7 +228,7 @@ class MergePlan(_Strict):
         path = Path(path)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML includes JSON
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"'{path}' is not valid YAML or JSON: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"'{path}' must hold one mapping, of a merge plan: `sources`, `layers`, ...")

@@ -48,6 +48,8 @@ COMPARED_FIELDS = (
     "num_labels",
     "id2label",
 )
+_PROCESSORS = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
+_SAYS_TYPE = {"image_processor_type", "feature_extractor_type", "image_processor", "auto_map"}
 _HINTS = {"position_predictor": " Set `position_heads: false` in the plan to leave the position heads out."}
 _CLASSES = {
     "layershuffle_vit": LayerShuffleViTForImageClassification,
@@ -320,16 +322,6 @@ def _write_weights(prepared: PreparedMerge, shards, folder: Path, progress: bool
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _with_type(settings: dict, config) -> dict:
-    """Settings of an image processor that say its type. Early versions of transformers wrote none, and it was told by the type
-    of the model, which for a merged one tells nothing."""
-    says_type = {"image_processor_type", "feature_extractor_type", "image_processor", "auto_map"}
-    if not isinstance(settings, dict) or says_type & set(settings):
-        return settings
-    family = {"vit": "ViT", "deit": "DeiT"}[config.plain_model_type]
-    return {**settings, "image_processor_type": f"{family}ImageProcessor"}
-
-
 def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config = prepared.config
     auto_map = dict(config.auto_map)
@@ -340,6 +332,12 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     base = prepared.sources[prepared.plan.base].folder
     found = [file for file in IMAGE_PROCESSOR_FILES if (base / file).is_file()]
     for file in found:
-        write_text(folder / file, json.dumps(_with_type(read_json(base / file), config), indent=2) + "\n")
+        settings = read_json(base / file)
+        if isinstance(settings, dict) and not _SAYS_TYPE & set(settings):
+            # Early versions of transformers told it by the type of the model, which for a merged one tells nothing
+            settings = {**settings, "image_processor_type": _PROCESSORS[config.plain_model_type]}
+            write_text(folder / file, json.dumps(settings, indent=2) + "\n")
+        else:
+            shutil.copyfile(base / file, folder / file)
     if not found:
         logger.warning("The base '%s' has no image processor, so the merged model has none.", prepared.plan.base)
