@@ -24,9 +24,10 @@ from torch import nn
 import hf_layershuffle
 from hf_layershuffle import RobustnessReport, compare_reports, evaluate_robustness
 from hf_layershuffle.card_examples import write_examples
-from hf_layershuffle.data import load_image_datasets, load_image_processor, match_labels
+from hf_layershuffle.data import as_dataloader, load_image_datasets, load_image_processor, match_labels
+from hf_layershuffle.fingerprint import expected_report, other_than
 from hf_layershuffle.folder_records import TRAINING_FILE
-from hf_layershuffle.layerwise import load_classifier, weights_digest
+from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.model_card import write_model_card
 from hf_layershuffle.plotting import save_report_pictures
 from hf_layershuffle.publishing import CODE_FILES, check_folder, published_files
@@ -96,7 +97,9 @@ def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
     model, processor = load_classifier(str(folder), **precision).eval(), load_image_processor(folder)
     dataset = match_labels(dataset, model.config, dataset_name)
     report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
-    if report is None or report.config.get("weights") != weights_digest(model):
+    loader = as_dataloader(dataset, processor, num_channels=model.config.num_channels)
+    expected = expected_report(model, loader, processor, dataset=dataset_name, **SETTINGS)
+    if report is None or other_than(report, expected) is not None:
         names = {"model_name": folder.name, "dataset_name": dataset_name}
         report = evaluate_robustness(model, dataset, image_processor=processor, **names, **SETTINGS)
         report.save(folder)
@@ -139,7 +142,7 @@ def main() -> None:
             # Half the time; the accuracies of a trial were equal to 4 digits
             torch.set_float32_matmul_precision("medium")
         reports[name] = build(folder, dataset, Path(dataset_name).name)
-    Console(width=200).print(compare_reports(reports))
+    Console(width=200, markup=False).print(compare_reports(reports))
 
 
 if __name__ == "__main__":

@@ -202,6 +202,17 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- What the Hub does ---
 
+    def whoami(self):
+        token = self.check_token()
+        role = {WRITE_TOKEN: "write", READ_TOKEN: "read"}.get(token)
+        if role is None:
+            raise HubError(401, "Invalid username or password.")
+        access = {"displayName": "test", "role": role}
+        orgs = [{"name": "org", "roleInOrg": "admin"}, {"name": "readers", "roleInOrg": "read"}]
+        self.send_json(
+            {"name": "me", "type": "user", "orgs": orgs, "auth": {"type": "access_token", "accessToken": access}}
+        )
+
     def create_repository(self):
         self.check_token(writing=True)
         request = json.loads(self.body)
@@ -346,6 +357,7 @@ def _oid(name: str, content: bytes) -> str:
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES = (
+    (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/repos/create", Handler.create_repository),
     (r"POST /api/validate-yaml", Handler.validate_yaml),
     (rf"POST /api/models/{_REPO}/branch/(?P<branch>[^/]+)", Handler.create_branch),

@@ -7,6 +7,7 @@ from test_cli_evaluate import run_cli, run_cli_cases
 from transformers import ViTImageProcessor
 
 from hf_layershuffle.analysis import AnalysisReport
+from hf_layershuffle.folder_records import record_training
 
 
 PICTURES = {
@@ -39,6 +40,7 @@ def folders(tmp_path_factory):
     for name, model in models.items():
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
+        record_training(root / name, arguments={}, dataset="digits")  # which the command then takes
     return root
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import hf_layershuffle as ls
 import hf_layershuffle_cli
 from hf_layershuffle.evaluation import score_execution_orders
+from hf_layershuffle.folder_records import record_training
 
 
 def run_cli(*arguments, **kwargs):
@@ -62,6 +63,7 @@ def folders(tmp_path_factory):
     for name, model in models.items():
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
+        record_training(root / name, arguments={}, dataset="digits")  # which the commands then take
     return root
 
 
@@ -235,6 +237,7 @@ def deep(folders):
     """A model that takes its time: each of 6 batches of the digits, 200 orders of 8 layers."""
     labels = {"id2label": {i: str(i) for i in range(10)}, "num_labels": 10, "num_hidden_layers": 8}
     Architecture("vit").classifier(**labels, shuffle_mode="arbitrary").save_pretrained(folders / "deep")
+    record_training(folders / "deep", arguments={}, dataset="digits")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folders / "deep")
     return folders / "deep"
 

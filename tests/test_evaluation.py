@@ -217,6 +217,25 @@ def test_evenly_spaced_layers():
             assert k == 1 or max(np.diff(kept)) - min(np.diff(kept)) <= 1
 
 
+def test_random_subsets_run_in_sequential_order():
+    plan = evaluation.plan_orders(6, 3, 8, seed=0)
+    for k in range(1, 7):
+        subsets = plan[f"random {k}"]
+        assert len(subsets) == (8 if k < 6 else 1)
+        assert all(layers == sorted(set(layers)) and len(layers) == k for layers in subsets)
+    assert len({tuple(layers) for layers in plan["random 3"]}) > 3
+
+
+def test_sequential_is_sequential_whatever_the_model_is_set_to_run(vit):
+    model, data = lively(vit.classifier()), items()
+    sizes = {"num_orders": 1, "num_subsets": 1, "progress": False}
+    expected = evaluate_robustness(model, data, **sizes)
+    model.config.execution_order = [3, 1]
+    report = evaluate_robustness(model, data, **sizes)
+    assert report.sequential == expected.sequential and report.sequential.execution_order == [0, 1, 2, 3]
+    assert report.rows()["sequential"] != naive_scores(model, data, [3, 1])[1]
+
+
 @pytest.mark.parametrize("stop, num_resumed", [(KeyboardInterrupt, 3), (MemoryError, 4)])
 def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resumed):
     monkeypatch.setattr(evaluation, "SAVE_EVERY_BATCHES", 2)

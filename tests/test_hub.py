@@ -369,6 +369,8 @@ results["kept there"] = Path(hf_hub_download(repo_id, "README.md")).read_text()
 results["overwrite"] = command(folder, "--repo_id", repo_id, "--overwrite_card", "--commit_message", "Mine")
 results["mine"] = Path(hf_hub_download(repo_id, "README.md")).read_text()
 results["read token"] = command(folder, "--repo_id", "org/refused", "--token", "hf_read")
+results["not a member"] = command(folder, "--repo_id", "others/refused")
+results["only a reader"] = command(folder, "--repo_id", "readers/refused")
 results["depth"] = command(with_depth, "--repo_id", "org/refused", "--plain_vit")
 results["no repo_id"] = command(folder)
 results["no folder"] = command(folder / "missing", "--repo_id", repo_id)
@@ -396,12 +398,14 @@ def test_the_command_publishes_and_keeps_what_persons_wrote(hub, tmp_path):
     assert "Mind the stairs." in results["kept here"] and "Mind the step." in results["kept there"]
     assert "Mind the stairs." in results["mine"] and repository.history()[-1].message == "Mine"
 
-    assert_refused(results["read token"], r"'org/refused' was not published: the token may not do this \(403\)")
+    assert_refused(results["read token"], "'org/refused' was not published: the token may only read; .*'org'")
+    assert_refused(results["not a member"], "'others' is neither the token's account nor one of .* me, org, readers")
+    assert_refused(results["only a reader"], "the token may only read; .*'readers'")
     assert_refused(results["depth"], "`depth_embedding=True` cannot become a plain ViT")
     assert_refused(results["no repo_id"], "`repo_id` is missing.*--card_only")
     assert_refused(results["no folder"], "There is no folder")
     assert_refused(results["bad name"], "a/b/c")
-    assert "org/refused" not in hub.repositories
+    assert not any("refused" in name for name in hub.repositories)
 
 
 def assert_refused(result: dict, message: str) -> None:

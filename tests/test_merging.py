@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
+from hf_layershuffle.data import load_image_processor
 from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.merge_plan import MergePlan, draw_layers
 from hf_layershuffle.merge_sources import name_sources, open_source
@@ -264,6 +265,17 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
 def test_a_merge_does_not_claim_its_base_was_all_it_came_from(vit, tmp_path):
     save(prune_layers(vit.classifier(), [2, 0]), tmp_path / "short")
     assert not hasattr(merged(in_place(str(tmp_path / "short"), 2), tmp_path / "out").config, "pruned_from")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "plain_classifier"])
+def test_an_image_processor_without_a_type_stays_readable(architecture, tmp_path, kind):
+    source = save(getattr(architecture, kind)(), tmp_path / "a")
+    settings = {"do_normalize": True, "do_resize": True, "size": 12, "image_mean": [0.25] * 3, "image_std": [0.5] * 3}
+    Path(source, "preprocessor_config.json").write_text(json.dumps(settings))  # as transformers 4.0 wrote it
+    merge(in_place(source), tmp_path / "out", progress=False)
+    processor = load_image_processor(str(tmp_path / "out"))
+    assert type(processor).__name__.startswith({"vit": "ViT", "deit": "DeiT"}[architecture.name])
+    assert list(processor.image_mean) == [0.25] * 3 and processor.size["height"] == 12
 
 
 def test_a_base_without_image_processor_is_said(sources, tmp_path, caplog):

@@ -358,6 +358,9 @@ def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
     for name in ("checkpoint-1/model.safetensors", "runs/events.json", "training_args.bin", "optimizer.pt", ".env"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
+    for name in (".train_run.json", "examples/.hidden.png", ".cache/config.json", "trainer_state.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
     code = ["configuration_layershuffle.py", "execution_order.py", "modeling_layershuffle.py"]
     examples = ["examples/0.png", "examples/1.png", "examples/2.png", "examples/3.png", "examples/examples.json"]
     records = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "robustness.json"]
@@ -462,7 +465,7 @@ for arguments in (
     folder = tmp_path / "vit-tiny"
     save_model(folder, num_labels=10)
     files = published_files(folder)
-    result = run_python(code, folder)
+    result = run_python(code, folder, environment={"HF_TOKEN": "hf_offline"})
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "To the repository (--repo_id), branch main:"

@@ -8,6 +8,7 @@ import transformers
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, Value
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
+from .checkpoint_checks import explained_reading
 from .class_labels import has_labels, match_labels, quoted, with_class_labels
 from .common.paths import check_links
 from .dataloading import as_dataloader
@@ -219,12 +220,15 @@ def load_image_processor(name_or_path: str, **kwargs):
 
     Args:
         name_or_path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, ... Code that a model brings runs only with
+            `trust_remote_code=True`.
 
     Raises:
-        `OSError`: if there is none.
+        `OSError`: if there is none, or it cannot be read.
+        `ValueError`: if it needs code that the model brings.
     """
     folder = Path(name_or_path)
+    kwargs = {"trust_remote_code": False} | kwargs
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise OSError(
             f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model was trained "
@@ -234,8 +238,10 @@ def load_image_processor(name_or_path: str, **kwargs):
     if folder.is_dir():
         check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
     try:
-        return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
+        with explained_reading(f"The image processor of '{name_or_path}'"):
+            return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
+        del kwargs["trust_remote_code"]
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
         name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
         return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)

@@ -8,6 +8,7 @@ states a level, however many orders there are.
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .checkpoint_checks import check_finite, explained_reading
 from .common.files import replaced_file
 from .data import as_dataloader
 from .execution_order import arbitrary_execution_orders, check_execution_order
+from .fingerprint import data_digest, processor_digest
 from .layerwise import (
     LayerwiseClassifier,
     as_layerwise,
+    check_evaluable,
     check_integers,
     describe_model,
     labels_on_device,
@@ -31,6 +35,7 @@ from .layerwise import (
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
 
+logger = logging.getLogger(__name__)
 SAVE_EVERY_BATCHES = 20
 
 
@@ -75,16 +80,24 @@ class Tallies:
         self.position_total = np.zeros((num_layers, num_layers), dtype=np.int64)
 
     def save(self, path: Path, key: str) -> None:
-        with replaced_file(path) as partial, open(partial, "wb") as file:
-            np.savez(file, key=key, **vars(self))
+        """Writes them completely; where that cannot be, as on a full disk, it says so and the evaluation goes on."""
+        try:
+            with replaced_file(path) as partial, open(partial, "wb") as file:
+                np.savez(file, key=key, **vars(self))
+        except OSError as error:
+            logger.warning("'%s' cannot be written, so a stopped evaluation begins anew: %s", path, error)
 
     def load(self, path: Path, key: str) -> None:
-        """Takes over what was saved, if it was saved for the same `key`."""
-        with np.load(path) as saved:
-            if str(saved["key"]) == key:
-                for name in vars(self):
-                    value = saved[name]
-                    setattr(self, name, value if value.ndim else int(value))
+        """Takes over what was saved, if it can be read and was saved for the same `key`."""
+        try:
+            with explained_reading(f"'{path}'"), np.load(path) as file:
+                saved = {name: file[name] for name in file.files}
+                if str(saved["key"]) == key:
+                    vars(self).update(
+                        {name: saved[name] if saved[name].ndim else int(saved[name]) for name in vars(self)}
+                    )
+        except (OSError, ValueError) as error:
+            logger.warning("The evaluation begins anew: %s", error)
 
 
 def score_execution_orders(
@@ -167,16 +180,16 @@ def evaluate_robustness(
     parts = as_layerwise(model)
     config, num_layers = parts.model.config, parts.num_layers
     model_name = model_name or config.name_or_path or type(model).__name__
+    check_finite(f"'{model_name}'", parts.model.state_dict().items())
     loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
+    belongs_to = {"image_processor": processor_digest(image_processor), "data": data_digest(loader)}
 
     plan = plan_orders(num_layers, num_orders, num_subsets, seed)
     distinct, tree = _distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             _mark_positions(tree, order)
-    key = json.dumps(
-        [model_name, dataset_name, weights_digest(parts.model), batch_size, max_samples, seed, list(distinct)]
-    )
+    key = json.dumps([weights_digest(parts.model), str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
     tallies = _run(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file, key=key,
@@ -205,7 +218,7 @@ def evaluate_robustness(
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
         position_prediction=PositionPrediction.of(*positions) if config.position_predictor else None,
-        config=describe_model(parts.model),
+        config=describe_model(parts.model) | belongs_to,
         environment=describe_environment(parts.model),
     )
     if progress_file is not None:
@@ -239,6 +252,8 @@ def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
 def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None, seed: int):
     # An object that is only like a `LayerwiseClassifier` need not have a configuration
     config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
+    if config is not None:
+        check_evaluable(config, image_processor)
     sizes = {"batch_size": batch_size, "max_samples": max_samples, "seed": seed, "num_channels": parts.num_channels}
     return as_dataloader(data, image_processor, config=config, **sizes)
 
@@ -308,14 +323,22 @@ def _score_batch(parts, batch, tree: OrderTree, tallies: Tallies) -> None:
 def _score_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Correct images, images with the class among the first five, and summed loss: a tensor of shape `(3,)`."""
     logits = logits.float()
-    is_right = (logits.argmax(-1) == labels).sum()
-    in_top5 = (logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]).sum()
+    is_answer = ~logits.isnan().any(-1)  # the index of a NaN is no answer, though it may be the label
+    is_right = ((logits.argmax(-1) == labels) & is_answer).sum()
+    in_top5 = ((logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]) & is_answer[:, None]).sum()
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     return torch.stack((is_right.float(), in_top5.float(), loss))
 
 
 def _scores(tallies: Tallies, orders: list[tuple], num_labels: int) -> list[OrderScore]:
     n = tallies.num_images
+    if not np.isfinite(tallies.loss).all():
+        logger.warning(
+            "The model's outputs are not finite in %d of %d execution orders; images without an answer count as wrong. "
+            "Try --dtype float32.",
+            np.count_nonzero(~np.isfinite(tallies.loss)),
+            len(orders),
+        )
     return [
         OrderScore(
             list(order),

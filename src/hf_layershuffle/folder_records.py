@@ -16,10 +16,14 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig
 
+from .checkpoint_checks import explained_reading
 from .common import yaml_files
 from .common.files import write_text
 from .common.paths import inside, public_name
+from .data import load_image_processor
+from .fingerprint import processor_digest
 from .layerwise import load_classifier, weights_digest
+from .merge_sources import IMAGE_PROCESSOR_FILES
 from .record_checks import (
     Example,
     ExportRecord,
@@ -151,7 +155,8 @@ def _read_config(folder: Path, report: RobustnessReport | None, config=None):
         execution_order="sequential",
     )
     if config is None and (folder / "config.json").exists():
-        config = AutoConfig.from_pretrained(folder)
+        with explained_reading(f"'{folder}'"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config is not None:
         values |= config.to_dict() | {"num_labels": config.num_labels}
     elif report is not None:
@@ -173,11 +178,15 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
     if expected is None or not any(folder.glob("*.safetensors")):
         return
     dtype = getattr(torch, report.environment.get("dtype", "float32"))
+    again = "Evaluate again (`hf-layershuffle publish --dataset_name ...`), or remove it."
     if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
-        raise ValueError(
-            f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. Evaluate again (`hf-layershuffle "
-            "publish --dataset_name ...`), or remove it."
-        )
+        raise ValueError(f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. {again}")
+    processor = report.config.get("image_processor")
+    if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
+        if processor_digest(load_image_processor(folder)) != processor:
+            raise ValueError(
+                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. {again}"
+            )
 
 
 def read_json(path: Path) -> dict | None:

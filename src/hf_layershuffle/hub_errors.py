@@ -5,7 +5,7 @@ import json
 from contextlib import contextmanager
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 
 from .hub_connection import limit_waiting, retried
 
@@ -18,7 +18,10 @@ def explained_errors(repo_id: str, go_on: str):
         yield
     # RuntimeError: a failed upload of a large file; JSONDecodeError: an answer that is none; the others: no connection, or the
     # offline mode
-    except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
+    except (
+        *(HTTPError, RuntimeError, ConnectionError, json.JSONDecodeError),
+        *(LocalEntryNotFoundError, LocalTokenNotFoundError),
+    ) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         raise OSError(f"'{repo_id}' was not published: {_explain(cause, status, repo_id)}. {go_on}.") from error
@@ -72,6 +75,8 @@ def _explain(error: Exception, status: int | None, repo_id: str) -> str:
     said = getattr(error, "server_message", None)
     said = f" ({said.strip().rstrip('.')})" if said else ""
     owner = repo_id.split("/")[0] if "/" in repo_id else "the account"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token; log in with `hf auth login`, or set HF_TOKEN"
     if status is None:
         detail = str(error).strip().splitlines() or [type(error).__name__]
         return f"the connection to the Hub failed ({detail[0].rstrip('.')}); see that it can be reached and HF_HUB_OFFLINE is not set"

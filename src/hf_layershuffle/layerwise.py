@@ -1,13 +1,20 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
 
+import logging
 import zlib
 from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    DeiTForImageClassification,
+    PreTrainedModel,
+    ViTForImageClassification,
+    modeling_utils,
+)
 
+from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
 from .modeling_layershuffle import (
     LayerShuffleDeiTForImageClassification,
@@ -24,7 +31,9 @@ _CLASSES = {
 }
 
 
-def load_classifier(name_or_path: str, *, as_saved: bool = False, **kwargs) -> PreTrainedModel:
+def load_classifier(
+    name_or_path: str, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs
+) -> PreTrainedModel:
     """Loads a LayerShuffle, ViT or DeiT image classifier, from a folder or the Hub, as a LayerShuffle model.
 
     A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
@@ -32,24 +41,39 @@ def load_classifier(name_or_path: str, *, as_saved: bool = False, **kwargs) -> P
     Args:
         name_or_path (`str`): Folder or Hub id.
         as_saved (`bool`): Whether a plain model stays plain.
+        trust_remote_code (`bool`): Whether code that a model brings may run to read its configuration. The model itself is
+            always one of the classes here.
         kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
 
     Raises:
-        `ValueError`: if the model is of another type.
+        `ValueError`: if the model is of another type, was not trained as a classifier, lacks tensors, or holds NaN.
         `OSError`: if there is no such model, or its files cannot be read.
     """
+    what = f"'{name_or_path}'"
+    check_model_files(name_or_path)
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
-    plain_class, _, model_class = classes_of(model_type, f"'{name_or_path}'")
+    with explained_reading(what):
+        model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
+    plain_class, _, model_class = classes_of(model_type, what)
     if as_saved and model_type in _CLASSES:
         model_class = plain_class
+    with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
+        model, found = model_class.from_pretrained(
+            name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+    check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs)
+    check_finite(what, model.state_dict().items())
+    return model
+
+
+@contextmanager
+def _quiet(logger):
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        return model_class.from_pretrained(name_or_path, **kwargs)
-    except SafetensorError as error:  # of a plain class; ours say it themselves
-        raise OSError(
-            f"The weights of '{name_or_path}' cannot be read ({error}); the safetensors file is truncated or corrupted. "
-            "Copy or download it again."
-        ) from error
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:
@@ -162,6 +186,31 @@ class LayerwiseClassifier:
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
         return self.model.classifier(self.encoder.layernorm(hidden_states[:, :1])[:, 0])
+
+
+def check_evaluable(config, image_processor=None) -> None:
+    """Refuses what has no accuracy, a model that does not choose one class of several, and an image processor for images
+    with another number of channels than the model takes.
+
+    Raises:
+        `ValueError`: naming the field.
+    """
+    problem = getattr(config, "problem_type", None) or ("regression" if config.num_labels == 1 else None)
+    if problem not in (None, "single_label_classification"):
+        raise ValueError(
+            f"The model is for '{problem}' (`problem_type` and `num_labels`, {config.num_labels}); accuracy is measured of "
+            "models that choose one class of at least two. Take a model for single-label classification."
+        )
+    if image_processor is None or not getattr(image_processor, "do_normalize", False):
+        return
+    for name in ("image_mean", "image_std"):
+        value = getattr(image_processor, name, None)
+        if isinstance(value, (list, tuple)) and len(value) != config.num_channels:
+            kind = {1: "grey", 3: "RGB"}.get(config.num_channels, f"{config.num_channels}-channel")
+            raise ValueError(
+                f"The model takes {kind} images (`num_channels` is {config.num_channels}), but `{name}` of its image processor "
+                f"has {len(value)} numbers: {list(value)}. Save the image processor that it was trained with beside it."
+            )
 
 
 def labels_on_device(parts, labels) -> torch.Tensor:

@@ -265,8 +265,10 @@ class MergePlan(_Strict):
     def table(self):
         """The plan as a [`rich.table.Table`]."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"Merge of {len(self.sources)} sources: {len(self.layers)} layers, base '{self.base}'")
+        title = f"Merge of {len(self.sources)} sources: {len(self.layers)} layers, base '{self.base}'"
+        table = Table(title=Text(title, style="table.title"))  # `Text`: brackets in a name are not markup
         for name in ("part", "source", "layer", "weight"):
             table.add_column(name, justify="left" if name in ("part", "source") else "right")
         rows = [(name, getattr(self, name)) for name in PARTS]
@@ -274,7 +276,7 @@ class MergePlan(_Strict):
         for label, parts in rows:
             for part in parts:
                 weight = f"{part.weight:.4g}" if len(parts) > 1 else ""
-                table.add_row(label, part.source, str(getattr(part, "layer", "")), weight)
+                table.add_row(label, Text(part.source), str(getattr(part, "layer", "")), weight)
                 label = ""
         return table
 

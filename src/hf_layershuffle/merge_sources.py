@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from .checkpoint_checks import check_no_adapter, explained_reading
 from .common.paths import inside
 from .common.yaml_files import read_json
 from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
@@ -67,11 +68,13 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
         `OSError`: if there is none, or a file is truncated or corrupted.
     """
     folder, commit = resolve_folder(name, path, revision, token)
-    config = read_config(name, folder)
-    renamings = _RENAMINGS[config.plain_model_type]
-    tensors = {}
-    for file in _weight_files(name, folder):
-        tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
+    check_no_adapter(folder)
+    with explained_reading(f"Source '{name}'"):
+        config = read_config(name, folder)
+        renamings = _RENAMINGS[config.plain_model_type]
+        tensors = {}
+        for file in _weight_files(name, folder):
+            tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
     return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
-from .common.files import remove_leftovers, replaced_folder
+from .common.files import remove_leftovers, replaced_folder, write_text
 from .common.paths import inside
 from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
 from .merge_sources import INDEX_FILE, SourceCheckpoint, check_image_processors, open_source
@@ -48,6 +48,8 @@ COMPARED_FIELDS = (
     "num_labels",
     "id2label",
 )
+_PROCESSORS = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
+_SAYS_TYPE = {"image_processor_type", "feature_extractor_type", "image_processor", "auto_map"}
 _HINTS = {"position_predictor": " Set `position_heads: false` in the plan to leave the position heads out."}
 _CLASSES = {
     "layershuffle_vit": LayerShuffleViTForImageClassification,
@@ -323,9 +325,14 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config.save_pretrained(folder)
     prepared.plan.model_validate(prepared.plan.to_record()).save(folder / PLAN_FILE)
     giver = prepared.plan.image_processor or prepared.plan.base
-    settings = prepared.sources[giver].image_processor
-    for file in settings:
-        shutil.copyfile(inside(prepared.sources[giver].folder, file), folder / file)
-    if not settings:
+    files = prepared.sources[giver].image_processor
+    for file, settings in files.items():
+        if isinstance(settings, dict) and not _SAYS_TYPE & set(settings):
+            # Early versions of transformers told it by the type of the model, which for a merged one tells nothing
+            settings = {**settings, "image_processor_type": _PROCESSORS[config.plain_model_type]}
+            write_text(folder / file, json.dumps(settings, indent=2) + "\n")
+        else:
+            shutil.copyfile(inside(prepared.sources[giver].folder, file), folder / file)
+    if not files:
         what = "source" if prepared.plan.image_processor else "base"
         logger.warning("The %s '%s' has no image processor, so the merged model has none.", what, giver)

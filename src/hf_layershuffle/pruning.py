@@ -2,6 +2,7 @@
 """Shorter models: which layers to keep, and a model that has only these."""
 
 import copy
+import math
 from numbers import Integral
 
 from torch import nn
@@ -141,5 +142,6 @@ def search_layers(model, data, num_kept: int, *, image_processor=None, progress:
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
         scores = score_execution_orders(model, data, candidates, progress=False)
-        keep = min(scores, key=lambda score: score.loss).execution_order
+        # A loss that is not a number is the worst one; `min` alone would keep whatever it met first
+        keep = min(scores, key=lambda score: score.loss if math.isfinite(score.loss) else math.inf).execution_order
     return keep

@@ -3,11 +3,13 @@
 
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from .export import check_exportable
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES
+from .hub_errors import explained_errors
 from .publishing import matches, published_files
 from .report import REPORT_FILE
 
@@ -23,13 +25,56 @@ def check_targets(*repo_ids: str | None) -> None:
             validate_repo_id(repo_id)
 
 
+def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
+    """Whether the Hub can be reached and the token may write to these repositories, without writing anything.
+
+    Args:
+        go_on (`str`): What to do when it is mended, for the message.
+
+    Raises:
+        `OSError`: if not.
+    """
+    first = repo_ids[0]
+    with explained_errors(first, go_on):
+        try:
+            me = HfApi(token=token).whoami(cache=True)  # asked for seldom: the Hub limits how often
+            role, fine = me["auth"]["accessToken"]["role"], me["auth"]["accessToken"].get("fineGrained") or {}
+            owners = {me["name"].lower(): None} | {
+                org["name"].lower(): org.get("roleInOrg") for org in me.get("orgs", [])
+            }
+        except (KeyError, TypeError, AttributeError):
+            return  # another server's answer, which tells nothing of rights
+        except ValueError as error:  # such as a page in HTML
+            raise OSError(
+                f"'{first}' was not published: the answer is not that of a Hub ({error}). {go_on}."
+            ) from error
+    for repo_id in repo_ids:
+        owner = repo_id.split("/")[0] if "/" in repo_id else me["name"]
+        why = _why_no_access(repo_id, owner, owners, role, fine)
+        if why is not None:
+            raise OSError(f"'{repo_id}' was not published: {why}. {go_on}.")
+
+
+def _why_no_access(repo_id: str, owner: str, owners: dict, role: str, fine: dict) -> str | None:
+    if owner.lower() not in owners:
+        return f"'{owner}' is neither the token's account nor one of its organizations, which are {', '.join(owners)}"
+    if role == "read" or owners[owner.lower()] == "read":
+        return f"the token may only read; use one with write access to '{owner}'"
+    if role == "fineGrained":
+        of = {owner.lower(), repo_id.lower()}
+        scopes = [scope for scope in fine.get("scoped", []) if str(scope["entity"].get("name")).lower() in of]
+        if not any("repo.write" in scope.get("permissions", []) for scope in scopes):
+            return f"the token has no permission to write to repositories of '{owner}'; give it 'repo.write'"
+    return None
+
+
 def check_plain_vit(folder: Path, execution_order=None) -> list[int]:
     """Whether the folder's model can be published as a plain ViT: the layer indices in its order.
 
     Raises:
         `ValueError`: as in [`to_plain_vit`].
     """
-    return check_exportable(AutoConfig.from_pretrained(folder), execution_order)
+    return check_exportable(AutoConfig.from_pretrained(folder, trust_remote_code=False), execution_order)
 
 
 def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:

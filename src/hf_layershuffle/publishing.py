@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 from .card_text import combine_cards, mark_published
+from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
 from .common.files import write_text
 from .common.paths import check_links, inside
 from .export import save_plain_vit
@@ -29,6 +31,7 @@ from .folder_records import (
 from .hub_connection import commit_once, retried
 from .hub_errors import explained_errors
 from .layerwise import classes_of
+from .merge_sources import open_source
 from .model_card import write_model_card
 from .report import REPORT_FILE
 
@@ -38,7 +41,7 @@ PUBLISHED = (
     *("*.safetensors", "*.safetensors.index.json", "*.json", "*.yaml", "*_layershuffle.py", "execution_order.py"),
     *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
 )
-NOT_PUBLISHED = (".*", "trainer_state.json")
+NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
 # the records hold and join the folder; if not, all of these are of another model, and the commit removes them
 RECORDS = (*(REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES),)
@@ -164,7 +167,8 @@ def published_files(folder) -> list[str]:
         `ValueError`: if one is a link to a file elsewhere.
     """
     names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    names = [name for name in names if matches(name, PUBLISHED) and not matches(name, NOT_PUBLISHED)]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    names = [name for name in names if matches(name, PUBLISHED) and name not in NOT_PUBLISHED]
     check_links(folder, names)
     return names
 
@@ -173,13 +177,20 @@ def check_folder(folder: Path) -> None:
     """Says what a folder lacks to be loaded from the Hub.
 
     Raises:
-        `OSError`: if there is no such folder, or a weight file is truncated or corrupted.
-        `ValueError`: if it lacks something, or holds another kind of model.
+        `OSError`: if there is no such folder, or a file in it cannot be read.
+        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not finite.
     """
+    with explained_reading(f"'{folder}'"):
+        _check_files(folder)
+        check_weights(folder)
+
+
+def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise OSError(f"There is no folder '{folder}' to publish; pass one that `save_pretrained` wrote.")
     again = "Load the model with hf_layershuffle and save it with `save_pretrained`."
     published_files(folder)  # refuses links to files elsewhere, before one of them is read
+    check_model_files(folder)
     if not (folder / "config.json").exists():
         raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {again}")
     if not any(folder.glob("*.safetensors")):
@@ -201,6 +212,27 @@ def check_folder(folder: Path) -> None:
     lacking = [name for name in AUTO_CLASSES if code and name not in config.get("auto_map", {})]
     if lacking:
         raise ValueError(f"'{folder}' cannot be loaded by {', '.join(lacking)}: 'auto_map' lacks it. {again}")
+
+
+def check_weights(folder: Path) -> None:
+    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A LayerShuffle
+    encoder, saved as such, needs no head.
+
+    Raises:
+        `ValueError`: if not, naming the tensors.
+    """
+    source = open_source(folder.name, str(folder))
+    _, _, model_class = classes_of(source.config.model_type, f"'{folder}'")
+    with torch.device("meta"):
+        model = model_class(source.config)
+    if (source.config.architectures or [None])[0] == type(model.base_model).__name__:
+        model = model.base_model
+    expected, found = set(model.state_dict()), set(source.tensors)
+    prefix = f"{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in found):  # an encoder saved alone, whose names have none
+        expected = {name.removeprefix(prefix) for name in expected}
+    check_complete(f"'{folder}'", expected - found, found - expected)
+    check_finite(f"'{folder}'", ((name, t) for name, t in source.tensors.items() if t.dtype is not None))
 
 
 def publish_with_plain_vit(

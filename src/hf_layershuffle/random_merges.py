@@ -9,15 +9,16 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from .checkpoint_checks import check_finite
 from .common.files import write_text
 from .common.paths import public_name
 from .common.yaml_files import read_json
 from .data import as_dataloader
 from .evaluation import score_execution_orders
-from .layerwise import LayerwiseClassifier
+from .layerwise import LayerwiseClassifier, check_evaluable
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
-from .report import OrderScore, describe_environment, summarize
+from .report import OrderScore, describe_environment, json_values, summarize, with_nan
 
 
 REPORT_FILE = "random_merges.json"
@@ -115,7 +116,7 @@ class RandomMergeReport:
 
     def save(self, folder) -> Path:
         """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
-        return write_text(Path(folder) / REPORT_FILE, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+        return write_text(Path(folder) / REPORT_FILE, json.dumps(json_values(asdict(self)), indent=1) + "\n")
 
     @classmethod
     def load(cls, path) -> "RandomMergeReport":
@@ -129,8 +130,8 @@ class RandomMergeReport:
         path = path / REPORT_FILE if path.is_dir() else path
         try:
             values = read_json(path, dict)
-            scores = {name: OrderScore(**score) for name, score in values["source_scores"].items()}
-            merges = [MergeScore(**merge) for merge in values["merges"]]
+            scores = {name: OrderScore(**with_nan(score)) for name, score in values["source_scores"].items()}
+            merges = [MergeScore(**with_nan(merge)) for merge in values["merges"]]
             return cls(**{**values, "source_scores": scores, "merges": merges})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is not a report of random merges: {error!r}") from error
@@ -170,6 +171,9 @@ def evaluate_random_merges(
     if isinstance(num_merges, bool) or not isinstance(num_merges, int) or num_merges < 1:
         raise ValueError(f"`num_merges` is {num_merges!r}; it must be an integer of at least 1.")
     pool = MergePool(models, base)
+    for model, part in pool.parts.items():
+        check_finite(f"'{model}'", part.model.state_dict().items())
+        check_evaluable(part.model.config, image_processor)
     base = base or next(iter(models))
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
@@ -218,13 +222,14 @@ def random_merge_table(reports: Sequence[RandomMergeReport]):
         `ValueError`: if they are of different datasets.
     """
     from rich.table import Table
+    from rich.text import Text
 
     datasets = {(report.dataset, report.num_images) for report in reports}
     if len(datasets) != 1:
         found = ", ".join(f"{dataset} ({images} images)" for dataset, images in sorted(datasets)) or "none"
         raise ValueError(f"Reports to compare must be of one and the same dataset; they are of: {found}.")
     dataset, num_images = datasets.pop()
-    table = Table(title=f"Accuracy on {dataset} ({num_images:,} images)")
+    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} images)", style="table.title"))
     table.add_column("models")
     for column in ("number", "mean", "std", "min", "max", "95 % interval of the mean"):
         table.add_column(column, justify="right")
@@ -232,5 +237,5 @@ def random_merge_table(reports: Sequence[RandomMergeReport]):
         for label, values in report.accuracies().items():
             numbers = summarize(values)
             cells = [f"{value:.4f}" for value in (numbers.mean, numbers.std, numbers.min, numbers.max)]
-            table.add_row(label, str(len(values)), *cells, f"{numbers.ci_low:.4f} – {numbers.ci_high:.4f}")
+            table.add_row(Text(label), str(len(values)), *cells, f"{numbers.ci_low:.4f} – {numbers.ci_high:.4f}")
     return table

@@ -2,6 +2,7 @@
 """What a robustness evaluation found: numbers that can be saved, loaded, read on a terminal and compared."""
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field, fields
@@ -152,8 +153,8 @@ class RobustnessReport:
     environment: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """JSON types only; NaN as None."""
-        return _without_nan(asdict(self))
+        """JSON types only; NaN and infinity as None."""
+        return json_values(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict) -> "RobustnessReport":
@@ -171,12 +172,12 @@ class RobustnessReport:
         return cls(
             **{
                 **values,
-                "sequential": OrderScore(**values["sequential"]),
-                "reversed": OrderScore(**values["reversed"]),
+                "sequential": _score(values["sequential"]),
+                "reversed": _score(values["reversed"]),
                 "arbitrary": _group(values["arbitrary"]),
                 "pruning": {name: [_group(item) for item in items] for name, items in values["pruning"].items()},
-                "leave_one_out": [OrderScore(**item) for item in values["leave_one_out"]],
-                "neighbour_swaps": [OrderScore(**item) for item in values["neighbour_swaps"]],
+                "leave_one_out": [_score(item) for item in values["leave_one_out"]],
+                "neighbour_swaps": [_score(item) for item in values["neighbour_swaps"]],
                 "position_prediction": position and PositionPrediction.of(position["correct"], position["total"]),
             }
         )
@@ -213,8 +214,11 @@ class RobustnessReport:
     def table(self):
         """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"{self.model} on {self.dataset} ({self.num_images:,} images, {self.num_layers} layers)")
+        # `Text`: brackets in a name are not markup
+        title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {self.num_layers} layers)"
+        table = Table(title=Text(title, style="table.title"))
         table.add_column("execution order")
         for name in ("accuracy", "std", "min", "max", "95 % interval", "loss"):
             table.add_column(name, justify="right")
@@ -248,6 +252,7 @@ def compare_reports(reports: dict[str, RobustnessReport]):
         `ValueError`: if there is no report, they are of different datasets, or it is no dictionary.
     """
     from rich.table import Table
+    from rich.text import Text
 
     if not isinstance(reports, dict):
         raise ValueError(
@@ -259,10 +264,10 @@ def compare_reports(reports: dict[str, RobustnessReport]):
         found = ", ".join(f"{name} ({images} images)" for name, images in sorted(datasets)) or "none"
         raise ValueError(f"The reports to compare must be of one and the same dataset; they are of: {found}.")
     dataset, num_images = datasets.pop()
-    table = Table(title=f"Accuracy on {dataset} ({num_images:,} images)")
+    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} images)", style="table.title"))
     table.add_column("execution order")
     for name in reports:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     rows = [report.rows() for report in reports.values()]
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
@@ -295,7 +300,7 @@ def render(table, width: int = 200) -> str:
     """A rich table as plain text."""
     from rich.console import Console
 
-    console = Console(width=width, color_system=None)
+    console = Console(width=width, color_system=None, markup=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -317,16 +322,28 @@ def _cells(row: OrderScore | OrderGroup) -> list[str]:
 def _group(values: dict) -> OrderGroup:
     top5 = values.get("top5_accuracy")
     return OrderGroup(
-        [OrderScore(**item) for item in values["scores"]],
+        [_score(item) for item in values["scores"]],
         Summary(**values["accuracy"]),
-        Summary(**values["loss"]),
+        Summary(**with_nan(values["loss"])),
         top5 and Summary(**top5),
     )
 
 
-def _without_nan(value):
+def _score(values: dict) -> OrderScore:
+    return OrderScore(**with_nan(values))
+
+
+def with_nan(values: dict) -> dict:
+    """Undoes what [`json_values`] did to a score: JSON has no NaN. None of the top-5 accuracy is None."""
+    return {
+        name: float("nan") if value is None and name != "top5_accuracy" else value for name, value in values.items()
+    }
+
+
+def json_values(value):
+    """JSON types only, with None for NaN and infinity."""
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: json_values(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+        return [json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

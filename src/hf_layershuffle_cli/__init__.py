@@ -7,6 +7,7 @@ registers models with transformers. A command imports what it needs when it runs
 
 import logging
 import sys
+import traceback
 from importlib import metadata
 from typing import Annotated
 
@@ -50,8 +51,15 @@ for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, pu
     app.command()(command)
 
 
+REPORT_AT = "https://github.com/hf-layershuffle/hf-layershuffle/issues"
+
+
 def main() -> None:
-    """Runs a command; bad input is one line on the standard error and exit code 2."""
+    """Runs a command. What a user can cause is one line on the standard error and exit code 2; what is a fault of this
+    program keeps its traceback, says so, and has exit code 1.
+
+    Readers of others' files turn whatever goes wrong there into a `ValueError` or an `OSError` (`explained_reading`).
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stopped = STOPPED.get(sys.argv[1] if len(sys.argv) > 1 else "", "stopped; nothing was written")
     try:
@@ -61,13 +69,33 @@ def main() -> None:
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
         fail(f"error: {' '.join(str(error).split())}", 2)
-    except Exception as error:  # the usage errors of typer have no public base class
-        if not hasattr(error, "format_message"):
-            raise
-        fail(f"error: {' '.join(error.format_message().split()).rstrip('.')}. See --help.", 2)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            traceback.print_exc()
+            fail(
+                f"this is a fault of the program, not of what was asked; please report it with the lines above: {REPORT_AT}",
+                1,
+            )
+        logger.debug("", exc_info=True)
+        fail(f"error: {message}", 2)
     if code == 130:  # so typer returns from Ctrl-C
         fail(stopped, 130)
     sys.exit(code)
+
+
+def explain(error: Exception) -> str | None:
+    """What a user can do about an error that is no `ValueError` or `OSError`, in one line; None if it is our fault."""
+    if hasattr(error, "format_message"):  # the usage errors of typer have no public base class
+        return f"{' '.join(error.format_message().split()).rstrip('.')}. See --help."
+    if isinstance(error, ImportError) and not (error.name or "").startswith("hf_layershuffle"):
+        return f"a package is missing or does not fit: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        detail = (str(error).strip().splitlines() or ["out of memory"])[0]
+        return (
+            f"there is not enough memory ({detail}); take a smaller --batch_size, another --device or --dtype bfloat16"
+        )
+    return None
 
 
 def fail(message: str, code: int) -> None:

@@ -12,7 +12,7 @@ from . import options
 
 def analyze(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
-    dataset_name: options.DatasetName = "digits",
+    dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
@@ -35,6 +35,7 @@ def analyze(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """What each layer of a model does at each position.
 
@@ -45,8 +46,9 @@ def analyze(
     from hf_layershuffle import analysis
 
     analysis.check_embedding(embedding)
-    options.check_not_a_file(output_dir)
-    loaded = options.load_model(model, device, dtype, revision)
+    options.check_can_be_written(output_dir)
+    loaded = options.load_model(model, device, dtype, revision, trust_remote_code)
+    dataset_name = options.dataset_of([model], dataset_name, revision)
     data = options.load_evaluation_split(
         loaded.model,
         dataset_name,
@@ -68,9 +70,8 @@ def analyze(
         model_name=options.short_name(model),
         dataset_name=options.short_name(dataset_name),
     )
-    write_analysis(report, output_dir, data.features["label"].names)
-    options.print_table(report.table())
-    print(f"Saved to {output_dir}")
+    with options.shown_before(report.table(), output_dir):
+        write_analysis(report, output_dir, data.features["label"].names)
 
 
 def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:

@@ -11,7 +11,7 @@ from . import options
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids.")],
-    dataset_name: options.DatasetName = "digits",
+    dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
@@ -29,6 +29,7 @@ def evaluate(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Evaluate again what has a report already.")] = False,
 ) -> None:
     """Accuracy of models in any order and with layers missing.
@@ -43,11 +44,12 @@ def evaluate(
     names = options.distinct_names(models)
     folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
     for folder in folders:
-        options.check_not_a_file(folder)
+        options.check_can_be_written(folder)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     evaluations = []  # all is loaded before the first evaluation starts, so that bad input shows at once
     for name, name_or_path in zip(names, models):
-        loaded = options.load_model(name_or_path, device, dtype, revision)
+        loaded = options.load_model(name_or_path, device, dtype, revision, trust_remote_code)
+        dataset_name = options.dataset_of(models, dataset_name, revision)
         data = options.load_evaluation_split(
             loaded.model,
             dataset_name,
@@ -58,12 +60,13 @@ def evaluate(
         )
         evaluations.append((name, loaded, data))
 
-    dataset, reports = options.short_name(dataset_name), {}
+    dataset, reports, unsaved = options.short_name(dataset_name), {}, None
     for (name, loaded, data), folder in zip(evaluations, folders):
-        expected = settings | {"dataset": dataset, "num_images": min(max_samples or len(data), len(data))}
-        reports[name] = None if overwrite else find_report(folder, loaded.model, expected)
+        expected = settings | {"dataset": dataset}
+        reports[name] = None if overwrite else find_report(folder, loaded, data, max_samples, expected)
     for (name, loaded, data), folder in zip(evaluations, folders):
-        if reports[name] is None:
+        is_new = reports[name] is None
+        if is_new:
             reports[name] = evaluate_robustness(
                 loaded.model,
                 data,
@@ -75,33 +78,41 @@ def evaluate(
                 progress_file=folder / ".evaluation.npz",
                 **settings,
             )
-            reports[name].save(folder)
-        save_report_pictures({name: reports[name]}, folder)
-    if len(reports) > 1:
-        save_report_pictures(reports, output_dir)
-    options.print_table(compare_reports(reports) if len(reports) > 1 else reports[names[0]].table())
-    print(f"Saved to {output_dir}")
+        try:  # a disk that is full now does not take the other models' numbers
+            if is_new:
+                reports[name].save(folder)
+            save_report_pictures({name: reports[name]}, folder)
+        except OSError as error:
+            unsaved = error
+    table = compare_reports(reports) if len(reports) > 1 else reports[names[0]].table()
+    with options.shown_before(table, output_dir):
+        if unsaved is not None:
+            raise unsaved
+        if len(reports) > 1:
+            save_report_pictures(reports, output_dir)
 
 
-def find_report(folder: Path, model, expected: dict):
+def find_report(folder: Path, loaded, data, max_samples: int | None, expected: dict):
     """The report in the folder, if there is one of the same model, data and settings.
 
     Raises:
         `ValueError`: if there is another one.
     """
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.layerwise import weights_digest
+    from hf_layershuffle.data import as_dataloader
+    from hf_layershuffle.fingerprint import expected_report, other_than
     from hf_layershuffle.report import REPORT_FILE
 
     if not (folder / REPORT_FILE).exists():
         return None
-    report = RobustnessReport.load(folder)
-    expected = expected | {"weights": weights_digest(model), "dtype": str(model.dtype).removeprefix("torch.")}
-    found = {**report.to_dict(), **report.config, **report.environment}
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"'{folder}' holds a report of another evaluation (`{name}` is {found.get(name)!r} there and {value!r} here); "
-                "choose another --output_dir, or add --overwrite to replace it."
-            )
+    report, model = RobustnessReport.load(folder), loaded.model
+    loader = as_dataloader(
+        data, loaded.image_processor, max_samples=max_samples, num_channels=model.config.num_channels
+    )
+    other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
+    if other is not None:
+        raise ValueError(
+            f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add --overwrite to "
+            "replace it."
+        )
     return report

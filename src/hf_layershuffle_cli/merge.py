@@ -52,6 +52,7 @@ def merge(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    trust_remote_code: options.TrustRemoteCode = False,
     max_shard_size: Annotated[
         str, typer.Option("--max_shard_size", help="Of a weight file at most, such as 200MB.")
     ] = "5GB",
@@ -78,7 +79,8 @@ def merge(
         split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
         sizes = {"batch_size": batch_size, "max_samples": max_samples}
         drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
-        evaluate_merges(named, output_dir, evaluate, split, device, dtype, compare or [], **drawing, **sizes)
+        loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        evaluate_merges(named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
         return
     from hf_layershuffle.merge_plan import MergePlan
 
@@ -132,7 +134,7 @@ def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: boo
     from hf_layershuffle.merging import check_output_folder, merge, prepare_merge, split_into_shards
 
     if output_dir is not None:
-        options.check_not_a_file(output_dir)
+        options.check_can_be_written(output_dir)
     max_shard_size = int(max_shard_size) if max_shard_size.isdigit() else max_shard_size
     if not dry_run:
         merge(plan, output_dir, max_shard_size=max_shard_size)
@@ -150,8 +152,18 @@ def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: boo
     )
 
 
+def check_same_data(reports: list, dataset: str, num_images: int) -> None:
+    """Refuses reports to compare of other data, before anything is evaluated."""
+    for report in reports:
+        if (report.dataset, report.num_images) != (dataset, num_images):
+            raise ValueError(
+                "Reports to compare must be of one and the same dataset; they are of: "
+                f"{report.dataset} ({report.num_images} images), {dataset} ({num_images} images)."
+            )
+
+
 def evaluate_merges(
-    sources: dict, output_dir: Path, dataset_name: str, split: dict, device, dtype: str, compare: list[Path], **kwargs
+    sources: dict, output_dir: Path, dataset_name: str, split: dict, loading: dict, compare: list[Path], **kwargs
 ) -> None:
     from hf_layershuffle.merge_sources import resolve_folder
     from hf_layershuffle.plotting import plot_accuracy_distribution, save_figure
@@ -165,21 +177,21 @@ def evaluate_merges(
     options.check_output_dir(output_dir, REPORT_FILE)
     others = [RandomMergeReport.load(path) for path in compare]
     folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
-    loaded = {name: options.load_model(str(folder), device, dtype) for name, (folder, _) in folders.items()}
+    loaded = {name: options.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
     base = loaded[kwargs["base"]]
+    data = options.load_evaluation_split(base.model, dataset_name, **split)
+    check_same_data(others, options.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))
     report = evaluate_random_merges(
         {name: each.model for name, each in loaded.items()},
-        options.load_evaluation_split(base.model, dataset_name, **split),
+        data,
         image_processor=base.image_processor,
         name=output_dir.resolve().name,
         dataset_name=options.short_name(dataset_name),
         sources={name: {"path": source.path, "revision": folders[name][1]} for name, source in sources.items()},
         **kwargs,
     )
-    table = random_merge_table([report, *others])
-    report.save(output_dir)
-    rows = {label: values for each in (report, *others) for label, values in each.accuracies().items()}
-    figure = plot_accuracy_distribution(rows, title=f"Random merges on {report.dataset}", point_label="one model")
-    save_figure(figure, output_dir / "random_merges")
-    options.print_table(table)
-    print(f"Saved to {output_dir}")
+    with options.shown_before(random_merge_table([report, *others]), output_dir):
+        report.save(output_dir)
+        rows = {label: values for each in (report, *others) for label, values in each.accuracies().items()}
+        figure = plot_accuracy_distribution(rows, title=f"Random merges on {report.dataset}", point_label="one model")
+        save_figure(figure, output_dir / "random_merges")

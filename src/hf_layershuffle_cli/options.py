@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Options that several commands share, and what they stand for. Nothing heavy is imported at module level."""
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import typer
 
 
 DatasetName = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--dataset_name", help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."
+        "--dataset_name",
+        help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id. Defaults to the one that "
+        "the model's training.json names, if it can be found.",
     ),
 ]
 DatasetConfigName = Annotated[
@@ -34,6 +37,13 @@ Device = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the weights: float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust_remote_code", help="Run the code that a model or its image processor brings, if you trust it."
+    ),
+]
+SPACE_NEEDED = 2**20  # bytes; more than reports and pictures take
 
 
 @dataclass
@@ -43,20 +53,27 @@ class LoadedModel:
     image_processor: object
 
 
-def load_model(name_or_path: str, device: str | None = None, dtype: str = "float32", revision: str | None = None):
+def load_model(
+    name_or_path: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
     """The classifier, as a LayerShuffle model on its device in evaluation mode, and its image processor."""
     import torch
 
     from hf_layershuffle.data import load_image_processor
-    from hf_layershuffle.layerwise import load_classifier
+    from hf_layershuffle.layerwise import check_evaluable, load_classifier
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"`dtype` is '{dtype}'; it must be one of {', '.join(dtypes)}.")
     check_model(name_or_path, revision)
-    hub = {"revision": revision} if revision else {}
+    hub = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
     image_processor = load_image_processor(name_or_path, **hub)
+    check_evaluable(model.config, image_processor)
     return LoadedModel(name_or_path, model.to(choose_device(device)).eval(), image_processor)
 
 
@@ -92,6 +109,51 @@ def choose_device(device: str | None):
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"`device` is '{device}', which is not usable here: {str(error).splitlines()[0]}") from error
+
+
+def dataset_of(models: list[str], dataset_name: str | None, revision: str | None = None) -> str:
+    """The dataset of that name; without one, the dataset that all models were trained on, if it can be found.
+
+    Raises:
+        `ValueError`: if their `training.json` names none, several, or one that is not here; the message says what it names.
+    """
+    if dataset_name is not None:
+        return dataset_name
+    named = {model: trained_on(model, revision) for model in models}
+    names = set(named.values())
+    say = "Say which dataset to take by --dataset_name: digits, a folder or a Hub dataset id."
+    if len(names) > 1:
+        found = ", ".join(f"'{model}': {name or 'none'}" for model, name in named.items())
+        raise ValueError(f"The models' training.json do not name one and the same dataset ({found}). {say}")
+    name = names.pop()
+    if not name:
+        raise ValueError(f"'{models[0]}' has no training.json that names the dataset it was trained on. {say}")
+    if name == "digits" or Path(name).expanduser().is_dir():
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise ValueError(
+        f"'{models[0]}' was trained on '{name}' (training.json), which is neither a folder here nor a Hub dataset id such as "
+        f"org/name. {say}"
+    )
+
+
+def trained_on(model: str, revision: str | None = None) -> str | None:
+    """The dataset that a model's `training.json` names, in its folder or on the Hub; None if there is none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from hf_layershuffle.folder_records import TRAINING_FILE, read_json
+
+    path = Path(model, TRAINING_FILE)
+    if not Path(model).is_dir():
+        try:
+            path = Path(hf_hub_download(model, TRAINING_FILE, revision=revision))
+        except EntryNotFoundError:  # also where the cache, offline, has none
+            return None
+    record = read_json(path) or {}
+    name = record.get("dataset") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and name else None
 
 
 def load_split(model, split: str, dataset_name: str, **kwargs):
@@ -131,7 +193,7 @@ def new_folder(output_dir: Path):
     from hf_layershuffle.common.files import remove_leftovers, replaced_folder
 
     output_dir = Path(output_dir)
-    check_not_a_file(output_dir)
+    check_can_be_written(output_dir)
     remove_leftovers(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(
@@ -151,9 +213,9 @@ def print_table(table) -> None:
     """As wide as the terminal; into a file, as wide as the table."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=160, markup=False)
     console.print(table)
 
 
@@ -169,19 +231,49 @@ def distinct_names(names_or_paths: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(names_or_paths)
 
 
-def check_not_a_file(output_dir: Path) -> None:
-    """Refuses an output folder that cannot be made, because it or what it is to stand in is a file."""
+def check_can_be_written(output_dir: Path) -> None:
+    """Finds before any work that an output folder cannot be made or written, and leaves nothing behind.
+
+    Raises:
+        `ValueError`: if it, or what it is to stand in, is a file.
+        `OSError`: if nothing can be written there, or the disk is full.
+    """
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(
             f"The output folder '{output_dir}' cannot be made: '{there}' is a file; choose another --output_dir."
         )
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(SPACE_NEEDED))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"The output folder '{output_dir}' cannot be written ({error.strerror or error}); choose another --output_dir, or "
+            "make room."
+        ) from error
+
+
+@contextmanager
+def shown_before(table, output_dir: Path):
+    """Prints the table, then saves what is in the block: what was computed is seen even where it cannot be saved.
+
+    Raises:
+        `OSError`: if it cannot.
+    """
+    print_table(table)
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"The numbers above could not be saved in '{output_dir}': {error}") from error
+    print(f"Saved to {output_dir}")
 
 
 def check_output_dir(folder: Path, holds: str) -> Path:
     """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
     folder = Path(folder)
-    check_not_a_file(folder)
+    check_can_be_written(folder)
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.rglob(holds)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."

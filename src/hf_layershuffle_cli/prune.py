@@ -23,7 +23,7 @@ def prune(
     search: Annotated[
         bool, typer.Option("--search", help="Drop greedily what costs least on training images of --dataset_name.")
     ] = False,
-    dataset_name: options.DatasetName = "digits",
+    dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
     image_column_name: options.ImageColumn = None,
     label_column_name: options.LabelColumn = None,
@@ -34,6 +34,7 @@ def prune(
     seed: options.Seed = 0,
     device: options.Device = None,
     revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """A model with fewer layers, which loads, trains and publishes as any other.
 
@@ -41,7 +42,7 @@ def prune(
     """
     from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.data import load_image_processor
-    from hf_layershuffle.layerwise import load_classifier
+    from hf_layershuffle.layerwise import check_evaluable, load_classifier
     from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
 
     check_arguments(keep, speedup, search, num_kept)
@@ -49,7 +50,7 @@ def prune(
     if Path(model).is_dir():
         check_links(model, ("config.json", *(path.name for path in Path(model).glob("*.safetensors*"))))
     with options.new_folder(output_dir) as folder:
-        hub = {"revision": revision} if revision else {}
+        hub = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
         whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()
         image_processor = load_image_processor(model, **hub)
         num_layers = whole.config.num_hidden_layers
@@ -60,6 +61,8 @@ def prune(
         else:
             layers = layers_for_speedup(num_layers, speedup) if num_kept is None else list(range(num_kept))
         if search:
+            check_evaluable(whole.config, image_processor)
+            dataset_name = options.dataset_of([model], dataset_name, revision)
             data = options.load_split(
                 whole,
                 "train",

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, DatasetConfigName, Device, EvalSplit, ImageColumn, LabelColumn, MaxSamples, Seed
+from .options import (
+    BatchSize,
+    DatasetConfigName,
+    Device,
+    EvalSplit,
+    ImageColumn,
+    LabelColumn,
+    MaxSamples,
+    Seed,
+    TrustRemoteCode,
+)
 
 
 def publish(
@@ -44,7 +54,8 @@ def publish(
         str | None,
         typer.Option(
             "--dataset_name",
-            help="Evaluate on it first, and add example images: digits, a folder or a Hub dataset id.",
+            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder or a Hub "
+            "dataset id.",
         ),
     ] = None,
     dataset_config_name: DatasetConfigName = None,
@@ -56,10 +67,11 @@ def publish(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
     from hf_layershuffle.model_card import card_text, write_model_card
-    from hf_layershuffle.publish_plan import check_plain_vit, check_targets
+    from hf_layershuffle.publish_plan import check_access, check_plain_vit, check_targets
     from hf_layershuffle.publishing import check_folder, publish_with_plain_vit
     from hf_layershuffle.publishing import publish as push
 
@@ -74,9 +86,14 @@ def publish(
     plain_vit, order = plain_vit or plain_vit_repo_id is not None, _read_order(execution_order)
     if plain_vit:
         check_plain_vit(folder, order)
+    if not (card_only or dry_run):
+        go_on = f"'{folder}' is complete: publish it again when that is mended"
+        targets = [repo_id] if plain_vit_repo_id is None else [repo_id, plain_vit_repo_id]
+        check_access(*targets, token=token, go_on=go_on)
     if dataset_name is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
-        loaded, data = _load_data(folder, dataset_name, device, dataset_config_name=dataset_config_name, **columns)
+        columns |= {"dataset_config_name": dataset_config_name}
+        loaded, data = _load_data(folder, dataset_name, device, trust_remote_code, **columns)
     else:
         card_text(folder)  # refuses records that are broken or of other weights
     if dry_run:
@@ -118,33 +135,56 @@ def _print_plan(folder: Path, repo_id, revision, plain_repo_id, plain_vit: bool,
     print("Nothing was changed (--dry_run).")
 
 
-def _load_data(folder: Path, dataset_name: str, device: str | None, **kwargs):
+def _load_data(folder: Path, dataset_name: str, device: str | None, trust_remote_code: bool, **kwargs):
     """The model, its image processor and the images to evaluate on."""
     from .options import load_evaluation_split, load_model
 
-    loaded = load_model(str(folder), device)
+    loaded = load_model(str(folder), device, trust_remote_code=trust_remote_code)
     return loaded, load_evaluation_split(loaded.model, dataset_name, **kwargs)
 
 
 def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> None:
-    """Writes the report, its pictures and the example images into the folder."""
+    """Writes the report, unless it is there, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
     from hf_layershuffle.card_examples import write_examples
     from hf_layershuffle.plotting import save_report_pictures
 
     from .options import short_name
 
-    report = evaluate_robustness(
-        loaded.model,
-        dataset,
-        image_processor=loaded.image_processor,
-        model_name=short_name(str(folder)),
-        dataset_name=short_name(dataset_name),
-        **sizes,
-    )
-    report.save(folder)
+    dataset_name = short_name(dataset_name)
+    report = _find_report(folder, loaded, dataset, sizes | {"dataset": dataset_name})
+    if report is None:
+        report = evaluate_robustness(
+            loaded.model,
+            dataset,
+            image_processor=loaded.image_processor,
+            model_name=short_name(str(folder)),
+            dataset_name=dataset_name,
+            **sizes,
+        )
+        report.save(folder)
     save_report_pictures({report.model: report}, folder)
     write_examples(folder, dataset, loaded.image_processor)
+
+
+def _find_report(folder: Path, loaded, dataset, settings: dict):
+    """The report in the folder, if it is of these weights, images and settings; else None, and it is made anew."""
+    from hf_layershuffle import RobustnessReport
+    from hf_layershuffle.data import as_dataloader
+    from hf_layershuffle.fingerprint import expected_report, other_than
+    from hf_layershuffle.report import REPORT_FILE
+
+    if not (folder / REPORT_FILE).exists():
+        return None
+    try:
+        report = RobustnessReport.load(folder)
+    except ValueError:  # what is no report is replaced by one
+        return None
+    sizes = {name: settings.pop(name) for name in ("max_samples", "batch_size")}
+    channels = loaded.model.config.num_channels
+    loader = as_dataloader(dataset, loaded.image_processor, num_channels=channels, **sizes)
+    expected = expected_report(loaded.model, loader, loaded.image_processor, **settings)
+    return report if other_than(report, expected) is None else None
 
 
 def _read_order(text: str | None):

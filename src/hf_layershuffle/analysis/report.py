@@ -102,6 +102,7 @@ class AnalysisReport:
     def table(self):
         """The report by layer as a [`rich.table.Table`]; `print(report)` shows it too."""
         from rich.table import Table
+        from rich.text import Text
 
         found, sequential = self.contributions, self.contributions.sequential_mean
         title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
@@ -111,7 +112,7 @@ class AnalysisReport:
             "Position: fraction a linear probe reads from the layer's output, on unseen images and orders; chance "
             f"{self.probe.chance:.3f}."
         )
-        table = Table(title=title, caption=caption)
+        table = Table(title=Text(title, style="table.title"), caption=caption)
         columns = {
             "update,\nsequential": sequential["update_norm"],
             "update,\nrandom": found.by_layer("update_norm"),

@@ -1,0 +1,92 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a result belongs to: digests of the images and labels that a model saw, and of how images became its pixels."""
+
+import json
+import zlib
+
+import torch
+
+from .image_dataset import ImageClassificationDataset
+from .layerwise import weights_digest
+
+
+# All of an image processor that changes pixels; the rest of its fields differs between versions of transformers
+_PIXEL_FIELDS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+)
+_OTHER = {
+    "weights": "it is of other weights",
+    "image_processor": "the image processor had other settings",
+    "data": "it is of other images or labels, as of another dataset, split or column, or of changed files",
+}
+
+
+def data_digest(loader) -> str:
+    """Tells evaluation sets apart: a digest of the labels and of the pixels as the model gets them, whatever the batch size.
+
+    Args:
+        loader: A DataLoader of batches `{"pixel_values", "labels"}`, as from [`as_dataloader`]; read once.
+
+    Returns:
+        `str`: Sixteen hexadecimal digits.
+    """
+    pixels = labels = 0
+    normalization = torch.zeros(0)
+    for batch in _unfinished_batches(loader):
+        pixels = zlib.crc32(_bytes(batch["pixel_values"]), pixels)
+        labels = zlib.crc32(_bytes(torch.as_tensor(batch["labels"]).long()), labels)
+        normalization = batch.get("normalization", [normalization])[0]
+    return f"{zlib.crc32(_bytes(normalization), pixels):08x}{labels:08x}"
+
+
+def _unfinished_batches(loader):
+    """Images as uint8 where they can be had, which are the same on every machine and a fourth of the bytes."""
+    dataset = loader.dataset
+    if not isinstance(dataset, ImageClassificationDataset):
+        yield from loader
+        return
+    for start in range(0, len(dataset), 256):
+        yield dataset.__getitems__(list(range(start, min(start + 256, len(dataset))))).unfinished
+
+
+def _bytes(tensor: torch.Tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def processor_digest(image_processor) -> str | None:
+    """Tells image processors apart by what changes pixels: eight hexadecimal digits; None without one."""
+    if image_processor is None:
+        return None
+    values = image_processor.to_dict()
+    kept = {name: values[name] for name in _PIXEL_FIELDS if values.get(name) is not None}
+    return f"{zlib.crc32(json.dumps(kept, sort_keys=True, default=_plain).encode()):08x}"
+
+
+def _plain(value):
+    """A size as a dictionary of what is set, and numbers of other kinds as Python's."""
+    if hasattr(value, "items"):
+        return {name: item for name, item in value.items() if item is not None}
+    return value.tolist() if hasattr(value, "tolist") else int(value)
+
+
+def expected_report(model, loader, image_processor, **settings) -> dict:
+    """What a report of `model` on the data of `loader` with these settings would say of itself; see [`other_than`]."""
+    return settings | {
+        "num_images": len(loader.dataset),
+        "weights": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "image_processor": processor_digest(image_processor),
+        "data": data_digest(loader),
+    }
+
+
+def other_than(report, expected: dict) -> str | None:
+    """Why a report is not the one that is `expected`, in words; None if it is."""
+    found = {**report.to_dict(), **report.config, **report.environment}
+    for name, value in expected.items():
+        if name in ("image_processor", "data") and name not in found:
+            return "it was made by an earlier version, which did not record of which images it is"
+        if found.get(name) != value:
+            return _OTHER.get(name, f"`{name}` is {found.get(name)!r} there and {value!r} here")
+    return None
