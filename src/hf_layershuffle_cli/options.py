@@ -2,6 +2,7 @@
 """Options that several commands share, and what they stand for. Nothing heavy is imported at module level."""
 
 import os
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
