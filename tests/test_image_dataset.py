@@ -86,7 +86,7 @@ def test_without_a_place_for_the_file_images_are_the_same(on_disk, decoded, monk
         def refuse(*args, **kwargs):
             raise PermissionError("read-only")
 
-        monkeypatch.setattr("tempfile.mkstemp", refuse)
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
     dataset = ImageClassificationDataset(on_disk, processor(), max_cached_bytes=limit)
     assert cache_files(on_disk) == []
     decoded.clear()
