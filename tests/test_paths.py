@@ -171,6 +171,13 @@ def test_no_card_is_made_of_a_record_from_outside(folder, secret, name):
     assert not (folder / "README.md").exists()
 
 
+def test_no_card_is_made_of_a_text_from_outside(folder, tmp_path):
+    (tmp_path / "outside.md").write_text("secret")
+    (folder / "README.md").symlink_to(tmp_path / "outside.md")
+    with pytest.raises(ValueError, match="which is outside of the folder"):
+        write_model_card(folder)
+
+
 def images(count: int = 10) -> Dataset:
     features = Features({"image": Image(), "label": ClassLabel(names=[f"LABEL_{i}" for i in range(5)])})
     rows = [{"image": PILImage.new("RGB", (8, 8), (i * 20, 0, 0)), "label": i % 5} for i in range(count)]

@@ -177,7 +177,11 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
     expected = report.config.get("weights")
     if expected is None or not any(folder.glob("*.safetensors")):
         return
-    dtype = getattr(torch, report.environment.get("dtype", "float32"))
+    dtype = getattr(torch, report.environment.get("dtype", "float32"), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            f"'{folder / REPORT_FILE}' is of weights of the dtype {report.environment['dtype']!r}, which is none."
+        )
     again = "Evaluate again (`hf-layershuffle publish --dataset_name ...`), or remove it."
     if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
         raise ValueError(f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. {again}")

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .card_text import mark_published, update_card_text
 from .common.files import write_text
 from .common.markdown import escape, in_code, in_code_deep, one_line
+from .common.paths import inside
 from .folder_records import METRICS, FolderRecords, read_card
 from .report import pruning_points
 
@@ -68,7 +69,7 @@ def write_model_card(
 
 def card_text(folder, **kwargs) -> tuple[str, bool]:
     """The text that [`write_model_card`] writes, and whether the README.md that is there has one of our sections."""
-    path, fresh = Path(folder) / "README.md", str(build_model_card(folder, **kwargs))
+    path, fresh = inside(folder, "README.md"), str(build_model_card(folder, **kwargs))
     return update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
 
 

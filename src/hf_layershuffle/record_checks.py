@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The records of a model's folder, checked before a card is made of them: they may come from somebody else."""
 
+from typing import Literal
+
 from pydantic import ConfigDict, JsonValue, StrictInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -47,6 +49,58 @@ class Example(_Record):
     src: str
     example_title: str
     output: list[Answer]
+
+
+class _Score(TypedDict, total=False):
+    execution_order: list[StrictInt]
+    accuracy: float
+    loss: float | None
+    top5_accuracy: float | None
+
+
+class _Group(TypedDict, total=False):
+    scores: list[_Score]
+    accuracy: dict[str, float]
+    loss: dict[str, float | None]
+    top5_accuracy: dict[str, float] | None
+
+
+class _Flags(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    model_type: str
+    shuffle_mode: Literal["none", "arbitrary", "window"] | None
+    depth_embedding: bool | None
+    position_predictor: bool | None
+    layerdrop: float | None
+
+
+class _Environment(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    versions: dict[str, str]
+    dtype: str
+
+
+class ReportRecord(_Record, total=False):
+    """`robustness.json`; which fields there must be is checked by [`RobustnessReport.from_dict`]."""
+
+    model: str
+    dataset: str
+    num_images: StrictInt
+    num_classes: StrictInt
+    num_layers: StrictInt
+    num_orders: StrictInt
+    num_subsets: StrictInt
+    seed: StrictInt
+    sequential: _Score
+    reversed: _Score
+    arbitrary: _Group
+    pruning: dict[str, list[_Group]]
+    leave_one_out: list[_Score]
+    neighbour_swaps: list[_Score]
+    config: _Flags
+    environment: _Environment
 
 
 class MergedSource(TypedDict, total=False):

@@ -14,6 +14,7 @@ import numpy as np
 
 from .common.files import write_text
 from .common.yaml_files import read_json
+from .record_checks import ReportRecord, check_record
 
 
 REPORT_FILE = "robustness.json"
@@ -197,7 +198,7 @@ class RobustnessReport:
         path = Path(path)
         path = path / REPORT_FILE if path.is_dir() else path
         try:
-            return cls.from_dict(read_json(path, dict))
+            return cls.from_dict(check_record(read_json(path, dict), ReportRecord, "The file"))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is not a robustness report: {error}") from error
 

@@ -89,6 +89,8 @@ def parse_yaml(text: str, where: str):
     Raises:
         `ValueError`: see [`read_mapping`].
     """
+    if len(text) > MAX_YAML_BYTES:  # PyYAML takes seconds for as much
+        raise ValueError(f"{where} is larger than {MAX_YAML_BYTES:,} bytes, the most that such a text may have.")
     loader = None
     try:
         loader = _Loader(text)
