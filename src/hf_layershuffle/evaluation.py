@@ -174,7 +174,8 @@ def evaluate_robustness(
             arguments that finds it goes on from there. Removed at the end.
 
     Raises:
-        `TypeError`, `ValueError`: as in [`score_execution_orders`].
+        `TypeError`, `ValueError`: as in [`score_execution_orders`]; also if a weight is NaN or infinite. Outputs that are
+            not numbers count as wrong, and are warned of.
     """
     check_integers(num_orders=(num_orders, 1), num_subsets=(num_subsets, 1), seed=(seed, 0))
     parts = as_layerwise(model)

@@ -37,7 +37,7 @@ def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
     first = repo_ids[0]
     with explained_errors(first, go_on):
         try:
-            me = HfApi(token=token).whoami(cache=True)  # asked for seldom: the Hub limits how often
+            me = HfApi(token=token).whoami()
             role, fine = me["auth"]["accessToken"]["role"], me["auth"]["accessToken"].get("fineGrained") or {}
             owners = {me["name"].lower(): None} | {
                 org["name"].lower(): org.get("roleInOrg") for org in me.get("orgs", [])

@@ -131,7 +131,8 @@ class RobustnessReport:
         leave_one_out: Item i is the sequential order without layer i. Empty for a model of one layer.
         neighbour_swaps: Item i is the sequential order with layers i and i + 1 swapped.
         position_prediction: None without position predictor.
-        config: The model's type, its LayerShuffle flags and a digest of its weights.
+        config: The model's type and its LayerShuffle flags, and what the numbers belong to: digests of the weights
+            (`weights`), of the settings of the image processor (`image_processor`) and of the images and labels (`data`).
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
 

@@ -46,10 +46,11 @@ def evaluate(
     for folder in folders:
         options.check_can_be_written(folder)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
-    evaluations = []  # all is loaded before the first evaluation starts, so that bad input shows at once
-    for name, name_or_path in zip(names, models):
-        loaded = options.load_model(name_or_path, device, dtype, revision, trust_remote_code)
-        dataset_name = options.dataset_of(models, dataset_name, revision)
+    # All is loaded before the first evaluation starts, so that bad input shows at once
+    loaded_models = [options.load_model(each, device, dtype, revision, trust_remote_code) for each in models]
+    dataset_name = options.dataset_of(models, dataset_name, revision)
+    evaluations = []
+    for name, loaded in zip(names, loaded_models):
         data = options.load_evaluation_split(
             loaded.model,
             dataset_name,
