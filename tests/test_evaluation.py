@@ -13,7 +13,8 @@ import hf_layershuffle as ls
 from hf_layershuffle import evaluation
 from hf_layershuffle.evaluation import OrderTree, evaluate_robustness, evenly_spaced_layers, score_execution_orders
 from hf_layershuffle.layerwise import LayerwiseClassifier
-from hf_layershuffle.report import OrderGroup, PositionPrediction, RobustnessReport, compare_reports, render, summarize
+from hf_layershuffle.report import OrderGroup, PositionPrediction, RobustnessReport, compare_reports, summarize
+from hf_layershuffle.report_display import render
 
 
 FLAGS = [{}, {"depth_embedding": True, "position_predictor": True}]

@@ -16,6 +16,7 @@ from .layerwise import LayerwiseClassifier
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
 from .report import OrderScore, describe_environment, summarize
+from .report_display import ReportDisplay
 
 
 REPORT_FILE = "random_merges.json"
@@ -77,8 +78,8 @@ class MergeScore:
     loss: float
 
 
-@dataclass(frozen=True)
-class RandomMergeReport:
+@dataclass(frozen=True, repr=False)
+class RandomMergeReport(ReportDisplay):
     """Accuracy of random merges beside that of their sources.
 
     Args:
@@ -110,6 +111,24 @@ class RandomMergeReport:
             f"{self.name}: sources": [score.accuracy for score in self.source_scores.values()],
             f"{self.name}: random merges": [merge.accuracy for merge in self.merges],
         }
+
+    @property
+    def model(self) -> str:
+        return self.name
+
+    def table(self):
+        """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
+        return random_merge_table([self])
+
+    def plot(self):
+        """Its picture, which a notebook shows: the accuracies of the sources and of the merges."""
+        return plot_random_merges([self])
+
+    def _summary(self) -> str:
+        merges = summarize([merge.accuracy for merge in self.merges])
+        return (
+            f"accuracy {merges.mean:.4f} ± {merges.std:.4f} of {len(self.merges)} merges of {len(self.sources)} models"
+        )
 
     def save(self, folder) -> Path:
         """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
@@ -201,6 +220,15 @@ def evaluate_random_merges(
         merges=merges,
         environment=describe_environment(pool.model),
     )
+
+
+def plot_random_merges(reports: Sequence[RandomMergeReport]):
+    """One picture, `random_merges`, of reports on the same dataset: a row for the sources and one for the merges of each."""
+    from .plotting import Pictures, plot_accuracy_distribution
+
+    rows = {label: values for report in reports for label, values in report.accuracies().items()}
+    title = f"Random merges on {reports[0].dataset} ({reports[0].num_images:,} images)"
+    return Pictures(random_merges=plot_accuracy_distribution(rows, title=title, point_label="one model"))
 
 
 def random_merge_table(reports: Sequence[RandomMergeReport]):

@@ -154,11 +154,11 @@ def evaluate_merges(
     sources: dict, output_dir: Path, dataset_name: str, split: dict, device, dtype: str, compare: list[Path], **kwargs
 ) -> None:
     from hf_layershuffle.merge_sources import resolve_folder
-    from hf_layershuffle.plotting import plot_accuracy_distribution, save_figure
     from hf_layershuffle.random_merges import (
         REPORT_FILE,
         RandomMergeReport,
         evaluate_random_merges,
+        plot_random_merges,
         random_merge_table,
     )
 
@@ -178,8 +178,6 @@ def evaluate_merges(
     )
     table = random_merge_table([report, *others])
     report.save(output_dir)
-    rows = {label: values for each in (report, *others) for label, values in each.accuracies().items()}
-    figure = plot_accuracy_distribution(rows, title=f"Random merges on {report.dataset}", point_label="one model")
-    save_figure(figure, output_dir / "random_merges")
+    plot_random_merges([report, *others]).save(output_dir)
     options.print_table(table)
     print(f"Saved to {output_dir}")
