@@ -104,7 +104,9 @@ def test_orders_are_drawn_as_measured():
     chance = [
         line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
     ]
-    assert {1 / 3, 1 / 5} <= set(chance)
+    assert 1 / 3 in chance and 1 / 5 not in chance
+    (legend,) = axes.figure.legends
+    assert {"chance (1/3)", "chance (1/5): left of the scale"} <= {text.get_text() for text in legend.get_texts()}
     assert axes.get_xlabel() == "accuracy (fraction of images)"
     labels = [label.get_text().replace("\n", "") for label in axes.get_yticklabels()]
     assert labels == [name.replace("\n", "") for name in REPORTS]

@@ -1,11 +1,13 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Example images for a model card, with what the model says to them.
 
-The Hub shows them where no provider serves the model, as is so for models with custom code.
+The Hub shows them where no provider serves the model, as is so for models with custom code. Only images that the model
+classifies correctly are taken, as the card says.
 """
 
 import json
 import shutil
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER
 from .layerwise import load_classifier
 
 
+TRIED_IMAGES = 20  # of a class
 SMALLEST_SIZE = 96  # pixels; smaller images are enlarged, or the Hub shows a dot
 
 
@@ -25,17 +28,19 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     """Writes images of different classes into `folder/examples`, and into `examples.json` the model's answer to each file.
 
     Images smaller than 96 pixels are enlarged by a whole factor without smoothing. The answers are to the files as they
-    are, decoded and resized by the image processor as a `pipeline` does.
+    are, decoded and resized by the image processor as a `pipeline` does. Of each class, in their order, the first image
+    is taken that the model classifies correctly; a class without one among its first `TRIED_IMAGES` is left out.
 
     Args:
         folder (`str` or `os.PathLike`): Of the model.
-        dataset (`datasets.Dataset`): With the columns `image` and `label`; the first image of each class is used.
+        dataset (`datasets.Dataset`): With the columns `image` and `label`, numbered as the model's classes.
         image_processor: The model's.
         num_examples (`int`): At least 1.
         top_k (`int`): Classes an answer.
 
     Returns:
         The entries of the card's `widget`: `src`, `example_title` and `output`, a list of `label` and `score` in [0, 1].
+        None, and no folder, if the model classifies nothing correctly.
 
     Raises:
         `ValueError`: if `num_examples` is out of range.
@@ -43,62 +48,83 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     if num_examples < 1:
         raise ValueError(f"`num_examples` is {num_examples}; it must be at least 1.")
     names = dataset.features["label"].names
-    rows = {}
+    rows_of = defaultdict(list)
     for row, label in enumerate(dataset["label"][:]):
-        rows.setdefault(label, row)
-    images = {}
-    for number, label in enumerate(sorted(rows)[:num_examples]):
-        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(dataset[rows[label]]["image"]), names[label])
-    entries = [{"src": src, "example_title": f"Class {name}"} for src, (_, name) in images.items()]
+        rows_of[label].append(row)
+    model, entries = load_classifier(str(folder)).eval(), []
     with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
-        for src, (image, _) in images.items():
-            image.save(target / Path(src).name)
-        return _answer(folder, target, entries, image_processor, top_k)
+        for label, rows in sorted(rows_of.items()):
+            file = target / f"{len(entries)}.png"
+            output = _first_correct(model, image_processor, dataset, rows[:TRIED_IMAGES], label, file, top_k)
+            if output is not None:
+                src = f"{EXAMPLES_FOLDER}/{file.name}"
+                entries.append({"src": src, "example_title": f"Class {names[label]}", "output": output})
+            if len(entries) == num_examples:
+                break
+        _write_entries(target, entries)
+    return entries
 
 
 def copy_examples(source, folder, image_processor) -> None:
-    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one."""
+    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one; images
+    to which it gives another answer are left out."""
     path = Path(source) / EXAMPLES_FOLDER / EXAMPLES_FILE
-    if path.exists():
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
-            for entry in entries:
-                shutil.copy(Path(source) / entry["src"], target)
-            _answer(folder, target, entries, image_processor, max(len(entry["output"]) for entry in entries))
+    if not path.exists():
+        return
+    model, copied = load_classifier(str(folder)).eval(), []
+    with _replacing(Path(folder) / EXAMPLES_FOLDER) as target:
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            file = Path(source) / entry["src"]
+            output = _answer(model, image_processor, file, len(entry["output"]))
+            if output[0]["label"] == entry["output"][0]["label"]:
+                shutil.copy(file, target)
+                copied.append({**entry, "output": output})
+        _write_entries(target, copied)
 
 
-def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: int) -> list[dict]:
-    """The entries with the `output` of the model in `folder`; also written to `images/examples.json`."""
-    model = load_classifier(str(folder)).eval()
+def _first_correct(model, image_processor, dataset, rows, label: int, file: Path, top_k: int) -> list[dict] | None:
+    """Writes the first of the rows' images that is classified correctly into `file`, and returns the model's answer."""
+    for row in rows:
+        _enlarged(dataset[row]["image"]).save(file)
+        output = _answer(model, image_processor, file, top_k)
+        if output[0]["label"] == model.config.id2label[label]:
+            return output
+    file.unlink()
+    return None
+
+
+def _answer(model, image_processor, file: Path, top_k: int) -> list[dict]:
+    """The likeliest classes of the image in a file: `label` and `score`."""
     mode = {1: "L"}.get(model.config.num_channels, "RGB")
-    answered = []
-    for entry in entries:
-        with Image.open(images / Path(entry["src"]).name) as file:
-            image = file.convert(mode)
-        layout = {"input_data_format": "channels_first"} if mode == "L" else {}
-        inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
-        with torch.inference_mode():
-            scores = model(**inputs).logits[0].softmax(-1)
-        values, classes = scores.topk(min(top_k, len(scores)))
-        output = [
-            {"label": model.config.id2label[index], "score": round(value, 4)}
-            for index, value in zip(classes.tolist(), values.tolist())
-        ]
-        answered.append({**entry, "output": output})
-    write_text(images / EXAMPLES_FILE, json.dumps(answered, indent=1) + "\n")
-    return answered
+    with Image.open(file) as opened:
+        image = opened.convert(mode)
+    layout = {"input_data_format": "channels_first"} if mode == "L" else {}
+    inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
+    with torch.inference_mode():
+        scores = model(**inputs).logits[0].softmax(-1)
+    values, classes = scores.topk(min(top_k, len(scores)))
+    return [
+        {"label": model.config.id2label[index], "score": round(value, 4)}
+        for index, value in zip(classes.tolist(), values.tolist())
+    ]
+
+
+def _write_entries(folder: Path, entries: list[dict]) -> None:
+    if entries:
+        write_text(folder / EXAMPLES_FILE, json.dumps(entries, indent=1) + "\n")
 
 
 @contextmanager
 def _replacing(target: Path):
-    """An empty folder that takes the place of `target` when all is written."""
+    """An empty folder that takes the place of `target` when all is written; if it is still empty, none does."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        if any(partial.iterdir()):
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -28,6 +28,7 @@ from .layerwise import (
     labels_on_device,
     weights_digest,
 )
+from .progress import silenceable
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
 
@@ -90,6 +91,7 @@ class Tallies:
                     setattr(self, name, value if value.ndim else int(value))
 
 
+@silenceable
 def score_execution_orders(
     model,
     data,
@@ -129,6 +131,7 @@ def score_execution_orders(
     return [scores[distinct[tuple(order)]] for order in orders]
 
 
+@silenceable
 def evaluate_robustness(
     model,
     data,

@@ -17,7 +17,7 @@ from pathlib import Path
 import PIL
 import torch
 import transformers
-from datasets import Dataset, is_caching_enabled
+from datasets import Dataset, are_progress_bars_disabled, is_caching_enabled
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
@@ -47,7 +47,7 @@ def load_pixels(
         image_shape (`tuple[int, int, int]`): Channels, height and width.
         settings (`dict`): All else that the pixels depend on, such as those of the image processor.
         max_bytes (`int`): The most bytes to keep, in a file; in memory at most 2 GiB of them.
-        description (`str`): Of the progress bar.
+        description (`str`): Of the progress bar, which `datasets.disable_progress_bars()` switches off.
 
     Returns:
         `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, or None if that is too large.
@@ -86,7 +86,7 @@ def _is_complete(path: Path, nbytes: int) -> bool:
 
 
 def _decode_all(count: int, decode, description: str) -> Iterator[torch.Tensor]:
-    with tqdm(total=count, desc=description, unit="image") as progress:
+    with tqdm(total=count, desc=description, unit="image", disable=are_progress_bars_disabled()) as progress:
         for start in range(0, count, CHUNK):
             indices = list(range(start, min(start + CHUNK, count)))
             yield decode(indices)

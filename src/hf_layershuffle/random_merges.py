@@ -15,6 +15,7 @@ from .files import write_text
 from .layerwise import LayerwiseClassifier
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
+from .progress import silenceable
 from .report import OrderScore, describe_environment, summarize
 from .report_display import ReportDisplay
 
@@ -153,6 +154,7 @@ class RandomMergeReport(ReportDisplay):
             raise ValueError(f"'{path}' is not a report of random merges: {error!r}") from error
 
 
+@silenceable
 def evaluate_random_merges(
     models: Mapping[str, PreTrainedModel],
     data,

@@ -53,7 +53,7 @@ def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] =
         axes.set_ylabel("layer (index)")
     for axes in panels.flat[len(quantities) :]:
         axes.set_axis_off()
-    set_title(figure, "Means by layer and position, over random orders; a dash marks negative ones", _named(report))
+    set_title(figure, "Layers by position, over random orders (a dash: below 0)", _named(report))
     return figure
 
 

@@ -123,7 +123,7 @@ def set_title(figure: Figure, what: str, reports: dict) -> None:
     """Says above all panels what is shown, of which model and on which dataset; several models are named elsewhere."""
     datasets = {f"{report.dataset} ({report.num_images:,} images)": None for report in reports.values()}
     models = next(iter(reports)) if len(reports) == 1 else f"{len(reports)} models"
-    width = round(16 * figure.get_figwidth())  # letters
+    width = round(15 * figure.get_figwidth())  # letters
     text = textwrap.fill(f"{what}: {models} on {' and '.join(datasets)}", width)
     figure.suptitle(text, x=0.01, horizontalalignment="left")
 

@@ -114,6 +114,7 @@ class LayerShuffleTrainer(Trainer):
             self.args.output_dir,
             arguments=self.args.to_dict(),
             dataset=dataset,
+            num_train_images=_length(self.train_dataset),
             metrics=metrics,
             base_model=kwargs.get("finetuned_from"),
             teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
@@ -146,6 +147,11 @@ class LayerShuffleTrainer(Trainer):
         if blocking:
             return publish(self.args.output_dir, self.hub_model_id, **options)
         return HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+
+
+def _length(dataset) -> int | None:
+    """None of a dataset that is a stream, or where there is none."""
+    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def _collate_batch_or_items(collate_batch, collate_items, features):
