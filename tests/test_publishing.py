@@ -300,7 +300,7 @@ def test_a_measured_baseline_stands_in_the_results(folder):
     text = build_model_card(folder).text
     assert f"| plain ViT: sequential | {report.sequential.accuracy:.4f} |  |" in text
     assert f"| plain ViT: arbitrary | {numbers.mean:.4f} | {numbers.std:.4f} | {numbers.min:.4f} |  |  |  |" in text
-    assert "The baseline, plain ViT, was measured on the same images in 8 arbitrary orders." in text
+    assert "for comparison (plain ViT), on the same images and over 8 arbitrary orders." in text
     (folder / "robustness.json").unlink()
     record_baseline(folder, "plain ViT", {"eval_accuracy": 0.25, "eval_arbitrary_accuracy": 0.125, "num_orders": 16})
     text = build_model_card(folder).text

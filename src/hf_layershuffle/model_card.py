@@ -216,3 +216,15 @@ def _method(config) -> dict:
         for name, value in values.items()
         if value is not None and value is not False and value != is_off.get(name)
     }
+
+
+def _describe_training(config) -> str:
+    """Such as "with arbitrary execution orders and a depth embedding"."""
+    if config.shuffle_mode == "window":
+        method = f"with execution orders that move each layer by at most {config.shuffle_window} positions"
+    else:
+        method = {"none": "in sequential order", "arbitrary": "with arbitrary execution orders"}[config.shuffle_mode]
+    extras = ["a depth embedding"] if config.depth_embedding else []
+    extras += ["a position predictor"] if config.position_predictor else []
+    extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
+    return " and ".join([method, *extras])
