@@ -105,7 +105,7 @@ class Pictures(dict):
     @styled
     def _repr_html_(self) -> str:
         return "\n".join(
-            f'<p><img alt="{name}" width="{figure.bbox.width:.0f}" src="data:image/png;base64,{_png(figure)}"></p>'
+            f'<p><img alt="{name}" width="{figure.bbox.width:.0f}" src="data:image/png;base64,{_png(figure)}"/></p>'
             for name, figure in self.items()
         )
 
@@ -115,7 +115,7 @@ class Pictures(dict):
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
