@@ -246,6 +246,7 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     folder = merge(plan, tmp_path / "out", progress=False)
     assert MergePlan.load(folder / "merge_plan.yaml", trust_paths=True) == plan
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
         "configuration_layershuffle.py",
         "execution_order.py",
