@@ -13,7 +13,7 @@ help:
 	@echo "make test         run the tests (~5 minutes)"
 	@echo "make test-slow    run the tests that take minutes each as well"
 	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
-	@echo "make model-cards  train, evaluate and describe the models in model_cards/ (~15 minutes; less if outputs/ has them)"
+	@echo "make model-cards  renew code, pictures and cards of the models in model_cards/, with their weights (~2 minutes)"
 	@echo "make lint         check style; make format mends it"
 	@echo "make clean        remove the environment and the outputs"
 

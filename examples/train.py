@@ -49,9 +49,10 @@ from hf_layershuffle.common.paths import public_name
 from hf_layershuffle.common.yaml_files import read_mapping
 from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets, load_image_processor
 from hf_layershuffle.execution_order import EXECUTION_ORDERS
-from hf_layershuffle.folder_records import read_json
+from hf_layershuffle.folder_records import read_json, record_baseline
 from hf_layershuffle.layerwise import weights_digest
 from hf_layershuffle.merge_sources import is_local
+from hf_layershuffle.model_card import write_model_card
 from hf_layershuffle.training.argument_checks import check_kinds, check_numbers
 from hf_layershuffle.training.distillation import check_teacher
 
@@ -716,6 +717,10 @@ def run(argv: list[str]) -> None:
             variant_args, arguments, checkpoint, model, variant_teacher, image_processor, train_dataset, eval_dataset
         )
         rows[name] = (metrics, variant_args.final_eval_orders)
+    if args.baseline and args.should_save:
+        baseline, num_orders = list(rows.values())[-1]
+        record_baseline(args.output_dir, "baseline: trained the plain way", baseline | {"num_orders": num_orders})
+        write_model_card(args.output_dir, repo_id=args.hub_model_id)
     if args.should_log:
         print_table(rows)
         print(f"Saved to {args.output_dir}")

@@ -13,7 +13,8 @@ import hf_layershuffle as ls
 from hf_layershuffle import evaluation
 from hf_layershuffle.evaluation import OrderTree, evaluate_robustness, evenly_spaced_layers, score_execution_orders
 from hf_layershuffle.layerwise import LayerwiseClassifier
-from hf_layershuffle.report import OrderGroup, PositionPrediction, RobustnessReport, compare_reports, render, summarize
+from hf_layershuffle.report import OrderGroup, PositionPrediction, RobustnessReport, compare_reports, summarize
+from hf_layershuffle.report_display import render
 
 
 FLAGS = [{}, {"depth_embedding": True, "position_predictor": True}]
@@ -343,7 +344,9 @@ def test_what_is_no_data_or_no_model_is_refused_up_front(vit, tmp_path):
     again = evaluate_robustness(vit.classifier(num_labels=10, id2label=names), other, **options)
     assert again.sequential == report.sequential
     animals = digits.cast_column("label", ClassLabel(names=[*"abcdefghij"]))
-    with pytest.raises(ValueError, match=r"has the classes '[a-j]', .* which the model does not know; it knows 10: 'digit 0'"):
+    with pytest.raises(
+        ValueError, match=r"has the classes '[a-j]', .* which the model does not know; it knows 10: 'digit 0'"
+    ):
         evaluate_robustness(vit.classifier(num_labels=10, id2label=names), animals, **options)
 
 

@@ -55,6 +55,9 @@ def test_the_run_ends_with_a_table_of_both_models(finished_run):
         names = ("accuracy", "arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
         assert shown == [pytest.approx(metrics[f"eval_{name}"], abs=1e-4) for name in names]
         assert row.split("│")[6].strip() == "16"
+        if results != folder:  # which the card of the other model shows
+            card = (folder / "README.md").read_text()
+            assert f"| baseline: trained the plain way: as configured | {metrics['eval_accuracy']:.4f} |" in card
     assert "it/s" in result.stderr  # progress bars
     assert f"Saved to {folder}" in result.stdout
 

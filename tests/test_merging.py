@@ -249,6 +249,7 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     assert recorded.layers == plan.layers and list(recorded.sources) == list(plan.sources)
     assert [source.path for source in recorded.sources.values()] == ["a", "b"]  # where they lie is nobody's business
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
         "configuration_layershuffle.py",
         "execution_order.py",

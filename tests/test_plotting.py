@@ -1,5 +1,8 @@
 """Pictures: what is drawn is what was measured, the files are complete and repeatable, nothing else is touched."""
 
+import base64
+import dataclasses
+import io
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +19,7 @@ import hf_layershuffle as ls
 from hf_layershuffle import plotting
 from hf_layershuffle.analysis import analyze
 from hf_layershuffle.plotting.style import COLUMN_WIDTH, PAGE_WIDTH, series_style
+from hf_layershuffle.random_merges import MergeScore, RandomMergeReport
 from hf_layershuffle.report import OrderGroup, OrderScore, RobustnessReport
 
 
@@ -104,7 +108,9 @@ def test_orders_are_drawn_as_measured():
     chance = [
         line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
     ]
-    assert {1 / 3, 1 / 5} <= set(chance)
+    assert 1 / 3 in chance and 1 / 5 not in chance
+    (legend,) = axes.figure.legends
+    assert {"chance (1/3)", "chance (1/5): left of the scale"} <= {text.get_text() for text in legend.get_texts()}
     assert axes.get_xlabel() == "accuracy (fraction of images)"
     labels = [label.get_text().replace("\n", "") for label in axes.get_yticklabels()]
     assert labels == [name.replace("\n", "") for name in REPORTS]
@@ -132,9 +138,109 @@ def test_pruning_curves_are_drawn_as_measured():
         band = axes.collections[0].get_paths()[0].vertices
         summary = next(iter(REPORTS.values())).pruning[method][0].accuracy
         at_one = band[band[:, 0] == 1][:, 1]
-        np.testing.assert_allclose(
-            [at_one.min(), at_one.max()], [summary.mean - summary.std, summary.mean + summary.std]
-        )
+        low, high = max(0, summary.mean - summary.std), min(1, summary.mean + summary.std)
+        np.testing.assert_allclose([at_one.min(), at_one.max()], [low, high])
+
+
+def wide_report() -> RobustnessReport:
+    """Half of the orders right about everything, half about nothing: one standard deviation reaches over both ends."""
+    values = make_report().to_dict()
+    for method, groups in values["pruning"].items():
+        for group in groups:
+            for index, score in enumerate(group["scores"]):
+                score["accuracy"] = (index % 3 == 0) * 1.0 if method == "arbitrary" else (index % 3 != 0) * 1.0
+    report = RobustnessReport.from_dict(values)
+    pruning = {name: [OrderGroup.of(group.scores) for group in groups] for name, groups in report.pruning.items()}
+    return dataclasses.replace(report, pruning=pruning)
+
+
+def test_bands_and_bars_stay_within_what_there_can_be(analysis):
+    for axes in plotting.plot_pruning_curves({"m": wide_report()}).axes[:2]:
+        band = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert band.min() >= 0 and band.max() <= 1 and band.max() - band.min() > 0.5
+    wide = dataclasses.replace(analysis.probe, accuracy=np.full(4, 0.9), std=np.full(4, 0.3))
+    (bars,) = plotting.plot_position_probe({"m": dataclasses.replace(analysis, probe=wide)}).axes[0].containers
+    segments = bars.lines[2][0].get_segments()
+    assert all(segment[:, 1].tolist() == pytest.approx([0.6, 1.0]) for segment in segments)
+    for quantity in ("update_norm", "update_size"):
+        analysis.contributions.mean[quantity][0] *= 50  # one layer far above the others, until the test ends
+    try:
+        for axes in plotting.plot_updates_by_position(analysis).axes:
+            assert all(band.get_paths()[0].vertices[:, 1].min() >= 0 for band in axes.collections if band.get_paths())
+    finally:
+        for quantity in ("update_norm", "update_size"):
+            analysis.contributions.mean[quantity][0] /= 50
+
+
+def test_titles_name_model_and_dataset(analysis):
+    one = {"org/vit": make_report()}
+    for draw in (plotting.plot_order_distribution, plotting.plot_pruning_curves, plotting.plot_layer_ablation):
+        assert title_of(draw(one)).endswith(": org/vit on d (50 images)")
+        assert title_of(draw(REPORTS)).endswith(": 2 models on d (50 images)")
+    for name, figure in analysis.plot().items():
+        assert title_of(figure).endswith(": tiny on noise (25 images)"), name
+
+
+def title_of(figure: Figure) -> str:
+    return figure.get_suptitle().replace("\n", " ")
+
+
+def test_the_legend_names_every_line(analysis):
+    one = {"m": make_report()}
+    expected = {
+        plotting.plot_order_distribution(one): ["median, quartiles, extremes", "one arbitrary order", "mean",
+                                                "sequential order", "chance (1/5): left of the scale"],
+        plotting.plot_pruning_curves(one): ["m", "band: ± one standard deviation over orders", "chance (1/5)"],
+        plotting.plot_layer_ablation(one): ["m", "thin line: all layers, in sequential order"],
+        plotting.plot_updates_by_position(analysis): ["whole layer", "attention", "MLP", "depth projection",
+                                                      "in sequential order", "band: ± one standard deviation over layers"],
+        plotting.plot_position_probe({"m": analysis}): ["chance (0.25)", "bars: ± one standard deviation over folds", "m"],
+    }  # fmt: skip
+    for figure, labels in expected.items():
+        (legend,) = figure.legends
+        assert sorted(text.get_text().replace("\n", " ") for text in legend.get_texts()) == sorted(labels)
+
+
+def test_one_good_model_fills_its_picture():
+    """Its orders lie far from chance, and close together."""
+    report = make_report()
+    scores = [OrderScore([0, 1, 2, 3], 0.97 + 0.001 * index, 1.0) for index in range(6)]
+    report = dataclasses.replace(report, arbitrary=OrderGroup.of(scores), sequential=scores[-1])
+    axes = plotting.plot_order_distribution({"m": report}).axes[0]
+    low, high = axes.get_xlim()
+    assert (0.975 - 0.97) / (high - low) > 0.7
+
+
+@pytest.mark.parametrize("kind", ["robustness", "analysis", "random merges"])
+def test_a_notebook_shows_a_table_and_pictures(analysis, tmp_path, kind):
+    merges = RandomMergeReport("pool", "d", 50, 4, 0, False, "a", {"a": {}}, {"a": OrderScore([0], 0.5, 1.0)},
+                               [MergeScore(0, [["a", 0]], 0.25, 1.0)])  # fmt: skip
+    report = {"robustness": make_report(), "analysis": analysis, "random merges": merges}[kind]
+    html = report._repr_html_()
+    tree = ElementTree.fromstring(f"<div>{html}</div>")  # well formed
+    rows = [[cell.text or "" for cell in row] for row in tree.iter("tr")]
+    assert rows[0] == [str(column.header).replace("\n", " ") for column in report.table().columns]
+    assert rows[1] == [next(iter(column.cells)) for column in report.table().columns]
+    pictures = report.plot()
+    sources = [image.get("src") for image in tree.iter("img")]
+    assert [image.get("alt") for image in tree.iter("img")] == list(pictures)
+    for source in sources:
+        kind_of_data, data = source.split(",")
+        assert kind_of_data == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.width > 300
+    assert len(repr(report)) < 300 and report.dataset in repr(report) and "0x" not in repr(report)
+    assert len(repr(pictures)) < 200
+    pictures.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{suffix}" for name in pictures for suffix in ("png", "svg")
+    }
+
+
+def test_a_name_with_signs_is_shown_as_it_is():
+    report = dataclasses.replace(make_report(), model="<b>a & b</b>")
+    caption = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>").find("table/caption").text
+    assert caption.startswith("<b>a & b</b> on d")
 
 
 def test_series_are_told_apart_without_colour():

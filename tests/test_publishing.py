@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import Architecture, run_python
+from conftest import REPOSITORY, Architecture, run_python
 from datasets import Array2D, ClassLabel, Dataset, Features
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from PIL import Image
@@ -16,8 +16,9 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 import hf_layershuffle as ls
 from hf_layershuffle.card_examples import copy_examples, write_examples
 from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
+from hf_layershuffle.data import load_image_datasets, load_image_processor
 from hf_layershuffle.export import save_plain_vit, to_plain_vit
-from hf_layershuffle.folder_records import record_training
+from hf_layershuffle.folder_records import record_baseline, record_training
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.plotting import save_report_pictures
@@ -25,6 +26,7 @@ from hf_layershuffle.publishing import check_folder, published_files
 from hf_layershuffle_cli import main
 
 
+DIGITS = REPOSITORY / "model_cards" / "vit-digits-layershuffle"
 PICTURES = ("order_distribution.png", "pruning_curves.png", "layer_ablation.png")
 
 
@@ -115,7 +117,8 @@ def test_the_text_shows_table_pictures_arguments_and_three_ways_to_load(describe
 def test_widget_examples_are_files_with_this_models_answers(described):
     widget = metadata_load(described / "README.md")["widget"]
     classify = pipeline("image-classification", model=str(described))
-    assert [entry["example_title"] for entry in widget] == ["Class a", "Class b", "Class c", "Class d"]
+    assert [entry["example_title"] for entry in widget] == ["Class a"]  # this untrained model knows no other class
+    assert "first ones of their classes that this model classifies correctly" in (described / "README.md").read_text()
     for row, entry in enumerate(widget):
         image = Image.open(described / entry["src"])
         assert image.size == (96, 96)
@@ -130,10 +133,33 @@ def test_widget_examples_are_files_with_this_models_answers(described):
 def test_grey_models_answer_grey_images(tmp_path):
     save_model(tmp_path, num_channels=1)
     processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
-    entries = write_examples(tmp_path, images(), processor, num_examples=2, top_k=3)
-    assert [len(entry["output"]) for entry in entries] == [3, 3]
+    (entry,) = write_examples(tmp_path, images(), processor, num_examples=2, top_k=3)
+    assert len(entry["output"]) == 3
     with pytest.raises(ValueError, match="`num_examples` is 0"):
         write_examples(tmp_path, images(), processor, num_examples=0)
+
+
+def test_examples_are_images_that_the_model_has_right(tmp_path):
+    """The first of its class, unless the model errs there, or knows none of that class."""
+    folder = shutil.copytree(DIGITS, tmp_path / "digits")
+    model, processor = load_classifier(str(folder)).eval(), load_image_processor(folder)
+    dataset = load_image_datasets("digits")["test"]
+    scores = ls.score_execution_orders(
+        model, dataset.select([0]), [list(range(6))], image_processor=processor, progress=False
+    )
+    assert scores[0].accuracy == 1  # it is a 3, and called a 5 here: another 5 must be shown
+    dataset = dataset.select(range(40)).map(
+        lambda row, index: {"label": 5 if index == 0 else row["label"]}, with_indices=True
+    )
+    dataset = dataset.filter(lambda row: row["label"] in (1, 5, 7)).map(
+        lambda row: {"label": {1: 2}.get(row["label"], row["label"])}
+    )
+    entries = write_examples(folder, dataset, processor)
+    assert [entry["example_title"] for entry in entries] == ["Class 5", "Class 7"]  # each 1 is called a 2
+    assert all(entry["output"][0]["label"] == entry["example_title"][-1] for entry in entries)
+    assert {path.name for path in (folder / "examples").iterdir()} == {"0.png", "1.png", "examples.json"}
+    assert not write_examples(folder, dataset.filter(lambda row: row["label"] == 2), processor)
+    assert not (folder / "examples").exists()
 
 
 def test_a_bare_folder_gets_a_card_too(tmp_path):
@@ -193,7 +219,7 @@ def test_a_merged_folder_is_described_by_its_plan(folder):
     assert card.data.base_model == "org/a"  # the other is no model of the Hub
     assert card.data.to_dict()["base_model_relation"] == "merge" and "merge" in card.data.tags
     assert "| a | `org/a` | c0ffee |" in card.text and "merged layer by layer from 2 models" in card.text
-    assert "| b | `b` |  |" in card.text and "/home/me" not in card.text
+    assert "| b | not published |  |" in card.text and "/home/me" not in card.text
     assert "can run in any order" not in card.text and "depends on how the merged models were trained" in card.text
     assert "Fine-tuned" not in card.text and "## Training" not in card.text
     # The same from the configuration alone
@@ -225,6 +251,105 @@ def test_a_base_model_gets_a_card_too(architecture, tmp_path):
     check_folder(tmp_path)
     assert write_model_card(tmp_path, tags=["encoder"])
     assert "encoder" in metadata_load(tmp_path / "README.md")["tags"]
+
+
+def test_a_card_says_how_large_the_model_is_and_how_it_was_trained(tmp_path):
+    model = save_model(tmp_path, residual_init_scale=0.0, layerdrop=0.2, initializer_range=0.0561)
+    arguments = {"num_train_epochs": 8.0, "orders_per_step": 4, "learning_rate": 1e-3}
+    kwargs = {"dataset": "org/letters", "num_train_images": 60000, "metrics": {"eval_accuracy": 0.5}}
+    record_training(tmp_path, arguments=arguments, **kwargs)
+    card = build_model_card(tmp_path)
+    size = f"It has {model.num_parameters():,} parameters, a width of {model.config.hidden_size} and "
+    assert size in card.text and "reads images of 8 × 8 pixels in patches of 4" in card.text
+    assert "Trained on 60,000 images of `org/letters`, 8 epochs." in card.text
+    for name, value in {
+        "orders_per_step": 4,
+        "shuffle_mode": "arbitrary",
+        "layerdrop": 0.2,
+        "residual_init_scale": 0.0,
+        "initializer_range": 0.0561,
+    }.items():
+        assert f"| `{name}` | `{value}` |" in card.text
+    assert "`position_predictor`" not in card.text
+    arguments = arguments | {"max_steps": 7}  # which the epochs then are not
+    record_training(tmp_path, arguments=arguments, dataset="org/letters", num_train_images=60000)
+    assert "Trained on 60,000 images of `org/letters`.\n" in build_model_card(tmp_path).text
+
+
+@pytest.mark.parametrize("name", ["my-run", "outputs/my-run", "../my-run", "/home/me/my-run"])
+def test_a_card_names_only_what_others_can_find(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "my-run").mkdir(parents=True)
+    save_model(tmp_path / "model")
+    record_training("model", arguments={}, dataset=name, base_model=name, teacher=name)
+    card = build_model_card("model")
+    assert card.data.base_model is None and card.data.datasets is None
+    assert "Fine-tuned from a checkpoint that is not published." in card.text
+    assert "Distilled from a model that is not published" in card.text
+    assert "base_model_relation" not in card.data.to_dict()
+    record_training("model", arguments={}, dataset="org/letters", base_model="org/vit", teacher="org/teacher")
+    card = build_model_card("model")
+    assert card.data.base_model == "org/vit" and card.data.datasets == ["org/letters"]
+    assert "Fine-tuned from `org/vit`." in card.text and "Distilled from `org/teacher`" in card.text
+
+
+def test_a_measured_baseline_stands_in_the_results(folder):
+    report = ls.RobustnessReport.load(folder)
+    record_baseline(folder, "plain ViT", report)
+    numbers = report.arbitrary.accuracy
+    text = build_model_card(folder).text
+    assert f"| plain ViT: sequential | {report.sequential.accuracy:.4f} |  |" in text
+    assert f"| plain ViT: arbitrary | {numbers.mean:.4f} | {numbers.std:.4f} | {numbers.min:.4f} |  |  |  |" in text
+    assert "for comparison (plain ViT), on the same images and over 8 arbitrary orders." in text
+    (folder / "robustness.json").unlink()
+    record_baseline(folder, "plain ViT", {"eval_accuracy": 0.25, "eval_arbitrary_accuracy": 0.125, "num_orders": 16})
+    text = build_model_card(folder).text
+    assert "| plain ViT: as configured | 0.2500 |" in text
+    assert "| plain ViT: arbitrary, mean (16 orders) | 0.1250 |" in text
+
+
+def test_a_licence_is_stated_kept_and_inherited(folder, tmp_path):
+    assert "licence" not in (folder / "README.md").read_text()
+    write_model_card(folder)
+    assert metadata_load(folder / "README.md")["license"] == "mit" and "licence" not in build_model_card(folder).text
+    bare = tmp_path / "bare"
+    save_model(bare)
+    assert "No licence is stated" in build_model_card(bare).text
+    record_training(bare, arguments={}, base_model=str(folder))
+    assert build_model_card(bare).data.license == "mit" and "No licence" not in build_model_card(bare).text
+    save_plain_vit(folder, tmp_path / "plain", source="org/vit-tiny", execution_order=[0, 2])
+    assert build_model_card(tmp_path / "plain").data.license == "mit"
+
+
+def test_merged_and_pruned_models_have_a_card_and_a_licence(folder, tmp_path, monkeypatch):
+    other, unlicensed = shutil.copytree(folder, tmp_path / "other"), shutil.copytree(folder, tmp_path / "third")
+    write_model_card(unlicensed, license="apache-2.0")
+    for sources, license in (([folder, other], "mit"), ([folder, unlicensed], None)):
+        merged = tmp_path / f"merged-{license}"
+        ls.merge(ls.MergePlan.average(list(map(str, sources))), merged, progress=False)
+        card = ModelCard.load(merged / "README.md")
+        assert card.data.license == license and card.data.model_name == merged.name
+        assert "merged layer by layer from 2 models and not trained after that" in card.text
+        assert f'"your-name/{merged.name}"' in card.text and "partial" not in card.text
+    pruned = tmp_path / "pruned"
+    monkeypatch.setattr(
+        "sys.argv", ["hf-layershuffle", "prune", str(folder), "--keep", "2,0", "--output_dir", str(pruned)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    card = ModelCard.load(pruned / "README.md")
+    assert card.data.license == "mit" and "Its layers are [2, 0] of the 4 of another model" in card.text
+    assert '"your-name/pruned"' in card.text
+
+
+def test_a_card_says_how_to_get_a_live_widget(tmp_path):
+    save_model(tmp_path / "vit")
+    text = build_model_card(tmp_path / "vit", repo_id="org/vit").text
+    assert "--repo_id org/vit --plain_vit_repo_id org/vit-plain" in text
+    save_model(tmp_path / "depth", depth_embedding=True)
+    text = build_model_card(tmp_path / "depth", repo_id="org/vit").text
+    assert "no code from it" in text and "plain_vit_repo_id" not in text  # which it cannot become
 
 
 @pytest.mark.parametrize("name", ["training.json", "export.json", "robustness.json", "merge_plan.yaml"])
@@ -278,7 +403,7 @@ def test_only_our_sections_and_metadata_are_renewed(folder, line_break):
     data = metadata_load(path)
     assert data["tags"] == ["mine", "layershuffle", "vision-transformer", "new"]
     assert data["license"] == "openrail" and data["pipeline_tag"] == "image-feature-extraction"
-    assert [entry["src"] for entry in data["widget"]] == ["mine.png", *(f"examples/{i}.png" for i in range(4))]
+    assert [entry["src"] for entry in data["widget"]] == ["mine.png", "examples/0.png"]
 
 
 def test_a_persons_results_stay_beside_ours(folder):
@@ -362,7 +487,7 @@ def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     code = ["configuration_layershuffle.py", "execution_order.py", "modeling_layershuffle.py"]
-    examples = ["examples/0.png", "examples/1.png", "examples/2.png", "examples/3.png", "examples/examples.json"]
+    examples = ["examples/0.png", "examples/examples.json"]
     records = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "robustness.json"]
     assert published_files(folder) == sorted([*code, *examples, *records, "training.json", *PICTURES])
 
@@ -463,7 +588,7 @@ for arguments in (
         print("exit code", error.code or 0)
 """
     folder = tmp_path / "vit-tiny"
-    save_model(folder, num_labels=10)
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("*.png", "examples", "README.md", "robustness.json"))
     files = published_files(folder)
     result = run_python(code, folder, environment={"HF_TOKEN": "hf_offline"})
     assert result.returncode == 0, result.stderr

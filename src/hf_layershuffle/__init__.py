@@ -36,6 +36,7 @@ _LAZY_NAMES = {
     "compute_metrics": "training",
     "evaluate_random_merges": "random_merges",
     "evaluate_robustness": "evaluation",
+    "example_model": "bundled",
     "layers_for_speedup": "pruning",
     "merge": "merging",
     "prune_layers": "pruning",
@@ -48,6 +49,7 @@ _LAZY_NAMES = {
 
 if TYPE_CHECKING:
     from .analysis import AnalysisReport, analyze
+    from .bundled import example_model
     from .evaluation import evaluate_robustness, score_execution_orders
     from .export import to_plain_vit
     from .merge_plan import MergePlan
@@ -101,6 +103,7 @@ __all__ = [
     "compute_metrics",
     "evaluate_random_merges",
     "evaluate_robustness",
+    "example_model",
     "layers_for_speedup",
     "merge",
     "prune_layers",

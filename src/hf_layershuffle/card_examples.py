@@ -1,11 +1,14 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Example images for a model card, with what the model says to them.
 
-The Hub shows them where no provider serves the model, as is so for models with custom code.
+The Hub shows them where no provider serves the model, as is so for models with custom code. Only images that the model
+classifies correctly are taken, as the card says.
 """
 
 import json
 import shutil
+from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from .image_reading import is_grey, read_images, to_pil
 from .layerwise import load_classifier
 
 
+TRIED_IMAGES = 20  # of a class
 SMALLEST_SIZE = 96  # pixels; smaller images are enlarged, or the Hub shows a dot
 
 
@@ -26,17 +30,19 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     """Writes images of different classes into `folder/examples`, and into `examples.json` the model's answer to each file.
 
     Images smaller than 96 pixels are enlarged by a whole factor without smoothing. The answers are to the files as they
-    are, decoded and resized by the image processor as a `pipeline` does.
+    are, decoded and resized by the image processor as a `pipeline` does. Of each class, in their order, the first image
+    is taken that the model classifies correctly; a class without one among its first `TRIED_IMAGES` is left out.
 
     Args:
         folder (`str` or `os.PathLike`): Of the model.
-        dataset (`datasets.Dataset`): With the columns `image` and `label`; the first image of each class is used.
+        dataset (`datasets.Dataset`): With the columns `image` and `label`, numbered as the model's classes.
         image_processor: The model's.
         num_examples (`int`): At least 1.
         top_k (`int`): Classes an answer.
 
     Returns:
         The entries of the card's `widget`: `src`, `example_title` and `output`, a list of `label` and `score` in [0, 1].
+        None, and no folder, if the model classifies nothing correctly.
 
     Raises:
         `ValueError`: if `num_examples` is out of range.
@@ -44,49 +50,80 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     if num_examples < 1:
         raise ValueError(f"`num_examples` is {num_examples}; it must be at least 1.")
     names = dataset.features["label"].names
-    rows = {}
+    rows_of = defaultdict(list)
     for row, label in enumerate(dataset["label"][:]):
-        rows.setdefault(label, row)
-    images = {}
-    for number, label in enumerate(sorted(rows)[:num_examples]):
-        images[f"{EXAMPLES_FOLDER}/{number}.png"] = (_enlarged(*read_images(dataset, [rows[label]])), names[label])
-    entries = [{"src": src, "example_title": f"Class {name}"} for src, (_, name) in images.items()]
-    with replaced_folder(Path(folder) / EXAMPLES_FOLDER, overwrite=True) as target:
-        for src, (image, _) in images.items():
-            image.save(target / Path(src).name)
-        return _answer(folder, target, entries, image_processor, top_k)
+        rows_of[label].append(row)
+    model, entries = load_classifier(str(folder)).eval(), []
+    with _examples_folder(folder) as target:
+        for label, rows in sorted(rows_of.items()):
+            file = target / f"{len(entries)}.png"
+            output = _first_correct(model, image_processor, dataset, rows[:TRIED_IMAGES], label, file, top_k)
+            if output is not None:
+                src = f"{EXAMPLES_FOLDER}/{file.name}"
+                entries.append({"src": src, "example_title": f"Class {names[label]}", "output": output})
+            if len(entries) == num_examples:
+                break
+        _write_entries(target, entries)
+    return entries
 
 
 def copy_examples(source, folder, image_processor) -> None:
-    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one."""
+    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one; images
+    to which it gives another answer are left out."""
     entries = read_examples(source)
-    if entries:
-        with replaced_folder(Path(folder) / EXAMPLES_FOLDER, overwrite=True) as target:
-            for entry in entries:
-                shutil.copyfile(inside(source, entry["src"]), target / Path(entry["src"]).name)
-            _answer(folder, target, entries, image_processor, max(len(entry["output"]) for entry in entries))
+    if not entries:
+        return
+    model, copied = load_classifier(str(folder)).eval(), []
+    with _examples_folder(folder) as target:
+        for entry in entries:
+            file = inside(source, entry["src"])
+            output = _answer(model, image_processor, file, len(entry["output"]))
+            if output[0]["label"] == entry["output"][0]["label"]:
+                shutil.copyfile(file, target / file.name)
+                copied.append({**entry, "output": output})
+        _write_entries(target, copied)
 
 
-def _answer(folder, images: Path, entries: list[dict], image_processor, top_k: int) -> list[dict]:
-    """The entries with the `output` of the model in `folder`; also written to `images/examples.json`."""
-    model = load_classifier(str(folder)).eval()
+def _first_correct(model, image_processor, dataset, rows, label: int, file: Path, top_k: int) -> list[dict] | None:
+    """Writes the first of the rows' images that is classified correctly into `file`, and returns the model's answer."""
+    for row in rows:
+        _enlarged(*read_images(dataset, [row])).save(file)
+        output = _answer(model, image_processor, file, top_k)
+        if output[0]["label"] == model.config.id2label[label]:
+            return output
+    file.unlink()
+    return None
+
+
+def _answer(model, image_processor, file: Path, top_k: int) -> list[dict]:
+    """The likeliest classes of the image in a file: `label` and `score`."""
     mode = {1: "L"}.get(model.config.num_channels, "RGB")
-    answered = []
-    for entry in entries:
-        with Image.open(images / Path(entry["src"]).name) as file:
-            image = to_pil(file, mode)
-        layout = {"input_data_format": "channels_first"} if mode == "L" else {}
-        inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
-        with torch.inference_mode():
-            scores = model(**inputs).logits[0].softmax(-1)
-        values, classes = scores.topk(min(top_k, len(scores)))
-        output = [
-            {"label": model.config.id2label[index], "score": round(value, 4)}
-            for index, value in zip(classes.tolist(), values.tolist())
-        ]
-        answered.append({**entry, "output": output})
-    write_text(images / EXAMPLES_FILE, json.dumps(answered, indent=1) + "\n")
-    return answered
+    with Image.open(file) as opened:
+        image = to_pil(opened, mode)
+    layout = {"input_data_format": "channels_first"} if mode == "L" else {}
+    inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
+    with torch.inference_mode():
+        scores = model(**inputs).logits[0].softmax(-1)
+    values, classes = scores.topk(min(top_k, len(scores)))
+    return [
+        {"label": model.config.id2label[index], "score": round(value, 4)}
+        for index, value in zip(classes.tolist(), values.tolist())
+    ]
+
+
+def _write_entries(folder: Path, entries: list[dict]) -> None:
+    if entries:
+        write_text(folder / EXAMPLES_FILE, json.dumps(entries, indent=1) + "\n")
+
+
+@contextmanager
+def _examples_folder(folder):
+    """An empty folder that becomes `examples` of a model's folder when all is written; if it is still empty, there is none."""
+    target = Path(folder) / EXAMPLES_FOLDER
+    with replaced_folder(target, overwrite=True) as examples:
+        yield examples
+    if not any(target.iterdir()):
+        target.rmdir()
 
 
 def _enlarged(image) -> Image.Image:

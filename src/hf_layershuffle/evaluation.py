@@ -32,6 +32,7 @@ from .layerwise import (
     labels_on_device,
     weights_digest,
 )
+from .progress import silenceable
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
 
@@ -100,6 +101,7 @@ class Tallies:
             logger.warning("The evaluation begins anew: %s", error)
 
 
+@silenceable
 def score_execution_orders(
     model,
     data,
@@ -141,6 +143,7 @@ def score_execution_orders(
     return [scores[distinct[tuple(order)]] for order in orders]
 
 
+@silenceable
 def evaluate_robustness(
     model,
     data,

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""LayerShuffle models as plain ViT or DeiT models, which any inference provider can run."""
+"""LayerShuffle models as plain ViT or DeiT models, which run without code of this package."""
 
 import json
 from dataclasses import fields
@@ -14,7 +14,7 @@ from .common.paths import public_name
 from .configuration_layershuffle import LayerShuffleConfigMixin
 from .data import load_image_processor
 from .execution_order import check_execution_order
-from .folder_records import EXPORT_FILE
+from .folder_records import EXPORT_FILE, read_license
 from .layerwise import as_layershuffle, load_classifier
 
 
@@ -58,7 +58,8 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
 
 
 def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`.
+    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`, which records
+    its origin and the licence that the folder's card states.
 
     Args:
         source (`str`): What the plain ViT's card names as its origin: the Hub id of the model.
@@ -71,7 +72,7 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
     to_plain_vit(model, order).save_pretrained(plain_folder)
     processor = load_image_processor(folder)
     processor.save_pretrained(plain_folder)
-    export = {"source": public_name(source), "execution_order": order}
+    export = {"source": public_name(source), "execution_order": order, "license": read_license(folder)}
     write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
     copy_examples(folder, plain_folder, processor)
 

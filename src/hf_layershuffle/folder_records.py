@@ -2,11 +2,12 @@
 """What a model's folder records about the model, from which its card is built.
 
 `config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
-`export.json`, a plain ViT's origin; pictures; and `examples/`, images with the model's answers.
+`export.json`, a plain ViT's origin; pictures; `examples/`, images with the model's answers; and the licence in `README.md`.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,8 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
+from .card_text import split_card
 from .checkpoint_checks import explained_reading
 from .common import yaml_files
 from .common.files import write_text
@@ -47,6 +51,7 @@ _ARGUMENTS = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "orders_per_step",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -55,6 +60,7 @@ _ARGUMENTS = (
     "bf16",
     "seed",
 )
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 METRICS = {
     "eval_accuracy": "as configured",
     "eval_arbitrary_accuracy": "arbitrary, mean",
@@ -64,7 +70,15 @@ METRICS = {
 
 
 def record_training(
-    folder, *, arguments: dict, dataset=None, base_model=None, teacher=None, metrics=None, tags=()
+    folder,
+    *,
+    arguments: dict,
+    dataset=None,
+    num_train_images: int | None = None,
+    base_model=None,
+    teacher=None,
+    metrics=None,
+    tags=(),
 ) -> None:
     """Writes `training.json` into a model's folder, from which the card tells how the model was trained.
 
@@ -72,6 +86,7 @@ def record_training(
         folder (`str` or `os.PathLike`): Of the model.
         arguments (`dict`): As from `TrainingArguments.to_dict`; the ones that matter are kept.
         dataset (`str`, *optional*): Name of the dataset.
+        num_train_images (`int`, *optional*): Images that it was trained on.
         base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
         teacher (`str`, *optional*): Hub id, or folder, of the model that it was distilled from.
         metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
@@ -84,14 +99,70 @@ def record_training(
         kept.pop("max_steps", None)
     record = {
         "dataset": public_name(dataset),
+        "num_train_images": num_train_images,
         "base_model": public_name(base_model),
         "teacher": public_name(teacher),
-        "metrics": {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"},
+        "license": license_of(base_model) if base_model else None,
+        "metrics": _card_metrics(metrics),
         "tags": list(tags),
         "arguments": kept,
         "versions": {name: metadata.version(name) for name in ("hf-layershuffle", "torch", "transformers")},
     }
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def record_baseline(folder, name: str, baseline) -> None:
+    """Adds to `training.json` how a baseline did on the same images, which the card shows beside the model.
+
+    Args:
+        folder (`str` or `os.PathLike`): Of the model.
+        name (`str`): What the baseline is, such as `"plain ViT"`.
+        baseline (`dict[str, float]` or [`RobustnessReport`]): Metrics as for [`record_training`], or a report.
+    """
+    if isinstance(baseline, RobustnessReport):
+        spread = baseline.arbitrary.accuracy
+        values = (baseline.sequential.accuracy, spread.mean, spread.std, spread.min)
+        baseline = dict(zip(METRICS, values)) | {"num_orders": baseline.num_orders}
+    record = read_json(Path(folder) / TRAINING_FILE) or {}
+    record["baseline"] = {"name": name, "metrics": _card_metrics(baseline)}
+    write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _card_metrics(metrics: dict | None) -> dict:
+    return {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"}
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name, if it is an id of the Hub such as `org/model`; None of a folder, and of a folder's name, which nobody else
+    could find."""
+    is_id = name is not None and _HUB_ID.fullmatch(name) and ".." not in name and "--" not in name
+    return name if is_id and not Path(name).exists() else None
+
+
+def read_license(folder) -> str | None:
+    """The licence that the card in a folder states; None if none, or one that only its own text explains (`other`)."""
+    path = Path(folder) / "README.md"
+    try:
+        license = split_card(read_card(path))[1].get("license") if path.is_file() else None
+    except ValueError:  # a card that cannot be read states none; who writes this card is told what is wrong with it
+        return None
+    return license if isinstance(license, str) and license != "other" else None
+
+
+def license_of(name_or_path: str, revision: str | None = None) -> str | None:
+    """The licence that the card of a model's folder, or of a model on the Hub, states; None where there is no card."""
+    if Path(name_or_path).is_dir():
+        return read_license(name_or_path)
+    try:
+        return read_license(Path(hf_hub_download(name_or_path, "README.md", revision=revision)).parent)
+    except (OSError, ValueError, EntryNotFoundError):  # no card, no network, no such id: nothing is stated
+        return None
+
+
+def agreed_license(folders) -> str | None:
+    """The licence of several models' folders, if all state the same one."""
+    licenses = {read_license(folder) for folder in folders}
+    return licenses.pop() if len(licenses) == 1 else None
 
 
 @dataclass
@@ -106,6 +177,7 @@ class FolderRecords:
     export: dict | None
     widget: list[dict]
     pictures: list[tuple[str, str]]
+    license: str | None
 
     @property
     def is_plain(self) -> bool:
@@ -120,6 +192,7 @@ class FolderRecords:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         config = _read_config(folder, report, config)
+        training, export = read_json(folder / TRAINING_FILE) or {}, read_json(folder / EXPORT_FILE) or {}
         return cls(
             config=config,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
@@ -133,6 +206,7 @@ class FolderRecords:
                 for name in names
                 if (folder / name).exists()
             ],
+            license=read_license(folder) or export.get("license") or training.get("license"),
         )
 
 
@@ -153,12 +227,13 @@ def _read_config(folder: Path, report: RobustnessReport | None, config=None):
         position_predictor=False,
         layerdrop=0.0,
         execution_order="sequential",
+        num_parameters=None,
     )
     if config is None and (folder / "config.json").exists():
         with explained_reading(f"'{folder}'"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config is not None:
-        values |= config.to_dict() | {"num_labels": config.num_labels}
+        values |= config.to_dict() | {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)}
     elif report is not None:
         values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
     else:
@@ -166,6 +241,14 @@ def _read_config(folder: Path, report: RobustnessReport | None, config=None):
             f"'{folder}' holds neither 'config.json' nor '{REPORT_FILE}'; there is nothing to write a card of."
         )
     return SimpleNamespace(**values)
+
+
+def _num_parameters(config) -> int:
+    """Of the model that a configuration describes: a classifier, unless it was saved as a model without a head."""
+    is_encoder = str((config.architectures or [""])[0]).endswith("Model")
+    with torch.device("meta"):
+        model = (AutoModel if is_encoder else AutoModelForImageClassification).from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _check_report(folder: Path, report: RobustnessReport) -> None:
@@ -239,5 +322,5 @@ def _read_merge(folder: Path) -> dict | None:
         source = check_record(source if isinstance(source, Mapping) else {"path": source}, MergedSource, where)
         model, revision = str(source.get("path", source.get("model"))), source.get("revision")
         # A model of the Hub has the commit it was taken at; of a folder, where it lay is nobody's business
-        sources[name] = {"model": model if revision else Path(model).name, "revision": revision}
+        sources[name] = {"model": model if revision else None, "revision": revision}
     return {"sources": sources, "file": MERGE_FILE if path.exists() else None}

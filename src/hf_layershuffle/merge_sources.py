@@ -89,8 +89,8 @@ def resolve_folder(
         if revision is not None:
             raise ValueError(f"Source '{name}' is the folder '{path}'; `revision` ('{revision}') is for Hub ids only.")
         return folder, None
-    # Nothing but weights and JSON: a merge never runs code of its sources
-    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE]
+    # Nothing but weights, JSON and the card: a merge never runs code of its sources
+    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE, "README.md"]
     with explained_download(path, revision, f"Source '{name}': "):
         folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
     return folder, folder.name  # the cache has one folder a commit

@@ -19,13 +19,16 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .common.files import remove_leftovers, replaced_folder, write_text
 from .common.paths import inside
+from .folder_records import agreed_license
 from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
 from .merge_sources import INDEX_FILE, SourceCheckpoint, check_image_processors, open_source
+from .model_card import write_model_card
 from .modeling_layershuffle import (
     _AUTO_MAPS,
     LayerShuffleDeiTForImageClassification,
     LayerShuffleViTForImageClassification,
 )
+from .progress import silenceable
 from .tensor_files import StoredTensor, write_safetensors
 
 
@@ -153,11 +156,13 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
     return PreparedMerge(plan, sources, config, model, tensors)
 
 
+@silenceable
 def merge(
     plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
 ) -> Path:
     """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, the image processor, and the code for `trust_remote_code=True`.
+    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources' licence
+    if the cards of all of them state the same.
 
     Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
     where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
@@ -179,6 +184,7 @@ def merge(
     with replaced_folder(output_dir) as partial:
         _write_weights(prepared, shards, partial, progress)
         _write_the_rest(prepared, partial)
+        _write_card(prepared, partial, output_dir.name)
     return output_dir
 
 
@@ -304,6 +310,11 @@ def _result_dtypes(inputs: dict[str, list[tuple[StoredTensor, float]]]) -> dict[
         dtypes = [stored.dtype for stored, _ in inputs[name]]
         widest[kind] = reduce(torch.promote_types, dtypes, widest.get(kind, dtypes[0]))
     return {name: widest[kind] for name, kind in kinds.items()}
+
+
+def _write_card(prepared: PreparedMerge, folder: Path, name: str) -> None:
+    license = agreed_license(source.folder for source in prepared.sources.values())
+    write_model_card(folder, repo_id=f"your-name/{name}", license=license)
 
 
 def _write_weights(prepared: PreparedMerge, shards, folder: Path, progress: bool) -> None:

@@ -16,13 +16,17 @@ from .card_text import mark_published, update_card_text
 from .common.files import write_text
 from .common.markdown import escape, in_code, in_code_deep, one_line
 from .common.paths import inside
-from .folder_records import METRICS, FolderRecords, read_card
+from .folder_records import METRICS, FolderRecords, hub_id, read_card
 from .report import pruning_points
+from .report_display import markdown_table
 
 
 logger = logging.getLogger(__name__)
 # Tells our entries of the metadata's `model-index` from a person's
 SOURCE_NAME, SOURCE_URL = "hf-layershuffle", "https://github.com/hf-layershuffle/hf-layershuffle"
+# Of the configuration; shown beside the training arguments
+_METHOD_FIELDS = ("shuffle_mode", "shuffle_window", "layerdrop", "depth_embedding", "position_predictor")
+_METHOD_FIELDS += ("residual_init_scale", "initializer_range")
 INSTALL_COMMAND = f'pip install "hf-layershuffle @ git+{SOURCE_URL}"'
 
 
@@ -45,7 +49,8 @@ def write_model_card(
         folder (`str` or `os.PathLike`): Of the model.
         repo_id (`str`, *optional*): Where the model will be. Defaults to `your-name/` and the folder's name.
         revision (`str`, *optional*): Branch or tag that the card's examples load.
-        license (`str`, *optional*): As the Hub names it, such as `"apache-2.0"`.
+        license (`str`, *optional*): As the Hub names it, such as `"apache-2.0"`. Defaults to the one that the card that is
+            there states.
         tags (`Iterable[str]`): Further tags.
         config (*optional*): Of the model, where the folder has no `config.json` yet.
 
@@ -78,10 +83,10 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
     records = FolderRecords.read(folder, config)
     model_name = one_line((repo_id or Path(folder).resolve().name).split("/")[-1])
     training, report, config = records.training, records.report, records.config
-    dataset = report.dataset if report else training.get("dataset")
+    dataset, license = report.dataset if report else training.get("dataset"), license or records.license
     versions = training.get("versions") or (report.environment.get("versions", {}) if report else {})
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
-    size = getattr(config, "image_size", None)
+    size, baseline = getattr(config, "image_size", None), training.get("baseline")
     return ModelCard.from_template(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
@@ -95,8 +100,15 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
         method=_describe_training(config),
         dataset=in_code(dataset) if dataset else None,
         report=replace(report, dataset=in_code(report.dataset)) if report else None,
-        report_table=_markdown(report.table()) if report else None,
-        rows=_metric_rows(training.get("metrics", {})),
+        report_table=_report_table(report, baseline) if report else None,
+        rows=_metric_rows(training.get("metrics", {}), baseline),
+        baseline=in_code_deep(baseline),
+        license=license,
+        base_model=hub_id(training.get("base_model")),
+        teacher=hub_id(training.get("teacher")),
+        origin=hub_id(records.pruned["model"]) if records.pruned else None,
+        settings=in_code_deep(training["arguments"] | _method(config)) if training.get("arguments") else {},
+        has_examples=bool(records.widget),
         reversed_order=list(reversed(range(config.num_hidden_layers))),
         training=in_code_deep(training),
         merge=records.merge and _safe_merge(records.merge),
@@ -111,7 +123,7 @@ def _safe_merge(merge: dict) -> dict:
     """With texts as they may stand in the card: the names and revisions in cells, the models between backticks."""
     sources = {
         escape(name): {
-            "model": in_code(source["model"]),
+            "model": source["model"] and in_code(source["model"]),
             "revision": source["revision"] and escape(source["revision"]),
         }
         for name, source in merge["sources"].items()
@@ -132,12 +144,13 @@ def _in_link(name: str) -> str:
 def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
     """The Hub's keys, for `ModelCardData`."""
     if records.merge:  # a merge notes the commit of each source that came from the Hub
-        sources = [source["model"] for source in records.merge["sources"].values() if source["revision"]]
+        sources = [source["model"] for source in records.merge["sources"].values()]
     else:
         pruned_model = records.pruned["model"] if records.pruned else None
         sources = [records.export["source"] if records.export else records.training.get("base_model") or pruned_model]
     # The Hub refuses a base model that is not one of its own
-    base_models = list(dict.fromkeys(name for name in sources if name and name.count("/") == 1))
+    base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
+    datasets = list(filter(None, {hub_id(dataset): None, hub_id(records.training.get("dataset")): None}))
     tags = {"vision-transformer", *tags, *records.training.get("tags", []), *(["merge"] if records.merge else [])}
     values = {
         "library_name": "transformers",
@@ -145,13 +158,13 @@ def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
         "tags": sorted(
             tags | ({"plain-vit-export"} if records.export else set() if records.is_plain else {"layershuffle"})
         ),
-        "datasets": [dataset] if dataset and not Path(dataset).is_absolute() and " " not in dataset else None,
+        "datasets": datasets or None,
         "base_model": base_models[0] if len(base_models) == 1 else base_models or None,
         "eval_results": _eval_results(records, dataset) or None,
     }
     if records.merge:
         values["base_model_relation"] = "merge"
-    elif base_models and not records.export and records.training.get("base_model"):
+    elif base_models and not records.export and hub_id(records.training.get("base_model")):
         values["base_model_relation"] = "finetune"
     return values | ({"widget": records.widget} if records.widget else {})
 
@@ -183,7 +196,7 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=dataset or "unknown",
+            dataset_type=hub_id(dataset) or "unknown",
             dataset_name=dataset or "unknown",
             metric_type="accuracy",
             metric_name=f"Accuracy, {name}",
@@ -196,13 +209,42 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
     ]
 
 
-def _metric_rows(metrics: dict) -> list[tuple[str, str]]:
+def _metric_rows(metrics: dict, baseline: dict | None = None) -> list[tuple[str, str]]:
+    """Of the model and, if the model has some, of its baseline."""
     orders = f" ({metrics['num_orders']} orders)" if "num_orders" in metrics else ""
-    return [
+    rows = [
         (label + (orders if "arbitrary" in name else ""), f"{metrics[name]:.4f}")
         for name, label in METRICS.items()
         if name in metrics
     ]
+    if rows and baseline:
+        name = escape(baseline["name"])
+        rows += [(f"{name}: {label}", value) for label, value in _metric_rows(baseline["metrics"])]
+    return rows
+
+
+def _report_table(report, baseline: dict | None) -> str:
+    """The report's table with the two rows of a baseline."""
+    table, metrics = report.table(), (baseline or {}).get("metrics", {})
+    name = escape(baseline["name"]) if baseline else ""
+    if "eval_accuracy" in metrics:
+        table.add_row(f"{name}: sequential", f"{metrics['eval_accuracy']:.4f}", *[""] * 5)
+    if "eval_arbitrary_accuracy" in metrics:
+        names = ("eval_arbitrary_accuracy", "eval_arbitrary_accuracy_std", "eval_arbitrary_accuracy_min")
+        cells = [f"{metrics[key]:.4f}" if key in metrics else "" for key in names]
+        table.add_row(f"{name}: arbitrary", *cells, "", "", "")
+    return markdown_table(table)
+
+
+def _method(config) -> dict:
+    """The settings of the configuration that decide how the model was trained; those that are off are left out."""
+    is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0}
+    values = {name: getattr(config, name, None) for name in _METHOD_FIELDS}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value != is_off.get(name)
+    }
 
 
 def _describe_training(config) -> str:
@@ -215,10 +257,3 @@ def _describe_training(config) -> str:
     extras += ["a position predictor"] if config.position_predictor else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])
-
-
-def _markdown(table) -> str:
-    """A [`rich.table.Table`] as a Markdown table."""
-    columns = [list(column.cells) for column in table.columns]
-    rows = [[column.header for column in table.columns], ["---" if i == 0 else "---:" for i in range(len(columns))]]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [*rows, *zip(*columns)])

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from datasets import Dataset, is_caching_enabled
+from datasets import Dataset, are_progress_bars_disabled, is_caching_enabled
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
@@ -64,7 +64,7 @@ def load_pixels(
         settings (`dict`): All else that the pixels depend on, such as those of the image processor.
         max_bytes (`int`): The most bytes to keep, in a file; in memory at most 2 GiB of them.
         keep_damaged (`bool`): Whether to return damaged images with the others.
-        description (`str`): Of the progress bar.
+        description (`str`): Of the progress bar, which `datasets.disable_progress_bars()` switches off.
 
     Returns:
         `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, and the rows of damaged images; or None if that
@@ -121,7 +121,7 @@ def _decode_all(
 ) -> Iterator[torch.Tensor]:
     """Images in chunks; fills `is_damaged`, and raises at the end where damaged ones are not wanted."""
     count = len(is_damaged)
-    with tqdm(total=count, desc=description, unit="image") as progress:
+    with tqdm(total=count, desc=description, unit="image", disable=are_progress_bars_disabled()) as progress:
         for start in range(0, count, CHUNK):
             indices = list(range(start, min(start + CHUNK, count)))
             pixels, damaged = decode(indices)

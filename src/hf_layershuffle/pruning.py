@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .common.paths import public_name
 from .data import as_dataloader
 from .evaluation import evenly_spaced_layers, score_execution_orders
+from .progress import silenceable
 
 
 def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
@@ -116,6 +117,7 @@ def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:
     return evenly_spaced_layers(num_layers, max(1, round(num_layers / speedup)))
 
 
+@silenceable
 def search_layers(model, data, num_kept: int, *, image_processor=None, progress: bool = True, **kwargs) -> list[int]:
     """Drops greedily, one at a time, the layer whose absence costs least loss on a calibration set.
 

@@ -18,7 +18,9 @@ from .evaluation import score_execution_orders
 from .layerwise import LayerwiseClassifier, check_evaluable
 from .merge_plan import draw_layers
 from .merging import COMPARED_FIELDS, check_configs_agree
+from .progress import silenceable
 from .report import OrderScore, describe_environment, json_values, summarize, with_nan
+from .report_display import ReportDisplay
 
 
 REPORT_FILE = "random_merges.json"
@@ -80,8 +82,8 @@ class MergeScore:
     loss: float
 
 
-@dataclass(frozen=True)
-class RandomMergeReport:
+@dataclass(frozen=True, repr=False)
+class RandomMergeReport(ReportDisplay):
     """Accuracy of random merges beside that of their sources.
 
     Args:
@@ -114,6 +116,24 @@ class RandomMergeReport:
             f"{self.name}: random merges": [merge.accuracy for merge in self.merges],
         }
 
+    @property
+    def model(self) -> str:
+        return self.name
+
+    def table(self):
+        """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
+        return random_merge_table([self])
+
+    def plot(self):
+        """Its picture, which a notebook shows: the accuracies of the sources and of the merges."""
+        return plot_random_merges([self])
+
+    def _summary(self) -> str:
+        merges = summarize([merge.accuracy for merge in self.merges])
+        return (
+            f"accuracy {merges.mean:.4f} ± {merges.std:.4f} of {len(self.merges)} merges of {len(self.sources)} models"
+        )
+
     def save(self, folder) -> Path:
         """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
         return write_text(Path(folder) / REPORT_FILE, json.dumps(json_values(asdict(self)), indent=1) + "\n")
@@ -137,6 +157,7 @@ class RandomMergeReport:
             raise ValueError(f"'{path}' is not a report of random merges: {error!r}") from error
 
 
+@silenceable
 def evaluate_random_merges(
     models: Mapping[str, PreTrainedModel],
     data,
@@ -213,6 +234,15 @@ def evaluate_random_merges(
 def _public(source: Mapping) -> dict:
     """Path and revision of a source, without where on this machine it lies."""
     return {**source, "path": public_name(source["path"])} if "path" in source else dict(source)
+
+
+def plot_random_merges(reports: Sequence[RandomMergeReport]):
+    """One picture, `random_merges`, of reports on the same dataset: a row for the sources and one for the merges of each."""
+    from .plotting import Pictures, plot_accuracy_distribution
+
+    rows = {label: values for report in reports for label, values in report.accuracies().items()}
+    title = f"Random merges on {reports[0].dataset} ({reports[0].num_images:,} images)"
+    return Pictures(random_merges=plot_accuracy_distribution(rows, title=title, point_label="one model"))
 
 
 def random_merge_table(reports: Sequence[RandomMergeReport]):

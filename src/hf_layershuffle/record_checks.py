@@ -4,17 +4,27 @@
 from typing import Literal
 
 from pydantic import ConfigDict, JsonValue, StrictInt, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import Required, TypedDict
 
 
 class _Record(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class BaselineRecord(_Record, total=False):
+    """`baseline` of `training.json`."""
+
+    name: Required[str]
+    metrics: Required[dict[str, float]]
+
+
 class TrainingRecord(_Record, total=False):
     """`training.json`."""
 
     dataset: str | None
+    num_train_images: StrictInt | None
+    license: str | None
+    baseline: BaselineRecord
     base_model: str | None
     teacher: str | None
     metrics: dict[str, float]

@@ -15,6 +15,7 @@ import numpy as np
 from .common.files import write_text
 from .common.yaml_files import read_json
 from .record_checks import ReportRecord, check_record
+from .report_display import ReportDisplay
 
 
 REPORT_FILE = "robustness.json"
@@ -116,8 +117,8 @@ class PositionPrediction:
         )
 
 
-@dataclass(frozen=True)
-class RobustnessReport:
+@dataclass(frozen=True, repr=False)
+class RobustnessReport(ReportDisplay):
     """What order and missing layers cost a model, from [`evaluate_robustness`].
 
     Args:
@@ -243,8 +244,19 @@ class RobustnessReport:
                 rows[f"{k} of {self.num_layers} layers, {text}"] = self.pruning[method][k - 1]
         return rows
 
-    def __str__(self) -> str:
-        return render(self.table())
+    def plot(self):
+        """Its pictures by name, which a notebook shows: accuracy in arbitrary orders, with fewer layers, and with a layer
+        left out. `report.plot().save(folder)` writes them."""
+        from .plotting import robustness_pictures
+
+        return robustness_pictures({self.model: self})
+
+    def _summary(self) -> str:
+        spread = self.arbitrary.accuracy
+        return (
+            f"accuracy {self.sequential.accuracy:.4f} in sequential order, {spread.mean:.4f} ± {spread.std:.4f} in "
+            f"{self.num_orders} arbitrary orders"
+        )
 
 
 def compare_reports(reports: dict[str, RobustnessReport]):
@@ -296,16 +308,6 @@ def describe_environment(model=None) -> dict:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **placement,
     }
-
-
-def render(table, width: int = 200) -> str:
-    """A rich table as plain text."""
-    from rich.console import Console
-
-    console = Console(width=width, color_system=None, markup=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
 
 
 def _mean(row: OrderScore | OrderGroup) -> float:

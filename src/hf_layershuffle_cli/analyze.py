@@ -76,19 +76,10 @@ def analyze(
 
 def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
     """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers last."""
-    from hf_layershuffle import plotting
     from hf_layershuffle.common.files import temporary_folder
 
     with temporary_folder(output_dir / "analysis") as folder:
-        for name, figure in (
-            ("layer_position_maps", plotting.plot_layer_position_maps(report)),
-            ("updates_by_position", plotting.plot_updates_by_position(report)),
-            ("position_probe", plotting.plot_position_probe({report.model: report})),
-            ("output_similarity", plotting.plot_output_similarity(report)),
-            ("embedding", plotting.plot_embedding(report)),
-            ("attention_maps", plotting.plot_attention_maps(report.attention, class_names)),
-        ):
-            plotting.save_figure(figure, folder / name)
+        report.plot(class_names).save(folder)
         numbers = report.save(folder)
         pictures = [path for path in folder.iterdir() if path.suffix in (".png", ".svg")]
         for path in (*pictures, numbers):

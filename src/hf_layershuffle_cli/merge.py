@@ -166,11 +166,11 @@ def evaluate_merges(
     sources: dict, output_dir: Path, dataset_name: str, split: dict, loading: dict, compare: list[Path], **kwargs
 ) -> None:
     from hf_layershuffle.merge_sources import resolve_folder
-    from hf_layershuffle.plotting import plot_accuracy_distribution, save_figure
     from hf_layershuffle.random_merges import (
         REPORT_FILE,
         RandomMergeReport,
         evaluate_random_merges,
+        plot_random_merges,
         random_merge_table,
     )
 
@@ -192,6 +192,4 @@ def evaluate_merges(
     )
     with options.shown_before(random_merge_table([report, *others]), output_dir):
         report.save(output_dir)
-        rows = {label: values for each in (report, *others) for label, values in each.accuracies().items()}
-        figure = plot_accuracy_distribution(rows, title=f"Random merges on {report.dataset}", point_label="one model")
-        save_figure(figure, output_dir / "random_merges")
+        plot_random_merges([report, *others]).save(output_dir)

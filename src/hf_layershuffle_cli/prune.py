@@ -42,7 +42,9 @@ def prune(
     """
     from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.data import load_image_processor
+    from hf_layershuffle.folder_records import license_of
     from hf_layershuffle.layerwise import check_evaluable, load_classifier
+    from hf_layershuffle.model_card import write_model_card
     from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
 
     check_arguments(keep, speedup, search, num_kept)
@@ -80,6 +82,7 @@ def prune(
         pruned = prune_layers(whole, layers)
         pruned.save_pretrained(folder)
         image_processor.save_pretrained(folder)
+        write_model_card(folder, repo_id=f"your-name/{output_dir.name}", license=license_of(model, revision))
     before, after = (each.num_parameters() for each in (whole, pruned))
     print(
         f"Kept layers {','.join(map(str, layers))}: {len(layers)} of {num_layers}, {after:,} of {before:,} parameters"

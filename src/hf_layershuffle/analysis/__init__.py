@@ -6,6 +6,7 @@ import torch
 from ..data import as_dataloader
 from ..execution_order import arbitrary_execution_orders
 from ..layerwise import as_layerwise, check_integers, describe_model
+from ..progress import silenceable
 from ..report import describe_environment
 from .attention import AttentionMaps, attention_rollout
 from .contributions import (
@@ -32,6 +33,7 @@ from .representations import (
 )
 
 
+@silenceable
 def analyze(
     model,
     data,

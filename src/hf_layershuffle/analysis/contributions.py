@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data import as_dataloader
 from ..layerwise import LayerwiseClassifier, as_layerwise, check_integers, labels_on_device
+from ..progress import silenceable
 
 
 # x is a token's hidden state before a layer and f(x) the one after it; f(x) - x is the sum of what attention, MLP and (with a
@@ -121,6 +122,7 @@ def recorded_updates(parts: LayerwiseClassifier):
             handle.remove()
 
 
+@silenceable
 def layer_contributions(
     model,
     data,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.files import write_text
 from ..common.yaml_files import read_json
-from ..report import render
+from ..report_display import ReportDisplay, render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
 from .representations import Embedding, PositionProbe, Similarity
@@ -27,8 +27,8 @@ _PARTS = {
 _LISTS = ("execution_orders",)
 
 
-@dataclass(frozen=True)
-class AnalysisReport:
+@dataclass(frozen=True, repr=False)
+class AnalysisReport(ReportDisplay):
     """What each layer of a model does at each position, from [`analyze`].
 
     Args:
@@ -132,6 +132,23 @@ class AnalysisReport:
         table.add_section()
         table.add_row("mean", *(f"{np.mean(values):.3f}" for values in columns.values()))
         return table
+
+    def plot(self, class_names=None):
+        """Its pictures by name, which a notebook shows; `report.plot().save(folder)` writes them.
+
+        Args:
+            class_names (`list[str]`, *optional*): For the attention maps, which else show numbers.
+        """
+        from ..plotting import analysis_pictures
+
+        return analysis_pictures(self, class_names)
+
+    def _summary(self) -> str:
+        away = np.mean(self.contributions.away_from_home())
+        read = np.mean(self.probe.accuracy)
+        return (
+            f"layers add {away:.2f} times as much away from their positions, the probe reads {read:.2f} of positions"
+        )
 
     def __str__(self) -> str:
         similarity = self.similarity

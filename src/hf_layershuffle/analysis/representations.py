@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data import as_dataloader
 from ..layerwise import as_layerwise, check_integers
+from ..progress import silenceable
 from .contributions import balanced_execution_orders
 
 
@@ -95,6 +96,7 @@ class Embedding:
     explained_variance: np.ndarray | None = None
 
 
+@silenceable
 def collect_representations(
     model,
     data,

@@ -2,10 +2,11 @@
 """Pictures of what an evaluation or an analysis found, in one style.
 
 Each function returns a [`matplotlib.figure.Figure`] that pyplot does not know of: it needs no display, and goes when
-nothing refers to it any more. [`save_figure`] writes it as PNG and SVG.
+nothing refers to it any more. [`save_figure`] writes it as PNG and SVG. [`Pictures`] are several by name.
 """
 
 from .analysis import (
+    analysis_pictures,
     plot_attention_maps,
     plot_embedding,
     plot_layer_position_maps,
@@ -18,12 +19,15 @@ from .robustness import (
     plot_layer_ablation,
     plot_order_distribution,
     plot_pruning_curves,
+    robustness_pictures,
     save_report_pictures,
 )
-from .style import save_figure
+from .style import Pictures, save_figure
 
 
 __all__ = [
+    "Pictures",
+    "analysis_pictures",
     "plot_accuracy_distribution",
     "plot_attention_maps",
     "plot_embedding",
@@ -34,6 +38,7 @@ __all__ = [
     "plot_position_probe",
     "plot_pruning_curves",
     "plot_updates_by_position",
+    "robustness_pictures",
     "save_figure",
     "save_report_pictures",
 ]

@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..analysis import PARTS, AnalysisReport, AttentionMaps
-from .style import CHANCE, COLUMN_WIDTH, PAGE_WIDTH, check_not_empty, colors_of, legend_below, series_style, styled
+from .style import (
+    CHANCE,
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    Pictures,
+    check_not_empty,
+    colors_of,
+    legend_below,
+    series_style,
+    set_title,
+    styled,
+)
 
 
 POSITION_LABEL = "position (layers run before)"
@@ -31,7 +42,7 @@ _MAP_SHARE = 0.75
 def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] = tuple(_MAP_TITLES)) -> Figure:
     """Mean of some of the `QUANTITIES` by layer and position over random orders; negative values are marked by a dash."""
     rows = -(-len(quantities) // 2)
-    figure = Figure(figsize=(PAGE_WIDTH, 2.75 * rows), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.75 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
     for axes, quantity in zip(panels.flat, quantities):
         values = report.contributions.mean[quantity]
@@ -42,15 +53,16 @@ def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] =
         axes.set_ylabel("layer (index)")
     for axes in panels.flat[len(quantities) :]:
         axes.set_axis_off()
+    set_title(figure, "Layers by position, over random orders (a dash: below 0)", _named(report))
     return figure
 
 
 @styled
 def plot_updates_by_position(report: AnalysisReport) -> Figure:
     """Updates by position, of whole layers and of their parts: over random orders, with a band of one standard deviation
-    over layers, and in sequential order (dashed)."""
+    over layers (not below 0), and in sequential order (dashed)."""
     found = report.contributions
-    figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.8), layout="constrained")
     panels = figure.subplots(1, 2)
     names = [name for name in PARTS if f"{name}_norm" in found.mean]
     positions = np.arange(report.num_layers)
@@ -58,10 +70,13 @@ def plot_updates_by_position(report: AnalysisReport) -> Figure:
         for number, name in enumerate(names):
             style = series_style(number, len(names)) | {"linestyle": "-"}
             mean, std = found.by_position(f"{name}_{kind}"), found.mean[f"{name}_{kind}"].std(axis=0)
-            axes.fill_between(positions, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+            low = np.clip(mean - std, 0, None)
+            axes.fill_between(positions, low, mean + std, color=style["color"], alpha=0.15, linewidth=0)
             axes.plot(positions, mean, label=_PART_LABELS[name], **style)
             axes.plot(positions, found.sequential_mean[f"{name}_{kind}"], **style | _SEQUENTIAL)
         axes.plot([], [], color="0.3", marker="o", **_SEQUENTIAL, label="in sequential order")
+        band = "band: ± one standard deviation over layers"
+        axes.fill_between([], [], [], color="0.5", alpha=0.15, linewidth=0, label=band)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(POSITION_LABEL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -69,6 +84,7 @@ def plot_updates_by_position(report: AnalysisReport) -> Figure:
     panels[0].set_title("relative to the residual stream")
     panels[1].set_ylabel("‖part‖ (units of the stream)")
     panels[1].set_title("size")
+    set_title(figure, "What layers add, by position, over random orders", _named(report))
     legend_below(figure, panels[0])
     return figure
 
@@ -78,19 +94,21 @@ def plot_position_probe(reports: dict[str, AnalysisReport]) -> Figure:
     """Accuracy with which a linear probe reads the position from each layer's output, with the standard deviation over
     folds; one line a model."""
     check_not_empty(reports, "reports")
-    figure = Figure(figsize=(COLUMN_WIDTH, 2.7), layout="constrained")
+    figure = Figure(figsize=(COLUMN_WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
-    for number, chance in enumerate(sorted({report.probe.chance for report in reports.values()})):
-        axes.axhline(chance, label=None if number else "chance", **CHANCE)
+    for chance in sorted({report.probe.chance for report in reports.values()}):
+        axes.axhline(chance, label=f"chance ({chance:.3g})", **CHANCE)
     for number, (name, report) in enumerate(reports.items()):
         probe, style = report.probe, series_style(number, len(reports))
-        axes.errorbar(
-            np.arange(len(probe.accuracy)), probe.accuracy, probe.std, label=name, capsize=2, elinewidth=0.7, **style
-        )
+        accuracy, std = np.asarray(probe.accuracy), np.asarray(probe.std)
+        bars = [np.minimum(std, accuracy), np.minimum(std, 1 - accuracy)]  # within [0, 1]
+        axes.errorbar(np.arange(len(accuracy)), accuracy, bars, label=name, capsize=2, elinewidth=0.7, **style)
+    axes.plot([], [], "|", color="0.3", label="bars: ± one standard deviation over folds")
     axes.set_ylim(0, 1.04)
     axes.set_xlabel("layer (index)")
     axes.set_ylabel("position read (fraction)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    set_title(figure, "Position read from outputs", reports)
     legend_below(figure, axes, max_columns=2)
     return figure
 
@@ -100,7 +118,7 @@ def plot_output_similarity(report: AnalysisReport) -> Figure:
     """CKA between the outputs of all (layer, position) pairs in different orders, sorted by layer and by position."""
     num_layers = report.num_layers
     by_position = np.arange(num_layers**2).reshape(num_layers, num_layers).T.ravel()
-    figure = Figure(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     matrix = report.similarity.matrix
     for axes, order, outer, inner in (
@@ -121,6 +139,7 @@ def plot_output_similarity(report: AnalysisReport) -> Figure:
         axes.set_xlabel(outer)
         axes.set_ylabel(outer)
     figure.colorbar(image, ax=panels, label="linear CKA (no unit)", shrink=0.8, pad=0.01)
+    set_title(figure, "How alike outputs are in different orders", _named(report))
     return figure
 
 
@@ -128,7 +147,7 @@ def plot_output_similarity(report: AnalysisReport) -> Figure:
 def plot_embedding(report: AnalysisReport) -> Figure:
     """CLS tokens after all layers in two dimensions, in shades of the layer and in shades of the position."""
     embedding = report.embedding
-    figure = Figure(figsize=(PAGE_WIDTH, 2.9), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 3.1), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     # Points drawn later hide earlier ones: a fixed random order favours no layer
     order = np.random.default_rng(0).permutation(len(embedding.points))
@@ -144,19 +163,22 @@ def plot_embedding(report: AnalysisReport) -> Figure:
         axes.set_xlabel(_axis_name(embedding, 0))
         axes.set_title(f"by {name.split()[0]}")
     panels[0].set_ylabel(_axis_name(embedding, 1))
+    set_title(figure, "CLS tokens after each layer", _named(report))
     return figure
 
 
 @styled
-def plot_attention_maps(attention: AttentionMaps, class_names: Sequence[str] | None = None) -> Figure:
+def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Sequence[str] | None = None) -> Figure:
     """Attention rollout over each image, one row an image, one column an execution order, with the predicted class.
 
-    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone.
+    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone. Only a
+    whole report says of which model and on which dataset.
     """
+    attention = report.attention if isinstance(report, AnalysisReport) else report
     num_images, num_orders = attention.maps.shape[:2]
     num_columns = num_orders + (attention.images is not None)
     figure = Figure(
-        figsize=(PAGE_WIDTH, 0.5 + num_images * (PAGE_WIDTH - 0.8) / num_columns * 1.12), layout="constrained"
+        figsize=(PAGE_WIDTH, 0.75 + num_images * (PAGE_WIDTH - 0.8) / num_columns * 1.12), layout="constrained"
     )
     panels = figure.subplots(num_images, num_columns, squeeze=False)
     for axes in panels.flat:
@@ -184,7 +206,21 @@ def plot_attention_maps(attention: AttentionMaps, class_names: Sequence[str] | N
     figure.colorbar(
         mpl.cm.ScalarMappable(norm, shades), ax=panels, label="reaches CLS (fraction)", shrink=0.7, pad=0.01
     )
+    if isinstance(report, AnalysisReport):
+        set_title(figure, "Attention (rollout)", _named(report))
     return figure
+
+
+def analysis_pictures(report: AnalysisReport, class_names: Sequence[str] | None = None) -> Pictures:
+    """All pictures of an analysis, by name."""
+    return Pictures(
+        layer_position_maps=plot_layer_position_maps(report),
+        updates_by_position=plot_updates_by_position(report),
+        position_probe=plot_position_probe(_named(report)),
+        output_similarity=plot_output_similarity(report),
+        embedding=plot_embedding(report),
+        attention_maps=plot_attention_maps(report, class_names),
+    )
 
 
 def _overlay(shares: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
@@ -210,6 +246,10 @@ def _draw_matrix(axes, values: np.ndarray, figure: Figure):
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, pad=0.02)
     return image
+
+
+def _named(report: AnalysisReport) -> dict[str, AnalysisReport]:
+    return {report.model: report}
 
 
 def _mark_negative(axes, image, values: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 """Pictures of robustness reports."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,11 +11,12 @@ from ..report import RobustnessReport
 from .style import (
     CHANCE,
     PAGE_WIDTH,
+    Pictures,
     check_not_empty,
     colors_of,
     legend_below,
-    save_figure,
     series_style,
+    set_title,
     styled,
     wrap_name,
 )
@@ -38,7 +38,8 @@ def plot_accuracy_distribution(
     xlabel: str = "accuracy",
     point_label: str = "one order",
 ) -> Figure:
-    """Distribution of accuracies, one row a model: every value, a box of median and quartiles, and the mean.
+    """Distribution of accuracies, one row a model: every value, a box of median and quartiles with whiskers to the
+    extremes, and the mean.
 
     Args:
         accuracies: By model name; at least one fraction in [0, 1] each.
@@ -51,7 +52,10 @@ def plot_accuracy_distribution(
 
 @styled
 def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
-    """Accuracy over arbitrary execution orders, one row a model, with the sequential order's and chance level."""
+    """Accuracy over arbitrary execution orders, one row a model, with the sequential order's and chance level.
+
+    The scale holds the accuracies; where chance lies outside of it, the legend says its value.
+    """
     check_not_empty(reports, "reports")
     accuracies = {name: [score.accuracy for score in each.arbitrary.scores] for name, each in reports.items()}
     figure, axes = _distribution_figure(accuracies, None, ACCURACY_LABEL, "one arbitrary order")
@@ -66,7 +70,10 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
         label="sequential order",
         zorder=6,
     )
-    _draw_chance(axes.axvline, reports)
+    low, high = axes.get_xlim()
+    _draw_chance(axes, axes.axvline, reports, lowest=low)
+    axes.set_xlim(low, high)
+    set_title(figure, "Accuracy in arbitrary orders of the layers", reports)
     legend_below(figure, axes)
     return figure
 
@@ -75,10 +82,11 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy against the number of layers that run, one panel a method of choosing them, one line a model.
 
-    Lines are means, bands one standard deviation over orders; evenly spaced layers are one order each, so have no band.
+    Lines are means, bands one standard deviation over orders, within [0, 1]; evenly spaced layers are one order each, so
+    have no band.
     """
     check_not_empty(reports, "reports")
-    figure = Figure(figsize=(PAGE_WIDTH, 2.5), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
     panels = figure.subplots(1, len(_PRUNING_TITLES), sharey=True)
     for axes, (method, title) in zip(panels, _PRUNING_TITLES.items()):
         for number, (name, report) in enumerate(reports.items()):
@@ -87,17 +95,19 @@ def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
             mean = np.array([summary.mean for summary in summaries])
             std = np.array([summary.std for summary in summaries])
             style = series_style(number, len(reports))
-            axes.fill_between(kept, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
+            low, high = np.clip(mean - std, 0, 1), np.clip(mean + std, 0, 1)
+            axes.fill_between(kept, low, high, color=style["color"], alpha=0.18, linewidth=0)
             axes.plot(kept, mean, label=name, **style)
         axes.fill_between(
             [], [], [], color="0.5", alpha=0.18, linewidth=0, label="band: ± one standard deviation over orders"
         )
-        _draw_chance(axes.axhline, reports)
+        _draw_chance(axes, axes.axhline, reports)
         axes.set_title(title)
         axes.set_xlabel("layers kept (number)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel(ACCURACY_LABEL)
     panels[0].set_ylim(0, 1.02)
+    set_title(figure, "Accuracy with fewer layers", reports)
     legend_below(figure, panels[0])
     return figure
 
@@ -110,7 +120,7 @@ def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     that. The scale does not start at 0.
     """
     check_not_empty(reports, "reports")
-    figure = Figure(figsize=(PAGE_WIDTH, 2.4), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True, sharex=True)
     for number, (name, report) in enumerate(reports.items()):
         style = series_style(number, len(reports))
@@ -124,6 +134,9 @@ def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     panels[1].set_title("two neighbours swapped")
     panels[1].set_xlabel("swapped layers (between their indices)")
     panels[0].set_ylabel(ACCURACY_LABEL)
+    label = "thin line: all layers, in sequential order"
+    panels[0].plot([], [], color="0.3", linewidth=0.6, label=label)
+    set_title(figure, "Accuracy with a layer left out, or two swapped", reports)
     legend_below(figure, panels[0])
     return figure
 
@@ -136,15 +149,16 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
             raise ValueError(
                 f"The accuracies of '{name}' are {values.tolist()}; pass a non-empty list of finite numbers."
             )
-    figure = Figure(figsize=(PAGE_WIDTH, 1.1 + 0.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 1.35 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     box = dict(facecolor="0.92", edgecolor="0.45", linewidth=0.7)
     lines = {name: dict(color="0.45", linewidth=0.7) for name in ("whiskerprops", "capprops")}
-    axes.boxplot(
+    drawn = axes.boxplot(
         rows,
         positions=np.arange(len(rows)) - 0.12,
         orientation="horizontal",
         widths=0.3,
+        whis=(0, 100),
         showfliers=False,
         patch_artist=True,
         boxprops=box,
@@ -152,6 +166,7 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
         manage_ticks=False,
         **lines,
     )
+    drawn["boxes"][0].set_label("median, quartiles, extremes")
     rng = np.random.default_rng(0)  # of the jitter alone, which only keeps the points apart
     colors = colors_of(len(rows))
     for row, (values, color) in enumerate(zip(rows, colors)):
@@ -170,15 +185,22 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
     return figure, axes
 
 
+def robustness_pictures(reports: dict[str, RobustnessReport]) -> Pictures:
+    """`order_distribution`, `pruning_curves` and `layer_ablation` of models by name."""
+    functions = (plot_order_distribution, plot_pruning_curves, plot_layer_ablation)
+    return Pictures({draw.__name__.removeprefix("plot_"): draw(reports) for draw in functions})
+
+
 def save_report_pictures(reports: dict[str, RobustnessReport], folder) -> None:
-    """Writes `order_distribution`, `pruning_curves` and `layer_ablation` (PNG and SVG) of models by name into a folder."""
-    for draw in (plot_order_distribution, plot_pruning_curves, plot_layer_ablation):
-        save_figure(draw(reports), Path(folder) / draw.__name__.removeprefix("plot_"))
+    """Writes the [`robustness_pictures`] (PNG and SVG) of models by name into a folder."""
+    robustness_pictures(reports).save(folder)
 
 
-def _draw_chance(draw_line, reports: dict[str, RobustnessReport]) -> None:
-    """One line for each number of classes; the first carries the legend's label."""
-    label = "chance"
-    for num_classes in sorted({report.num_classes for report in reports.values()}):
-        draw_line(1 / num_classes, label=label, **CHANCE)
-        label = None
+def _draw_chance(axes, draw_line, reports: dict[str, RobustnessReport], lowest: float = 0.0) -> None:
+    """One line for each number of classes; one that lies below the scale is only named in the legend."""
+    for num_classes in sorted({report.num_classes for report in reports.values()}, reverse=True):
+        label = f"chance (1/{num_classes})"
+        if 1 / num_classes >= lowest:
+            draw_line(1 / num_classes, label=label, **CHANCE)
+        else:
+            axes.plot([], [], label=f"{label}: left of the scale", **CHANCE)

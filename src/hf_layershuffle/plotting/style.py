@@ -1,7 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """One style for all pictures: sized for a page (3.3 or 6.8 inches wide), readable in grey."""
 
+import base64
 import functools
+import io
 import textwrap
 import threading
 from pathlib import Path
@@ -86,6 +88,40 @@ def save_figure(figure: Figure, path_without_suffix) -> list[Path]:
     return paths
 
 
+class Pictures(dict):
+    """Figures by name, which a notebook shows one below the other."""
+
+    def save(self, folder) -> None:
+        """Writes each figure as `<name>.png` and `<name>.svg` into a folder, which is made if missing."""
+        for name, figure in self.items():
+            save_figure(figure, Path(folder) / name)
+
+    @styled
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            f'<p><img alt="{name}" width="{figure.bbox.width:.0f}" src="data:image/png;base64,{_png(figure)}"/></p>'
+            for name, figure in self.items()
+        )
+
+    def __repr__(self) -> str:
+        return f"Pictures: {', '.join(self)}"
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def set_title(figure: Figure, what: str, reports: dict) -> None:
+    """Says above all panels what is shown, of which model and on which dataset; several models are named elsewhere."""
+    datasets = {f"{report.dataset} ({report.num_images:,} images)": None for report in reports.values()}
+    models = next(iter(reports)) if len(reports) == 1 else f"{len(reports)} models"
+    width = round(15 * figure.get_figwidth())  # letters
+    text = textwrap.fill(f"{what}: {models} on {' and '.join(datasets)}", width)
+    figure.suptitle(text, x=0.01, horizontalalignment="left")
+
+
 def wrap_name(name: str, width: int = 26) -> str:
     """A long model name on several lines."""
     return textwrap.fill(name.replace("/", "/ "), width).replace("/ ", "/")
@@ -116,7 +152,7 @@ def legend_below(figure: Figure, axes, max_columns: int = 5) -> None:
     for num_columns in range(min(len(handles), max_columns), 0, -1):  # as many as the figure is wide enough for
         legend = figure.legend(
             handles,
-            [wrap_name(label, 40) for label in labels],
+            [wrap_name(label, 46) for label in labels],
             loc="outside lower center",
             ncols=num_columns,
             handlelength=2.6 if has_lines else 1.2,

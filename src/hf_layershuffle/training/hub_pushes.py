@@ -123,6 +123,7 @@ class HubMixin:
             self.args.output_dir,
             arguments=self.args.to_dict(),
             dataset=dataset,
+            num_train_images=_length(self.train_dataset),
             metrics=metrics,
             base_model=kwargs.get("finetuned_from"),
             teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
@@ -191,3 +192,8 @@ class HubMixin:
         """Of a peft model; None for others."""
         adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)
         return list(adapters) if adapters else None
+
+
+def _length(dataset) -> int | None:
+    """None of a dataset that is a stream, or where there is none."""
+    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -1,0 +1,173 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""LayerShuffle configurations: a ViT or DeiT configuration plus what concerns the execution order.
+
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
+"""
+
+from dataclasses import dataclass
+
+from transformers import DeiTConfig, ViTConfig
+
+from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# One entry a field: (is the value valid on its own?, what is allowed). What depends on several fields at once is in
+# `LayerShuffleConfigMixin.check_layershuffle`.
+_FIELD_RULES = {
+    "shuffle_mode": (
+        lambda v: isinstance(v, str) and v in SHUFFLE_MODES,
+        f"one of {', '.join(map(repr, SHUFFLE_MODES))}",
+    ),
+    "shuffle_window": (lambda v: v is None or (_is_integer(v) and v >= 1), "None or an integer of at least 1"),
+    "depth_embedding": (lambda v: isinstance(v, bool), "True or False"),
+    "depth_embedding_dim": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
+    "position_predictor": (lambda v: isinstance(v, bool), "True or False"),
+    "position_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
+    "layerdrop": (lambda v: _is_number(v) and 0 <= v < 1, "a fraction in [0, 1)"),
+    "residual_init_scale": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
+    "execution_order": (
+        lambda v: v in EXECUTION_ORDERS if isinstance(v, str) else isinstance(v, (list, tuple)),
+        f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
+    ),
+}
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class LayerShuffleConfigMixin:
+    r"""The fields that a LayerShuffle model adds to its architecture's configuration.
+
+    Args:
+        shuffle_mode (`str`, *optional*, defaults to `"none"`):
+            Order of the layers in training. `"none"`: sequential. `"arbitrary"`: a random permutation for each forward
+            pass (LayerShuffle, arXiv 2407.04513). `"window"`: a random permutation that moves no layer by more than
+            `shuffle_window` positions.
+        shuffle_window (`int`, *optional*):
+            For `shuffle_mode="window"`, in positions, from 1 to `num_hidden_layers`.
+        depth_embedding (`bool`, *optional*, defaults to `False`):
+            Whether each layer is told the position it runs at, by a learned vector joined to every token
+            (LayerShuffle-position).
+        depth_embedding_dim (`int`, *optional*, defaults to 32):
+            Size of that vector.
+        position_predictor (`bool`, *optional*, defaults to `False`):
+            Whether each layer has a head that predicts the position it ran at (LayerShuffle-predict).
+        position_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the position loss in the training loss, at least 0.
+        layerdrop (`float`, *optional*, defaults to 0.0):
+            Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
+        residual_init_scale (`float`, *optional*, defaults to 1.0):
+            Factor, at least 0, of the initial weights that write into the residual stream (the output projections of
+            attention and MLP). Below 1, a fresh layer changes the tokens little, so that the order of the layers matters
+            little when training begins; GPT-2 starts with `1 / sqrt(2 * num_hidden_layers)`.
+        execution_order (`str` or `list[int]`, *optional*, defaults to `"sequential"`):
+            Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for each forward) or
+            a list of layer indices, with repeats and omissions allowed.
+
+    Raises:
+        `ValueError`: for a value outside what is said above, naming the field, the value and what is allowed.
+    """
+
+    shuffle_mode: str = "none"
+    shuffle_window: int | None = None
+    depth_embedding: bool = False
+    depth_embedding_dim: int = 32
+    position_predictor: bool = False
+    position_loss_weight: float = 1.0
+    layerdrop: float = 0.0
+    residual_init_scale: float = 1.0
+    execution_order: str | list[int] = "sequential"
+
+    # Trainer.evaluate would otherwise take these outputs for predictions.
+    keys_to_ignore_at_inference = ["execution_order", "position_logits"]
+    # The model type whose checkpoints these configurations read as their own; set by each architecture.
+    plain_model_type = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.check_layershuffle()
+
+    def __setattr__(self, name, value):
+        if name in _FIELD_RULES:
+            is_valid, allowed = _FIELD_RULES[name]
+            if not is_valid(value):
+                raise ValueError(f"`{name}` is {value!r}; it must be {allowed}.")
+        super().__setattr__(name, value)
+
+    def check_layershuffle(self) -> None:
+        """Checks the fields against each other; called on creation and by the models."""
+        if self.shuffle_mode == "window" and self.shuffle_window is None:
+            raise ValueError(
+                "`shuffle_mode='window'` needs `shuffle_window`, the number of positions by which a layer may move: an "
+                f"integer from 1 to {self.num_hidden_layers} (`num_hidden_layers`)."
+            )
+        if self.shuffle_window is not None and self.shuffle_window > self.num_hidden_layers:
+            raise ValueError(
+                f"`shuffle_window` is {self.shuffle_window}, larger than the depth; it must be from 1 to "
+                f"{self.num_hidden_layers} (`num_hidden_layers`)."
+            )
+        if not isinstance(self.execution_order, str):
+            self.execution_order = check_execution_order(self.execution_order, self.num_hidden_layers)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type not in (cls.model_type, cls.plain_model_type):
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' holds a model of type '{model_type}', whose weights {cls.__name__} "
+                f"cannot read; it reads '{cls.plain_model_type}' and '{cls.model_type}'. LayerShuffleViT* reads ViT "
+                "checkpoints, LayerShuffleDeiT* reads DeiT checkpoints."
+            )
+        return {**config_dict, "model_type": cls.model_type}, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # Of the arguments only: a stored window goes with any mode, such as that of a model trained on the plain way
+        mode = kwargs.get("shuffle_mode", config_dict.get("shuffle_mode", cls.shuffle_mode))
+        if kwargs.get("shuffle_window") is not None and mode != "window":
+            raise ValueError(
+                f"`shuffle_window` is {kwargs['shuffle_window']!r}, which `shuffle_mode={mode!r}` does not use; pass "
+                "`shuffle_mode='window'` with it, or leave it out."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+
+class LayerShuffleViTConfig(LayerShuffleConfigMixin, ViTConfig):
+    __doc__ = (
+        LayerShuffleConfigMixin.__doc__
+        + """
+    The remaining fields are those of [`ViTConfig`].
+
+    Example:
+
+    ```python
+    >>> from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
+
+    >>> config = LayerShuffleViTConfig(shuffle_mode="arbitrary", num_hidden_layers=4)
+    >>> model = LayerShuffleViTForImageClassification(config)
+    ```
+    """
+    )
+    model_type = "layershuffle_vit"
+    plain_model_type = "vit"
+
+
+class LayerShuffleDeiTConfig(LayerShuffleConfigMixin, DeiTConfig):
+    __doc__ = (
+        LayerShuffleConfigMixin.__doc__
+        + """
+    The remaining fields are those of [`DeiTConfig`].
+    """
+    )
+    model_type = "layershuffle_deit"
+    plain_model_type = "deit"
+
+
+__all__ = ["LayerShuffleViTConfig", "LayerShuffleDeiTConfig"]

@@ -1,0 +1,63 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Functions that take `progress`, and are then silent: no bar of ours, of datasets, transformers or huggingface_hub."""
+
+import functools
+import sys
+import threading
+from contextlib import contextmanager
+
+import huggingface_hub.utils as hub
+from transformers.utils import logging as transformers_logging
+
+
+_lock, _silent_calls, _states = threading.Lock(), 0, []
+
+
+def silenceable(function):
+    """Runs `function`, which has a keyword `progress` (`bool`), without any progress bar if that is False."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        if kwargs.get("progress", True):
+            return function(*args, **kwargs)
+        with no_progress_bars():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def no_progress_bars():
+    """Switches the libraries' bars off for the process, and then back to what they were; calls may overlap in threads."""
+    global _silent_calls
+    with _lock:
+        if _silent_calls == 0:
+            _states[:] = _read_states()
+            for _, switch_off, _ in _states:
+                switch_off()
+        _silent_calls += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silent_calls -= 1
+            if _silent_calls == 0:
+                for is_on, switch_off, switch_on in _states:
+                    (switch_on if is_on else switch_off)()
+
+
+def _read_states() -> list[tuple]:
+    """Of each library: whether its bars are on, and its switches. The switch of transformers is the Hub's too, so first."""
+    states = [
+        (
+            transformers_logging.is_progress_bar_enabled(),
+            transformers_logging.disable_progress_bar,
+            transformers_logging.enable_progress_bar,
+        ),
+        (not hub.are_progress_bars_disabled(), hub.disable_progress_bars, hub.enable_progress_bars),
+    ]
+    datasets = sys.modules.get("datasets")  # not imported for this alone
+    if datasets is not None:
+        is_on = not datasets.are_progress_bars_disabled()
+        states.append((is_on, datasets.disable_progress_bars, datasets.enable_progress_bars))
+    return states

@@ -1,0 +1,50 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""How reports show themselves: a line, a table on a terminal, a table with pictures in a notebook."""
+
+import html
+
+
+class ReportDisplay:
+    """Of a report with `model`, `dataset`, `num_images`, `table()`, `plot()` and `_summary()`, one sentence."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model} on {self.dataset}, {self.num_images:,} images: {self._summary()})"
+
+    def __str__(self) -> str:
+        return render(self.table())
+
+    def _repr_html_(self) -> str:
+        return f"{html_table(self.table())}\n{self.plot()._repr_html_()}"
+
+
+def render(table, width: int = 200) -> str:
+    """A rich table as plain text."""
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, markup=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def table_cells(table) -> list[list[str]]:
+    """The rows of a [`rich.table.Table`] as text, the header first."""
+    header = [str(column.header).replace("\n", " ") for column in table.columns]
+    return [header, *([str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns)))]
+
+
+def markdown_table(table) -> str:
+    """A [`rich.table.Table`] as a Markdown table."""
+    header, *rows = table_cells(table)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def html_table(table) -> str:
+    """A [`rich.table.Table`] as an HTML table with its title and caption."""
+    header, *rows = table_cells(table)
+    lines = ["<table>", f"<caption>{html.escape(str(table.title or ''))}</caption>"]
+    for tag, cells in (("th", header), *(("td", row) for row in rows)):
+        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+    caption = f"<p>{html.escape(str(table.caption))}</p>" if table.caption else ""
+    return "\n".join([*lines, "</table>", caption])
