@@ -80,6 +80,14 @@ class LayerShuffleTrainer(Trainer):
     def _prepare_inputs(self, inputs):
         return finish_batch(super()._prepare_inputs(inputs))
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        # `dataloader_drop_last` is about training; evaluation counts every image
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         num_orders = getattr(self.args, "eval_orders", 0)
