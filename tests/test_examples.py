@@ -56,6 +56,9 @@ def test_the_run_ends_with_a_table_of_both_models(finished_run):
         assert shown == [pytest.approx(metrics[f"eval_{name}"], abs=1e-4) for name in names]
         assert row.split("│")[6].strip() == "16"
     assert "it/s" in result.stderr  # progress bars
+    assert "torchvision" not in result.stderr
+    command = f"Next: hf-layershuffle evaluate {folder} {folder}/baseline --dataset_name digits --output_dir {folder}-robustness"
+    assert command in result.stdout
     assert f"Saved to {folder}" in result.stdout
 
 
@@ -113,7 +116,7 @@ def test_a_card_that_cannot_be_written_loses_nothing(finished_run):
         card.write_bytes(ours)
     assert result.returncode == 0, result.stderr
     assert f"The model is saved in '{folder}', but not its card: The metadata at the top of README.md" in result.stderr
-    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+    assert result.stdout.splitlines()[-4] == first.stdout.splitlines()[-5]  # the same row of the table
 
 
 def test_both_models_started_from_the_same_weights_and_differ_in_shuffling_only(finished_run):
@@ -131,7 +134,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_again(finished_run):
     assert f"Already trained, so only evaluated: {folder}" in result.stderr
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
     assert not (folder / "checkpoint-9").exists()
-    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+    assert result.stdout.splitlines()[-4] == first.stdout.splitlines()[-5]  # the same row of the table
 
 
 def test_a_run_that_finished_within_an_epoch_is_not_trained_again(tmp_path):
@@ -415,14 +418,16 @@ import io, re, sys
 from contextlib import redirect_stderr
 sys.path.insert(0, {str(REPOSITORY / "examples")!r})
 import train
+from hf_layershuffle.training.session import one_line_errors
 
 for message, arguments in {cases!r}.items():
     alone = len(arguments) == 1
     output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(folder / "run")!r}]
-    sys.argv = ["train.py", *arguments, *output, *([] if alone else ["--use_cpu", "True"])]
+    argv = [*arguments, *output, *([] if alone else ["--use_cpu", "True"])]
     with redirect_stderr(io.StringIO()) as errors:
         try:
-            train.main()
+            with one_line_errors("train.py"):
+                train.main(argv)
         except SystemExit as stop:
             assert stop.code == 2, (arguments, stop.code)
         else:
@@ -442,7 +447,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.yaml").write_text("max_steps: 2\nseed: 1: 2\n")
     cases = {
-        "invalid choice|is not|not used": ["--no_such_argument", "1"],
+        "There is no option --no_such_argument": ["--no_such_argument", "1"],
         "is 'random'; it must be one of": ["--shuffle_mode", "random"],
         "`shuffle_window` is 2, which `shuffle_mode='arbitrary'` does not use": ["--shuffle_window", "2"],
         "needs `shuffle_window`": ["--shuffle_mode", "window"],
@@ -451,7 +456,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "invalid float value": ["--layerdrop", "much"],
         "holds 7 at position 1": ["--execution_order", "0,7"],
         "must be sequential, arbitrary or layer indices": ["--execution_order", "backwards"],
-        "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3"],
+        "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3", "--image_size", "8"],
         "must divide the width 64": ["--num_attention_heads", "7"],
         "`architecture` is 'resnet'": ["--architecture", "resnet"],
         "no dataset folder": ["--dataset_name", "./missing"],
@@ -513,13 +518,11 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
 
 
 def test_the_table_folds_long_names():
-    code = f"""
-import sys
-sys.path.insert(0, {str(REPOSITORY / "examples")!r})
-import train
+    code = """
+from hf_layershuffle.training.outcome import ARBITRARY_METRICS, print_table
 
 name = "layershuffle-layerdrop-depth-predict"
-train.print_table({{name: (dict.fromkeys(["eval_accuracy", *map("eval_{{}}".format, train.ARBITRARY_METRICS)], 0.5), 16)}})
+print_table({name: (dict.fromkeys(["eval_accuracy", *map("eval_{}".format, ARBITRARY_METRICS)], 0.5), 16)})
 """
     result = run_python(code, environment={"COLUMNS": "72"})
     assert result.returncode == 0, result.stderr
