@@ -20,10 +20,11 @@ import hf_layershuffle as ls
 
 
 # A model and a run so small that a test takes seconds, most of them for the imports
-SMALL = [
-    *("--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, "--per_device_train_batch_size", 8),
-    *("--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8, "--save_steps", 2, "--eval_orders", 2),
+SHORT = [
+    *("--per_device_train_batch_size", 8, "--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8),
+    *("--save_steps", 2, "--eval_orders", 2),
 ]
+SMALL = ["--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, *SHORT]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -321,7 +322,8 @@ def test_a_plain_model_teaches(tmp_path):
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "other")
     architecture.plain_classifier(num_labels=10, id2label=names).save_pretrained(tmp_path / "other")
     arguments[-1] = tmp_path / "new"
-    refused = run_train(*arguments, "--model_name_or_path", tmp_path / "other")
+    tuning = [*SHORT, "--teacher_model_name_or_path", teacher, "--model_name_or_path", tmp_path / "other"]
+    refused = run_train(*tuning, "--output_dir", tmp_path / "new")
     assert_refused(refused, f"is [0.4, 0.4, 0.4] in '{teacher}' and [0.5, 0.5, 0.5] in '{tmp_path / 'other'}'")
     assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
     again = [*arguments[:-1], tmp_path / "run", "--distillation_weight", 0.8]
@@ -344,7 +346,7 @@ def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
     architecture = Architecture(name)
     architecture.plain_classifier(num_hidden_layers=3).save_pretrained(tmp_path / "plain")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "plain")
-    arguments = [*SMALL, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
+    arguments = [*SHORT, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
     refused = run_train(*arguments)
     assert_refused(refused, "classifier.weight is (5, 32) there and (10, 32) here")
     assert_refused(refused, "(--ignore_mismatched_sizes)")
