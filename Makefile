@@ -21,13 +21,14 @@ install: $(INSTALLED)
 
 # torch first and pinned, so that no other package's looser range brings gigabytes of CUDA libraries
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@echo "Installing torch, transformers, datasets and the tools for tests into $(VENV): 2 GB on disk, 2 to 5 minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $@
 
 train: $(INSTALLED)
-	$(BIN)/python examples/train.py --baseline --output_dir $(OUTPUT)
+	$(BIN)/hf-layershuffle train --baseline --output_dir $(OUTPUT)
 
 model-cards: $(INSTALLED)
 	$(BIN)/python examples/build_model_cards.py

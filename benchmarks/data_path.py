@@ -10,7 +10,6 @@ the first start's decoding a second start saves.
 """
 
 import argparse
-import importlib.util
 import tempfile
 import time
 from pathlib import Path
@@ -25,17 +24,10 @@ from transformers import ViTImageProcessor, set_seed
 
 import hf_layershuffle as ls
 from hf_layershuffle.data import load_image_datasets
+from hf_layershuffle.training import argument_parser, data_building, model_building
 
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "train.py"
 MODELS = {"the example's default": {}, "cifar": SIZES["cifar"], "vit-s": SIZES["vit-s"]}
-
-
-def load_example():
-    specification = importlib.util.spec_from_file_location("train", EXAMPLE)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def write_random_images(folder: Path, count: int) -> str:
@@ -49,19 +41,20 @@ def write_random_images(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def build_model(example, sizes: dict, splits):
+def build_model(sizes: dict, splits):
     set_seed(0)
     class_names = splits["train"].features["label"].names
     if not sizes:
-        model_args, _, _ = example.parse_arguments([])
-        return example.build_model(model_args, {}, class_names, np.asarray(splits["train"][0]["image"]).shape[:2])
+        model_args, _, _ = argument_parser.parse_arguments([])
+        image_size = data_building.typical_image_size(splits["train"])
+        return model_building.build_model(model_args, {}, class_names, image_size, {})
     config = ls.LayerShuffleViTConfig(**sizes, num_labels=len(class_names), shuffle_mode="arbitrary")
     size = {"height": config.image_size, "width": config.image_size}
     processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return ls.LayerShuffleViTForImageClassification(config), processor
 
 
-def make_steps(example, model, dataset, batch_size: int, num_workers: int, steps: int, folder: str):
+def make_steps(model, dataset, batch_size: int, num_workers: int, steps: int, folder: str):
     """Two functions that take `steps` steps: on a fixed batch, and on the dataset."""
     args = ls.LayerShuffleTrainingArguments(
         folder, per_device_train_batch_size=batch_size, dataloader_pin_memory=torch.cuda.is_available(), dataloader_num_workers=num_workers, report_to=[],
@@ -103,22 +96,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    example, rows = load_example(), []
+    rows = []
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else None
     with tempfile.TemporaryDirectory() as folder:
         name = args.dataset_name or write_random_images(Path(folder), args.images)
         cache = {} if args.dataset_name else {"cache_dir": str(Path(folder, "cache"))}
         for model_name in args.models:
             splits = load_image_datasets(name, **cache)
-            model, processor = build_model(example, MODELS[model_name], splits)
-            _, data_args, training_args = example.parse_arguments(["--dataset_name", name])
+            model, processor = build_model(MODELS[model_name], splits)
+            _, data_args, training_args = argument_parser.parse_arguments(["--dataset_name", name])
             starts = []
             for _ in range(2):
                 start = time.perf_counter()
-                dataset, _ = example.build_datasets(data_args, dict(splits), model, processor, seed=0)
+                dataset, _ = data_building.build_datasets(data_args, dict(splits), model, processor, seed=0)
                 starts.append(time.perf_counter() - start)
             batch_size = args.batch_size or (BATCH_SIZES.get(model_name) or training_args.per_device_train_batch_size)
-            steps = make_steps(example, model, dataset, batch_size, args.num_workers, args.steps, folder)
+            steps = make_steps(model, dataset, batch_size, args.num_workers, args.steps, folder)
             pairs = measure_pairs(*steps, args.pairs, synchronize=synchronize)
             what = f"{model_name} model, {args.num_workers} workers"
             rows.append(pairs.row(what, "fixed batch", "<= 1.10", f"{args.steps} steps of {batch_size} images"))

@@ -20,10 +20,11 @@ import hf_layershuffle as ls
 
 
 # A model and a run so small that a test takes seconds, most of them for the imports
-SMALL = [
-    *("--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, "--per_device_train_batch_size", 8),
-    *("--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8, "--save_steps", 2, "--eval_orders", 2),
+SHORT = [
+    *("--per_device_train_batch_size", 8, "--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8),
+    *("--save_steps", 2, "--eval_orders", 2),
 ]
+SMALL = ["--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, *SHORT]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -59,6 +60,9 @@ def test_the_run_ends_with_a_table_of_both_models(finished_run):
             card = (folder / "README.md").read_text()
             assert f"| baseline: trained the plain way: as configured | {metrics['eval_accuracy']:.4f} |" in card
     assert "it/s" in result.stderr  # progress bars
+    assert "torchvision" not in result.stderr
+    command = f"Next: hf-layershuffle evaluate {folder} {folder}/baseline --dataset_name digits --output_dir {folder}-robustness"
+    assert command in result.stdout
     assert f"Saved to {folder}" in result.stdout
 
 
@@ -116,7 +120,7 @@ def test_a_card_that_cannot_be_written_loses_nothing(finished_run):
         card.write_bytes(ours)
     assert result.returncode == 0, result.stderr
     assert f"The model is saved in '{folder}', but not its card: The metadata at the top of README.md" in result.stderr
-    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+    assert result.stdout.splitlines()[-4] == first.stdout.splitlines()[-5]  # the same row of the table
 
 
 def test_both_models_started_from_the_same_weights_and_differ_in_shuffling_only(finished_run):
@@ -134,7 +138,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_again(finished_run):
     assert f"Already trained, so only evaluated: {folder}" in result.stderr
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
     assert not (folder / "checkpoint-9").exists()
-    assert result.stdout.splitlines()[-3] == first.stdout.splitlines()[-4]  # the same row of the table
+    assert result.stdout.splitlines()[-4] == first.stdout.splitlines()[-5]  # the same row of the table
 
 
 def test_a_run_that_finished_within_an_epoch_is_not_trained_again(tmp_path):
@@ -321,7 +325,8 @@ def test_a_plain_model_teaches(tmp_path):
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "other")
     architecture.plain_classifier(num_labels=10, id2label=names).save_pretrained(tmp_path / "other")
     arguments[-1] = tmp_path / "new"
-    refused = run_train(*arguments, "--model_name_or_path", tmp_path / "other")
+    tuning = [*SHORT, "--teacher_model_name_or_path", teacher, "--model_name_or_path", tmp_path / "other"]
+    refused = run_train(*tuning, "--output_dir", tmp_path / "new")
     assert_refused(refused, f"is [0.4, 0.4, 0.4] in '{teacher}' and [0.5, 0.5, 0.5] in '{tmp_path / 'other'}'")
     assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
     again = [*arguments[:-1], tmp_path / "run", "--distillation_weight", 0.8]
@@ -344,7 +349,7 @@ def test_fine_tuning_a_plain_checkpoint_for_other_classes(tmp_path, name):
     architecture = Architecture(name)
     architecture.plain_classifier(num_hidden_layers=3).save_pretrained(tmp_path / "plain")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "plain")
-    arguments = [*SMALL, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
+    arguments = [*SHORT, "--model_name_or_path", tmp_path / "plain", "--output_dir", tmp_path / "run"]
     refused = run_train(*arguments)
     assert_refused(refused, "classifier.weight is (5, 32) there and (10, 32) here")
     assert_refused(refused, "(--ignore_mismatched_sizes)")
@@ -418,14 +423,16 @@ import io, re, sys
 from contextlib import redirect_stderr
 sys.path.insert(0, {str(REPOSITORY / "examples")!r})
 import train
+from hf_layershuffle.training.session import one_line_errors
 
 for message, arguments in {cases!r}.items():
     alone = len(arguments) == 1
     output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(folder / "run")!r}]
-    sys.argv = ["train.py", *arguments, *output, *([] if alone else ["--use_cpu", "True"])]
+    argv = [*arguments, *output, *([] if alone else ["--use_cpu", "True"])]
     with redirect_stderr(io.StringIO()) as errors:
         try:
-            train.main()
+            with one_line_errors("train.py"):
+                train.main(argv)
         except SystemExit as stop:
             assert stop.code == 2, (arguments, stop.code)
         else:
@@ -445,7 +452,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.yaml").write_text("max_steps: 2\nseed: 1: 2\n")
     cases = {
-        "invalid choice|is not|not used": ["--no_such_argument", "1"],
+        "There is no option --no_such_argument": ["--no_such_argument", "1"],
         "is 'random'; it must be one of": ["--shuffle_mode", "random"],
         "`shuffle_window` is 2, which `shuffle_mode='arbitrary'` does not use": ["--shuffle_window", "2"],
         "needs `shuffle_window`": ["--shuffle_mode", "window"],
@@ -454,7 +461,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "invalid float value": ["--layerdrop", "much"],
         "holds 7 at position 1": ["--execution_order", "0,7"],
         "must be sequential, arbitrary or layer indices": ["--execution_order", "backwards"],
-        "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3"],
+        "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3", "--image_size", "8"],
         "must divide the width 64": ["--num_attention_heads", "7"],
         "`architecture` is 'resnet'": ["--architecture", "resnet"],
         "no dataset folder": ["--dataset_name", "./missing"],
@@ -516,13 +523,11 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
 
 
 def test_the_table_folds_long_names():
-    code = f"""
-import sys
-sys.path.insert(0, {str(REPOSITORY / "examples")!r})
-import train
+    code = """
+from hf_layershuffle.training.outcome import ARBITRARY_METRICS, print_table
 
 name = "layershuffle-layerdrop-depth-predict"
-train.print_table({{name: (dict.fromkeys(["eval_accuracy", *map("eval_{{}}".format, train.ARBITRARY_METRICS)], 0.5), 16)}})
+print_table({name: (dict.fromkeys(["eval_accuracy", *map("eval_{}".format, ARBITRARY_METRICS)], 0.5), 16)})
 """
     result = run_python(code, environment={"COLUMNS": "72"})
     assert result.returncode == 0, result.stderr

@@ -6,6 +6,7 @@ registers models with transformers. A command imports what it needs when it runs
 """
 
 import logging
+import signal
 import sys
 import traceback
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, evaluate, merge, prune, publish
+from . import analyze, evaluate, merge, prune, publish, train
 
 
 logger = logging.getLogger("hf_layershuffle")
@@ -37,16 +38,17 @@ def program(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Measure, analyse, prune, merge and publish vision transformers whose layers run in any order."""
+    """Train, measure, analyse, prune, merge and publish vision transformers whose layers run in any order."""
 
 
 # What a stopped command leaves behind
 STOPPED = {
     "evaluate": "stopped; run the same command again to go on",
+    "train": "stopped; run the same command again to go on from the last checkpoint",
     "publish": "stopped; run the same command again. The Hub shows a commit whole or not at all",
 }
 
-
+app.command(context_settings=train.SETTINGS)(train.train)
 for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, publish.publish):
     app.command()(command)
 
@@ -61,6 +63,7 @@ def main() -> None:
     Readers of others' files turn whatever goes wrong there into a `ValueError` or an `OSError` (`explained_reading`).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to terminate ends as Ctrl-C does
     stopped = STOPPED.get(sys.argv[1] if len(sys.argv) > 1 else "", "stopped; nothing was written")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -87,7 +90,8 @@ def main() -> None:
 def explain(error: Exception) -> str | None:
     """What a user can do about an error that is no `ValueError` or `OSError`, in one line; None if it is our fault."""
     if hasattr(error, "format_message"):  # the usage errors of typer have no public base class
-        return f"{' '.join(error.format_message().split()).rstrip('.')}. See --help."
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return f"{message}{'' if message.endswith('?') else '.'} See --help."
     if isinstance(error, ImportError) and not (error.name or "").startswith("hf_layershuffle"):
         return f"a package is missing or does not fit: {' '.join(str(error).split())}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -1,4 +1,5 @@
 from . import main
 
 
-main()
+if __name__ == "__main__":  # not in the processes of a data loader
+    main()

@@ -1,0 +1,166 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Reads the arguments of `hf-layershuffle train` from the command line, or from a JSON or YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+from transformers.training_args import TrainingArguments
+
+from ..common.yaml_files import read_mapping
+from ..merge_sources import is_local
+from .argument_checks import check_kinds, check_numbers
+from .arguments import LayerShuffleTrainingArguments
+from .recipes import PRESETS, SCRATCH_DEFAULTS, initializer_range_of
+from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+
+
+SUFFIXES = (".json", ".yaml", ".yml")
+DESCRIPTION = """Trains a LayerShuffle image classifier and prints its accuracy in sequential order and over arbitrary orders.
+
+All options of transformers' TrainingArguments are options too; they come last. The same command goes on with a run that was
+stopped. `arguments.yaml` (or .json) holds options as `name: value`; options after it win."""
+
+
+class ArgumentParser(HfArgumentParser):
+    """Own options in groups, transformers' after them; an error is one line instead of a usage of two hundred options."""
+
+    def __init__(self, prog: str | None = None):
+        super().__init__(
+            (ModelArguments, DataArguments, ScriptTrainingArguments),
+            prog=prog,
+            usage="%(prog)s [arguments.yaml] [--option value ...]",
+            description=DESCRIPTION,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+        for action in self._actions:
+            if action.type is string_to_bool:  # `--flag` for `--flag True`, also where the default is None
+                action.nargs, action.const = "?", True
+        self._group_options()
+
+    def _group_options(self) -> None:
+        order = [field.name for cls in (ModelArguments, DataArguments) for field in dataclasses.fields(cls)]
+        own_training = [*ScriptTrainingArguments.__annotations__, *LayerShuffleTrainingArguments.__annotations__]
+        groups = {
+            "model": {field.name for field in dataclasses.fields(ModelArguments)},
+            "data": {field.name for field in dataclasses.fields(DataArguments)},
+            "training": set(own_training),
+            "of transformers' TrainingArguments": {field.name for field in dataclasses.fields(TrainingArguments)},
+        }
+        position = {name: index for index, name in enumerate([*order, *own_training])}
+        actions = [action for action in self._actions if action.dest != "help"]
+        self._optionals._group_actions = [action for action in self._actions if action.dest == "help"]
+        for title, names in groups.items():
+            chosen = [action for action in actions if action.dest in names]
+            actions = [action for action in actions if action.dest not in names]
+            self.add_argument_group(title)._group_actions += sorted(
+                chosen, key=lambda action: position.get(action.dest, len(position))
+            )
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists all options)")
+
+    def parse(self, argv: list[str]) -> tuple[ModelArguments, DataArguments, ScriptTrainingArguments]:
+        _, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise ValueError(
+                f"There is no option {unknown[0]}{self._suggestion(unknown[0])} (--help lists all options)"
+            )
+        return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+    def _suggestion(self, option: str) -> str:
+        name = option.split("=")[0].replace("-", "_").lstrip("_")
+        names = [action.dest for action in self._actions]
+        close = difflib.get_close_matches(name, names, n=3) if option.startswith("-") else []
+        return f"; did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Each option once, though it may be written with hyphens too, and defaults only where they say something."""
+
+    def __init__(self, prog, **kwargs):
+        super().__init__(prog, max_help_position=34, **kwargs)
+
+    def _format_action_invocation(self, action):
+        name = action.option_strings[-1 if action.dest == "help" else 0]
+        return name if action.nargs in (0, "?") else f"{name} {action.type.__name__.upper() if action.type else ''}"
+
+    def _get_help_string(self, action):
+        says_nothing = action.default in (None, False, "", argparse.SUPPRESS) or action.default == []
+        return action.help if says_nothing or action.nargs == 0 else f"{action.help} (default: %(default)s)"
+
+    def _fill_text(self, text, width, indent):
+        return "\n\n".join(super(_HelpFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
+def parse_arguments(
+    argv: list[str], prog: str | None = None
+) -> tuple[ModelArguments, DataArguments, ScriptTrainingArguments]:
+    """The arguments of a run, those of its preset filled in.
+
+    Args:
+        argv (`list[str]`): As on the command line; may start with a JSON or YAML file.
+        prog (`str`, *optional*): Name of the program in `--help`.
+
+    Raises:
+        `ValueError`: if an option does not exist, or a value is not allowed.
+    """
+    if argv and not argv[0].startswith("-") and argv[0].endswith(SUFFIXES):
+        argv = [*read_argument_file(Path(argv[0])), *argv[1:]]  # of two values of one argument, the later counts
+    parser = ArgumentParser(prog)
+    model_args, data_args, args = parser.parse(argv)
+    check_numbers(model_args, data_args, args)
+    check_consistency(model_args, args)
+    if model_args.preset is None:
+        return model_args, data_args, args
+    if model_args.preset not in PRESETS:
+        raise ValueError(f"`preset` is '{model_args.preset}'; choose from {', '.join(PRESETS)}.")
+    given = model_args
+    model_args, data_args, args = parser.parse([*PRESETS[given.preset], *argv])
+    if given.model_name_or_path is not None:  # a preset does not start a checkpoint's weights anew
+        model_args.residual_init_scale = given.residual_init_scale
+    elif model_args.initializer_range is None:
+        model_args.initializer_range = initializer_range_of(model_args.hidden_size or SCRATCH_DEFAULTS["hidden_size"])
+    return model_args, data_args, args
+
+
+def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments) -> None:
+    """Raises a `ValueError` for options that would do nothing without another, and for folders that are not there."""
+    for name in ("model_name_or_path", "teacher_model_name_or_path"):
+        value, revision = getattr(model_args, name), name.replace("name_or_path", "revision")
+        if value is not None and (is_local(value) or Path(value).is_file()) and not Path(value).is_dir():
+            raise ValueError(f"`{name}` is '{value}', where there is no folder; give a model's folder or a Hub id.")
+        if value is None and getattr(model_args, revision) != "main":
+            raise ValueError(f"`{revision}` is '{getattr(model_args, revision)}' without a model; add --{name}.")
+    for name in ("distillation_weight", "distillation_temperature"):
+        given = getattr(args, name) != getattr(ScriptTrainingArguments, name)
+        if given and model_args.teacher_model_name_or_path is None:
+            raise ValueError(f"`{name}` is {getattr(args, name)} without a teacher; add --teacher_model_name_or_path.")
+    if model_args.dtype == "float16":
+        raise ValueError(
+            "`dtype` is 'float16', in which training loses small steps; use float32 with --fp16, which is mixed precision."
+        )
+    if model_args.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"`dtype` is '{model_args.dtype}'; it must be float32 or bfloat16.")
+
+
+def read_argument_file(path: Path) -> list[str]:
+    """The arguments of a JSON or YAML mapping, as on the command line, so that both are checked and converted alike.
+
+    Raises:
+        `ValueError`: if the file does not hold one mapping.
+    """
+    values = read_mapping(path, "one mapping from arguments to values")
+    check_kinds(values, (ModelArguments, DataArguments, ScriptTrainingArguments), f"'{path}'")
+    argv = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = ",".join(map(str, value)) if name == "execution_order" else value
+        items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        argv += [] if value is None else [f"--{name}", *map(str, items)]
+    return argv

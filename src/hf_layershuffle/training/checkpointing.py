@@ -1,0 +1,120 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Which checkpoints of a run are whole: a stop, or a full disk, can end a process while it writes one."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+# Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters, sharded by FSDP
+# and by DeepSpeed
+WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
+OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
+
+
+class IncompleteCheckpoint(ValueError):
+    """Says why a run cannot go on from a checkpoint."""
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints in an output folder, the newest first."""
+    steps = {
+        path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    }
+    found = {path: int(step) for path, step in steps.items() if step.isdecimal() and path.is_dir()}
+    return sorted(found, key=found.get, reverse=True)
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The state of the Trainer, which it writes last.
+
+    Raises:
+        [`IncompleteCheckpoint`]: if it is not there, or not whole.
+    """
+    try:
+        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except FileNotFoundError:
+        raise IncompleteCheckpoint(f"it holds no {TRAINER_STATE_NAME}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise IncompleteCheckpoint(f"its {TRAINER_STATE_NAME} cannot be read ({error})") from None
+
+
+def check_weights(checkpoint: Path) -> TrainerState:
+    """Reads the state of a checkpoint whose model is whole.
+
+    Raises:
+        [`IncompleteCheckpoint`]: if a file is missing or was not written to its end.
+    """
+    state = read_state(checkpoint)
+    if not any(any(checkpoint.glob(pattern)) for pattern in WEIGHTS):
+        raise IncompleteCheckpoint("it holds no weights")
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            _check_file(path)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            raise IncompleteCheckpoint(f"its {path.name} is not whole ({error})") from None
+    return state
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):
+            pass  # compares the file's length with what its header says
+    elif path.suffix in (".pt", ".pth", ".bin") and path.is_file():
+        with zipfile.ZipFile(path):
+            pass  # the list of contents stands at the end
+    elif path.suffix == ".json":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.name.endswith(".index.json"):
+            for name in set(content["weight_map"].values()):
+                path.with_name(name).stat()
+
+
+def check_checkpoint(checkpoint: Path, num_processes: int) -> TrainerState:
+    """Reads the state of a checkpoint from which a run of so many processes goes on exactly.
+
+    Raises:
+        [`IncompleteCheckpoint`]: if the checkpoint is not whole, or does not hold all that goes on.
+    """
+    state = check_weights(checkpoint)
+    if not any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZERS):
+        raise IncompleteCheckpoint(
+            f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh optimizer"
+        )
+    if not (checkpoint / SCHEDULER_NAME).exists() and not any(checkpoint.glob("global_step*")):
+        raise IncompleteCheckpoint(f"it holds no {SCHEDULER_NAME}, and the learning rate would start anew")
+    other = "rng_state_0.pth" if num_processes == 1 else "rng_state.pth"
+    if (checkpoint / other).exists() or (checkpoint / f"rng_state_{num_processes}.pth").exists():
+        raise ValueError(
+            f"'{checkpoint}' is of a run with another number of processes than {num_processes}; start as many as then, or choose "
+            "another --output_dir."
+        )
+    names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{index}.pth" for index in range(num_processes)]
+    for name in names:
+        if not (checkpoint / name).exists():
+            raise IncompleteCheckpoint(f"it holds no {name}, and the random numbers would be others")
+    return state
+
+
+def newest_whole_checkpoint(folder: Path, num_processes: int) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint from which a run goes on exactly, and why each newer one does not serve.
+
+    A checkpoint at the end of training need only hold the model.
+    """
+    skipped = {}
+    for checkpoint in checkpoints_of(folder):
+        try:
+            state = check_weights(checkpoint)
+            if state.global_step < state.max_steps:
+                check_checkpoint(checkpoint, num_processes)
+            return checkpoint, skipped
+        except IncompleteCheckpoint as error:
+            skipped[checkpoint] = str(error)
+    return None, skipped

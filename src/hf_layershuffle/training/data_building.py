@@ -1,0 +1,55 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The datasets that the arguments of a run describe."""
+
+from ..data import ImageClassificationDataset, load_image_datasets
+from ..image_reading import is_grey, read_images
+from .script_arguments import DataArguments
+
+
+def load_splits(args: DataArguments):
+    """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name."""
+    return load_image_datasets(
+        args.dataset_name,
+        args.dataset_config_name,
+        image_column=args.image_column_name,
+        label_column=args.label_column_name,
+        train_split=args.train_split,
+        eval_split=args.eval_split,
+        eval_fraction=args.eval_fraction,
+    )
+
+
+def build_datasets(args: DataArguments, splits, model, image_processor, seed: int):
+    """Training images, augmented, and evaluation images, as they are.
+
+    Raises:
+        `ValueError`: if the model has another number of classes, or a number is out of range.
+    """
+    config = model.config
+    if config.num_labels != splits["train"].features["label"].num_classes:
+        raise ValueError(
+            f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
+            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new classifier."
+        )
+    for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
+            splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
+    size = config.image_size if isinstance(config.image_size, int) else min(config.image_size)
+    padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
+    is_colour = not is_grey(*read_images(splits["train"], [0]))
+    flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
+    augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
+    if args.max_cached_gib < 0:
+        raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
+    common = {
+        "image_processor": image_processor,
+        "num_channels": config.num_channels,
+        "max_cached_bytes": int(args.max_cached_gib * 2**30),
+        "skip_damaged": args.skip_damaged,
+    }
+    return (
+        ImageClassificationDataset(splits["train"], **common, **augmentation, description="Decoding training images"),
+        ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
+    )

@@ -1,0 +1,280 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The model and the teacher that the arguments of a run describe."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import is_torchvision_available, logging
+
+from ..data import load_image_processor
+from ..execution_order import EXECUTION_ORDERS
+from ..layerwise import classes_of, weights_digest
+from .recipes import SCRATCH_DEFAULTS
+from .script_arguments import ModelArguments
+
+
+logger = logging.get_logger(__name__)
+LAYERSHUFFLE_FLAGS = (
+    "shuffle_mode",
+    "shuffle_window",
+    "depth_embedding",
+    "depth_embedding_dim",
+    "position_predictor",
+    "position_loss_weight",
+    "layerdrop",
+    "execution_order",
+)
+# What a flag is of: without it, the flag would do nothing
+PARTS = {"depth_embedding_dim": "depth_embedding", "position_loss_weight": "position_predictor"}
+SCRATCH_ONLY = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SCRATCH_ONLY += ("intermediate_size", "initializer_range", "residual_init_scale")
+NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of an image processor
+LARGEST_PATCH, MOST_PATCHES = 16, 32  # pixels of a patch, and patches a side, that are chosen without being asked for
+
+
+# --- Models ---
+
+
+def layershuffle_flags(args: ModelArguments) -> dict:
+    """The flags that were given, by their names in the configuration.
+
+    Raises:
+        `ValueError`: if the execution order is neither a name nor indices.
+    """
+    flags = {name: getattr(args, name) for name in LAYERSHUFFLE_FLAGS if getattr(args, name) is not None}
+    order = flags.get("execution_order")
+    if order is not None and order not in EXECUTION_ORDERS:
+        try:
+            flags["execution_order"] = [int(index) for index in order.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"`execution_order` is '{order}'; it must be sequential, arbitrary or layer indices such as 2,0,1."
+            ) from None
+    return flags
+
+
+def build_model(
+    args: ModelArguments, flags: dict, class_names: list[str], image_size: tuple[int, int], normalization: dict
+):
+    """The model and its image processor: from a checkpoint, or small and from scratch.
+
+    Args:
+        args ([`ModelArguments`])
+        flags (`dict`): As from [`layershuffle_flags`].
+        class_names (`list[str]`): Of the dataset.
+        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels; for a model from scratch.
+        normalization (`dict`): For a model from scratch: how its teacher normalises pixels; empty without one.
+
+    Raises:
+        `ValueError`: if an argument is not allowed, or does not apply to the checkpoint.
+    """
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+        "problem_type": "single_label_classification",  # transformers would set it at the first loss only
+    }
+    build = _build_from_scratch if args.model_name_or_path is None else _load_checkpoint
+    model, image_processor = build(args, flags, labels, image_size, normalization)
+    for name, part in PARTS.items():
+        if name in flags and not getattr(model.config, part):
+            raise ValueError(f"`{name}` is {flags[name]!r} without `{part}`; add --{part}, or leave it out.")
+    return model.to(getattr(torch, args.dtype)), image_processor
+
+
+def _build_from_scratch(args, flags, labels, image_size, normalization):
+    name = args.architecture or SCRATCH_DEFAULTS["architecture"]
+    _, config_class, model_class = classes_of(name, f"`architecture` is '{name}', which")
+    config = config_class.from_dict(
+        {"shuffle_mode": "arbitrary", **labels, **scratch_sizes(args, image_size)}, **flags
+    )
+    model = model_class._from_config(config, **_attention(args))
+    channels = config.num_channels
+    normalization = normalization or {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
+    size = {"height": config.image_size, "width": config.image_size}
+    return model, _vit_image_processor(size=size, **normalization)
+
+
+def _vit_image_processor(**kwargs):
+    """transformers would warn at every start that it takes the one without torchvision where there is none."""
+    without = getattr(transformers, "ViTImageProcessorPil", None)
+    return (without if without and not is_torchvision_available() else transformers.ViTImageProcessor)(**kwargs)
+
+
+def _load_checkpoint(args, flags, labels, image_size, normalization):
+    hub = {"revision": args.model_revision, "token": args.token}
+    stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **hub)
+    model_type = str(stored.get("model_type"))
+    _, config_class, model_class = classes_of(model_type, f"'{args.model_name_or_path}'")
+    _refuse_scratch_options(
+        args, config_class.from_dict({**stored, "model_type": config_class.model_type}), model_type
+    )
+    if not model_type.startswith("layershuffle_"):
+        flags = {"shuffle_mode": "arbitrary"} | flags
+    if args.hidden_dropout_prob is not None:
+        flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
+    model = model_class.from_pretrained(
+        args.model_name_or_path,
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        dtype="float32",  # what it is stored in is for storing
+        **flags,
+        **labels,
+        **_attention(args),
+        **hub,
+    )
+    return model, load_image_processor(args.model_name_or_path, **hub)
+
+
+def _attention(args: ModelArguments) -> dict:
+    return {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+
+
+def _refuse_scratch_options(args: ModelArguments, config, model_type: str) -> None:
+    """Raises a `ValueError` for an option of a model from scratch whose value is another than the checkpoint's."""
+    architecture = model_type.removeprefix("layershuffle_")
+    for name in ("architecture", *SCRATCH_ONLY):
+        given = getattr(args, name)
+        value = architecture if name == "architecture" else getattr(config, name, None)
+        same = given == value or (isinstance(value, (list, tuple)) and set(value) == {given})
+        if given is not None and not same:
+            raise ValueError(
+                f"`{name}` is {given!r}, and '{args.model_name_or_path}' has {value!r}, which fine-tuning keeps; leave out "
+                f"--{name}, or train from scratch without --model_name_or_path."
+            )
+
+
+def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
+    """The sizes of a model from scratch, as its configuration names them.
+
+    Args:
+        args ([`ModelArguments`]): What is None gets its default.
+        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels.
+
+    Raises:
+        `ValueError`: if sizes do not fit together.
+    """
+    size, patch = choose_image_size(args, image_size)
+    defaults = {name: value for name, value in SCRATCH_DEFAULTS.items() if name != "architecture"}
+    given = {name: getattr(args, name) for name in (*defaults, "num_attention_heads", "intermediate_size")}
+    sizes = defaults | {name: value for name, value in given.items() if value is not None}
+    sizes = {"image_size": size, "patch_size": patch, **sizes}
+    sizes.setdefault("num_attention_heads", max(1, sizes["hidden_size"] // 32))
+    sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
+    for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
+        if sizes[name] < 1:
+            raise ValueError(f"`{name}` is {sizes[name]}; it must be at least 1.")
+    if not 0 < sizes["initializer_range"] < float("inf"):
+        raise ValueError(f"`initializer_range` is {sizes['initializer_range']}; it must be a finite number above 0.")
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise ValueError(
+            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width {sizes['hidden_size']}."
+        )
+    return sizes
+
+
+def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Pixels of the square image and of a patch. What is given is kept; the dataset's size is rounded to a multiple of the patch.
+
+    Raises:
+        `ValueError`: if a given size is not positive, or no patch divides a given image size.
+    """
+    for name in ("image_size", "patch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
+    if args.image_size is not None:
+        patch = args.patch_size or _patch_that_divides(args.image_size)
+        if args.image_size % patch:
+            raise ValueError(f"`patch_size` is {patch}; it must divide the image size {args.image_size}.")
+        return args.image_size, patch
+    size = min(*image_size, 224)
+    patch = args.patch_size or _usual_patch(size) or min(-(-size // 8), LARGEST_PATCH)
+    if patch > size:
+        raise ValueError(
+            f"`patch_size` is {patch}, and the dataset's images have {size} pixels; choose a smaller one, or give an "
+            "--image_size that it divides."
+        )
+    rounded = max(1, round(size / patch)) * patch
+    if rounded != size:
+        logger.warning(
+            "Images of %d pixels become %d, a multiple of the patch of %d; see --image_size and --patch_size.",
+            *(size, rounded, patch),
+        )
+    return rounded, patch
+
+
+def _usual_patch(size: int) -> int | None:
+    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it: 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16."""
+    patches = (min(size // parts, LARGEST_PATCH) for parts in (8, 4, 7) if size % parts == 0 and size // parts >= 2)
+    return next((patch for patch in patches if size % patch == 0), None)
+
+
+def _patch_that_divides(size: int) -> int:
+    """The largest patch that is sensible for images of exactly this size."""
+    patches = [_usual_patch(size), *range(min(LARGEST_PATCH, -(-size // 4)), 0, -1)]
+    for patch in patches:
+        if patch and size % patch == 0 and (size // patch <= MOST_PATCHES or patch == LARGEST_PATCH):
+            return patch
+    near = size // LARGEST_PATCH * LARGEST_PATCH
+    raise ValueError(
+        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most {MOST_PATCHES} a side; "
+        f"choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
+    )
+
+
+# --- The teacher ---
+
+
+@dataclass
+class Teacher:
+    """The model to distill from, if there is one.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`], *optional*): In float32.
+        normalization (`dict`): How its image processor normalises pixels.
+        weights (`str`, *optional*): Digest of its weights as they are stored.
+    """
+
+    model: object = None
+    normalization: dict = field(default_factory=dict)
+    weights: str | None = None
+
+
+def load_teacher(args: ModelArguments) -> Teacher:
+    """The teacher that the arguments name.
+
+    Raises:
+        `ValueError`: if it is no trained image classifier.
+    """
+    name = args.teacher_model_name_or_path
+    if name is None:
+        return Teacher()
+    hub = {"revision": args.teacher_model_revision, "token": args.token}
+    model_type = AutoConfig.from_pretrained(name, **hub).model_type
+    is_vit = model_type.removeprefix("layershuffle_") in ("vit", "deit")
+    if not is_vit and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(f"The teacher '{name}' is a model of type '{model_type}', which is no image classifier.")
+    teacher, loading = AutoModelForImageClassification.from_pretrained(
+        name, **hub, **(_attention(args) if is_vit else {}), output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"The teacher '{name}' holds no {', '.join(sorted(loading['missing_keys'])[:2])}; only a trained classifier can teach."
+        )
+    processor = load_image_processor(name, **hub)
+    normalization = {key: getattr(processor, key) for key in NORMALIZATION if hasattr(processor, key)}
+    digest = weights_digest(teacher)
+    return Teacher(teacher.to(torch.float32), normalization, digest)
+
+
+def check_same_pixels(image_processor, normalization: dict, args: ModelArguments) -> None:
+    """Raises a `ValueError` unless a checkpoint to fine-tune sees pixels normalised as its teacher does."""
+    for name, expected in normalization.items():
+        value, expected = json.dumps(getattr(image_processor, name, None)), json.dumps(expected)
+        if value != expected:
+            raise ValueError(
+                f"`{name}` of the image processor is {expected} in '{args.teacher_model_name_or_path}' and {value} in "
+                f"'{args.model_name_or_path}'; both models see the same images, so choose a teacher with the same."
+            )

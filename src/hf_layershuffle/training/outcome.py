@@ -1,0 +1,38 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a training command prints at its end: the table, and what to do next."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .script_arguments import ARBITRARY_METRICS, DataArguments, ScriptTrainingArguments
+
+
+def print_table(rows: dict[str, tuple[dict, int]]) -> None:
+    """Prints the accuracies of the models.
+
+    Args:
+        rows (`dict[str, tuple[dict, int]]`): By the model's name: metrics of the evaluation, and its number of arbitrary orders.
+    """
+    table = Table(title="Fraction of the evaluation images classified correctly")
+    table.add_column("model", overflow="fold")
+    for name in ("sequential", "arbitrary: mean", "std", "min", "orders"):
+        table.add_column(name, justify="right")
+    for name, (metrics, num_orders) in rows.items():
+        values = [metrics[f"eval_{key}"] for key in ("accuracy", *ARBITRARY_METRICS)]
+        table.add_row(Text(name), *(f"{value:.4f}" for value in values), str(num_orders))
+    Console().print(table)
+
+
+def next_command(data_args: DataArguments, args: ScriptTrainingArguments) -> str:
+    """The command that evaluates what was trained, on the same images: with layers missing too, and with pictures."""
+    command = ["hf-layershuffle", "evaluate", str(args.output_dir)]
+    command += [str(Path(args.output_dir, "baseline"))] if args.baseline else []
+    names = ("dataset_name", "dataset_config_name", "image_column_name", "label_column_name", "eval_split")
+    for name in names:
+        value = getattr(data_args, name)
+        command += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join([*command, "--output_dir", f"{args.output_dir}-robustness"])

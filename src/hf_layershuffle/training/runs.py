@@ -1,0 +1,259 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Runs in output folders: what a folder's run was started with, whether it can go on, and that one process writes it."""
+
+import json
+import os
+import platform
+import shutil
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+from ..common.files import remove_leftovers, write_text
+from ..common.paths import public_name
+from ..folder_records import read_json
+from .checkpointing import IncompleteCheckpoint, check_checkpoint, check_weights, newest_whole_checkpoint
+from .model_building import LAYERSHUFFLE_FLAGS
+from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+# Hidden, and so not published
+RUN_FILE, LOCK_FILE, OWNER_FILE = ".train_run.json", ".train.lock", ".train_process.json"
+OURS = {LOCK_FILE, OWNER_FILE}
+COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
+COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob", "initializer_range")
+COMPARED_SIZES += ("residual_init_scale",)
+# The other arguments that decide the weights are recorded in the output folder when a run starts
+RECORDED_ARGUMENTS = {
+    "model": (
+        *("model_name_or_path", "model_revision", "teacher_model_name_or_path", "teacher_model_revision", "dtype"),
+    ),
+    "data": (
+        *(
+            "dataset_name",
+            "dataset_config_name",
+            "image_column_name",
+            "label_column_name",
+            "train_split",
+            "eval_split",
+        ),
+        *("eval_fraction", "max_train_samples", "crop_padding", "horizontal_flip", "skip_damaged"),
+    ),
+    "training": (
+        *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+        *("data_seed", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+        *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+        *("label_smoothing_factor", "distillation_weight", "distillation_temperature"),
+        *("bf16", "fp16", "load_best_model_at_end", "metric_for_best_model", "dataloader_drop_last"),
+    ),
+}
+
+
+def recorded_arguments(
+    model_args: ModelArguments, data_args: DataArguments, args: ScriptTrainingArguments, teacher=None
+) -> dict:
+    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name, and the
+    teacher, whose folder's name says little, also by a digest of its weights.
+
+    Args:
+        teacher ([`~hf_layershuffle.training.model_building.Teacher`], *optional*)
+    """
+    given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
+    values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
+    for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
+        values[name] = public_name(values[name])
+    has_teacher = teacher is not None and teacher.model is not None
+    if not has_teacher:
+        values["teacher_model_name_or_path"] = None
+    values["teacher_weights"] = teacher.weights if has_teacher else None
+    values["num_processes"] = args.world_size
+    return json.loads(json.dumps(values))
+
+
+def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> str | None:
+    """The checkpoint to go on from: the one given, or the newest whole one of the same run in the output folder.
+
+    Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in, if the
+    earlier run had other `arguments` (as from [`recorded_arguments`]), so that what is recorded of it stays true, and if
+    training would not go on as it was.
+    """
+    folder = Path(args.output_dir)
+    requested = args.resume_from_checkpoint
+    if requested not in (None, True, "True", "true"):
+        return _requested_checkpoint(Path(requested), config, arguments)
+    if is_untouched(folder) or args.overwrite_output_dir:
+        if requested:
+            raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
+        return None
+    recorded = read_json(folder / RUN_FILE)
+    checkpoint, skipped = newest_whole_checkpoint(folder, args.world_size)
+    found = checkpoint or next(iter(skipped), None)
+    if found is None and recorded is not None and not requested and is_finished_run(folder, str(folder)):
+        checkpoint = found = folder  # of a run without checkpoints
+    # A run that was stopped before its first checkpoint starts anew
+    if found is None and (requested or recorded is None or (folder / "config.json").exists()):
+        raise ValueError(
+            f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
+            "--output_dir, or add --overwrite_output_dir to write into it all the same."
+        )
+    if checkpoint is not None:
+        _refuse_another_model(folder, checkpoint, config)
+    refuse_another_run(folder, recorded or {}, arguments)
+    if checkpoint is None and skipped:
+        _refuse_to_lose_work(folder, skipped, requested)
+    for path, reason in skipped.items():
+        logger.warning("Skipped %s: %s.", path, reason)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _requested_checkpoint(checkpoint: Path, config, arguments: dict) -> str:
+    if not checkpoint.is_dir():
+        raise ValueError(f"There is no checkpoint folder '{checkpoint}' to resume from.")
+    refuse_another_run(checkpoint.parent, read_json(checkpoint.parent / RUN_FILE) or {}, arguments)
+    try:
+        state = check_weights(checkpoint)
+        if state.global_step < state.max_steps:
+            check_checkpoint(checkpoint, arguments["num_processes"])
+    except IncompleteCheckpoint as error:
+        raise ValueError(f"'{checkpoint}' cannot be resumed from: {error}; choose another checkpoint.") from None
+    _refuse_another_model(checkpoint.parent, checkpoint, config)
+    return str(checkpoint)
+
+
+def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested) -> None:
+    """Torn checkpoints alone: the run starts anew. A checkpoint with weights may hold hours of work."""
+    for path, reason in skipped.items():
+        try:
+            check_weights(path)
+        except IncompleteCheckpoint:
+            continue
+        raise ValueError(
+            f"Training cannot go on exactly from '{path}': {reason}. Add --overwrite_output_dir to start anew, or train from its "
+            f"weights into another folder by --model_name_or_path {path} --output_dir ..."
+        )
+    if requested:
+        path, reason = next(iter(skipped.items()))
+        raise ValueError(f"There is no whole checkpoint in '{folder}' to resume from: {path.name}: {reason}.")
+
+
+def _refuse_another_model(folder: Path, checkpoint: Path, config) -> None:
+    names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
+    stored, ours = read_json(checkpoint / "config.json") or {}, json.loads(config.to_json_string())
+    refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+
+
+def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
+    """Raises a `ValueError` for the first value of an earlier run that this one has not."""
+    for name, value in stored.items():
+        if value != ours.get(name):
+            raise ValueError(
+                f"The output folder '{folder}' holds a run with `{name}` {value!r}, and this one has "
+                f"{ours.get(name)!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
+            )
+
+
+def is_untouched(folder: Path) -> bool:
+    """Whether the folder holds nothing yet, or only what claims it for a run."""
+    return not folder.is_dir() or all(
+        path.name in OURS or (path.is_dir() and path.name == "baseline" and is_untouched(path))
+        for path in folder.iterdir()
+    )
+
+
+def is_finished_run(folder: Path, checkpoint: str | None) -> bool:
+    """Whether the run of `folder` trained to its end, which `checkpoint` is, and saved the model and its metrics."""
+    if checkpoint is None or folder not in (Path(checkpoint), Path(checkpoint).parent):
+        return False
+    try:
+        check_weights(folder)
+        state = check_weights(Path(checkpoint))
+        results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return state.global_step >= state.max_steps and "train_samples" in results
+
+
+def prepare_folder(folder: Path, checkpoint: str | None, overwrites: bool, arguments: dict) -> None:
+    """Records a run's arguments, and removes what would stand in its way: torn files, and what is overwritten."""
+    _, skipped = newest_whole_checkpoint(folder, arguments["num_processes"])
+    earlier = list(folder.glob("checkpoint-*")) if overwrites and checkpoint is None else list(skipped)
+    for path in earlier:
+        shutil.rmtree(path)
+    if overwrites and checkpoint is None:
+        (folder / "all_results.json").unlink(missing_ok=True)  # which marks a finished run
+    for name in ("all_results.json", "train_results.json", "eval_results.json"):
+        try:
+            read_json(folder / name)
+        except ValueError:
+            (folder / name).unlink()
+    write_text(folder / RUN_FILE, json.dumps(arguments, indent=1) + "\n")
+
+
+@contextmanager
+def claimed_folder(folder: Path):
+    """The output folder, made if it is missing, for this process alone. One that stays empty is removed again.
+
+    Raises:
+        `ValueError`: if another process trains into it.
+        `OSError`: if it cannot be written into.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"The output folder '{folder}' cannot be made: '{there}' is a file; choose another --output_dir."
+        )
+    new, was_untouched = [path for path in (folder, *folder.parents) if not path.exists()], is_untouched(folder)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder)
+        remove_leftovers(folder)
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now().isoformat(" ", "seconds")}
+        write_text(folder / OWNER_FILE, json.dumps(owner) + "\n")
+    except OSError as error:
+        lock.release()
+        raise OSError(
+            f"The output folder '{folder}' cannot be written into ({error.strerror or error}); choose another --output_dir."
+        ) from error
+    try:
+        yield folder
+    except Exception:  # refused before anything was saved: not a run that could go on
+        if was_untouched and all(path.name in {*OURS, RUN_FILE} for path in folder.iterdir()):
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        raise
+    finally:
+        (folder / OWNER_FILE).unlink(missing_ok=True)
+        if is_untouched(folder) and new:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = read_json(folder / OWNER_FILE) or {}
+        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
+        raise ValueError(
+            f"The output folder '{folder}' is in use by {who}; wait for it, or choose another --output_dir."
+        ) from None
+    except NotImplementedError:
+        logger.warning("'%s' is on a file system without locks; take care that no other run writes there.", folder)
+
+
+def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
+    """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
+    saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
+    needed, free = 4 * num_parameters * (1 + saves) + 2**20, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"The disk of the output folder '{folder}' has {free / 2**20:,.0f} MiB left, and the run needs at least "
+            f"{needed / 2**20:,.0f}; make room, or choose another --output_dir."
+        )

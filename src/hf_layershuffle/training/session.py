@@ -1,0 +1,329 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""A training session: what `hf-layershuffle train` and examples/train.py do around the Trainer."""
+
+import copy
+import logging
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import set_seed
+from transformers.trainer_callback import TrainerState
+
+from ..data import typical_image_size
+from ..folder_records import record_baseline
+from ..model_card import write_model_card
+from .argument_parser import parse_arguments
+from .checkpointing import check_weights
+from .data_building import build_datasets, load_splits
+from .distillation import check_teacher
+from .model_building import (
+    Teacher,
+    build_model,
+    check_same_pixels,
+    layershuffle_flags,
+    load_teacher,
+)
+from .outcome import next_command, print_table
+from .recipes import default_output_dir, method_name
+from .runs import (
+    check_space,
+    claimed_folder,
+    find_checkpoint,
+    is_finished_run,
+    prepare_folder,
+    recorded_arguments,
+)
+from .script_arguments import DataArguments, ScriptTrainingArguments
+
+
+logger = logging.getLogger("hf_layershuffle.training.session")
+SMALL_MODEL = 1_000_000  # parameters up to which one thread of the CPU is the default
+PLAIN = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
+STOPPED = "stopped; run the same command again to go on from the last checkpoint"
+
+
+@dataclass
+class Run:
+    """One model to train, in an output folder of its own.
+
+    Args:
+        name (`str`): For the table, such as layershuffle-depth.
+        model, image_processor: To train; with the trained weights if `state` is given.
+        teacher ([`~hf_layershuffle.training.model_building.Teacher`])
+        args ([`ScriptTrainingArguments`])
+        arguments (`dict`): What is recorded of the run, as from [`recorded_arguments`].
+        dtype (`torch.dtype`): Of the weights that are trained.
+        checkpoint (`str`, *optional*): The folder to go on from.
+        state ([`~transformers.TrainerState`], *optional*): At the end of training, if the run got there before.
+        is_finished (`bool`): Whether the trained model is saved too.
+    """
+
+    name: str
+    model: object
+    image_processor: object
+    teacher: Teacher
+    args: ScriptTrainingArguments
+    arguments: dict
+    dtype: torch.dtype = torch.float32
+    checkpoint: str | None = None
+    state: TrainerState | None = None
+    is_finished: bool = False
+
+
+class TrainingSession:
+    """The runs of one command, prepared: arguments checked, folders claimed, models built, images decoded.
+
+    Use it as a context manager, which sets the folders free at the end.
+
+    Args:
+        argv (`list[str]`): As on the command line.
+        prog (`str`, *optional*): Name of the program in `--help`.
+
+    Attributes:
+        runs (`list[Run]`): The model, and with `--baseline` the plain one.
+        train_dataset, eval_dataset ([`~hf_layershuffle.data.ImageClassificationDataset`])
+        rows (`dict`): Metrics of the runs so far, by name.
+
+    Raises:
+        `ValueError`, `OSError`: for what a user can mend.
+    """
+
+    def __init__(self, argv: list[str], prog: str | None = None):
+        self.model_args, self.data_args, self.args = parse_arguments(argv, prog)
+        self.rows, self.failures, self._claims = {}, [], ExitStack()
+        self._set_up_logging()
+
+    def __enter__(self) -> "TrainingSession":
+        with ExitStack() as stack:
+            stack.enter_context(self._claims)
+            self._prepare()
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._claims.__exit__(*exception)
+
+    def _set_up_logging(self) -> None:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logger.setLevel(logging.INFO if self.args.should_log else logging.ERROR)
+        transformers.logging.set_verbosity(max(self.args.get_process_log_level(), transformers.logging.WARNING))
+
+    def _prepare(self) -> None:
+        set_seed(self.args.seed)
+        splits = load_splits(self.data_args)
+        class_names = splits["train"].features["label"].names
+        image_size, teacher = typical_image_size(splits["train"]), load_teacher(self.model_args)
+        variants = [(layershuffle_flags(self.model_args), self.args, teacher)]
+        if self.args.baseline:
+            baseline_args = copy.copy(self.args)
+            baseline_args.push_to_hub = False
+            variants.append((PLAIN, baseline_args, Teacher()))
+        self.runs = []
+        for flags, args, variant_teacher in variants:
+            set_seed(self.args.seed)  # the same initial weights for the baseline
+            model, image_processor = build_model(
+                self.model_args, flags, class_names, image_size, teacher.normalization
+            )
+            self._choose_output_dir(args, model.config, variant_teacher)
+            if variant_teacher.model is not None:
+                check_teacher(variant_teacher.model, model)
+                check_same_pixels(image_processor, teacher.normalization, self.model_args)
+            # Refuses what it must before the images are decoded, and on all processes before one of them writes
+            self.runs.append(self._claim(model, image_processor, args, variant_teacher, teacher))
+        self._choose_threads(self.runs[0].model)
+        with self.args.main_process_first(desc="decoding images"):  # the others then read its file
+            self.train_dataset, self.eval_dataset = build_datasets(
+                self.data_args, splits, self.runs[0].model, image_processor, self.args.seed
+            )
+
+    def _choose_output_dir(self, args, config, teacher: Teacher) -> None:
+        if self.args.has_default_output_dir:
+            method = self._name(config, teacher)
+            self.args.output_dir = default_output_dir(self.data_args.dataset_name, method, self.model_args.preset)
+            self.args.has_default_output_dir = False
+        if args is not self.args:
+            args.output_dir = str(Path(self.args.output_dir, "baseline"))
+
+    @staticmethod
+    def _name(config, teacher: Teacher) -> str:
+        return method_name(config) + ("-distilled" if teacher.model is not None else "")
+
+    def _claim(self, model, image_processor, args, teacher: Teacher, any_teacher: Teacher) -> Run:
+        """The run of a model, its folder claimed, with the checkpoint that it goes on from."""
+        folder = Path(args.output_dir)
+        if any_teacher.model is not None and folder.resolve() == Path(any_teacher.model.name_or_path).resolve():
+            raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
+        arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
+        if args.should_save:
+            self._claims.enter_context(claimed_folder(folder))
+        run = Run(self._name(model.config, teacher), model, image_processor, teacher, args, arguments, model.dtype)
+        run.checkpoint = find_checkpoint(args, model.config, arguments)
+        run.is_finished = is_finished_run(folder, run.checkpoint)
+        if not args.do_train and not run.is_finished:
+            raise ValueError(
+                f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or use "
+                "`hf-layershuffle evaluate` for another model."
+            )
+        state = None if run.checkpoint is None else check_weights(Path(run.checkpoint))
+        if state is not None and state.global_step >= state.max_steps:  # the Trainer would train one more step
+            source = folder if run.is_finished else _trained_weights(Path(run.checkpoint), state, args)
+            run.model, run.state = type(model).from_pretrained(source, dtype=model.dtype), state
+        elif args.should_save:
+            check_space(folder, model.num_parameters(), args)
+        return run
+
+    def _choose_threads(self, model) -> None:
+        """Sums differ in their last bits with the number of threads, so on the CPU small models take one on every machine."""
+        is_small = self.args.device.type == "cpu" and model.num_parameters() <= SMALL_MODEL
+        threads = self.args.num_threads or (1 if is_small else None)
+        if threads is None:
+            return
+        if self.args.num_threads is None and torch.get_num_threads() > 1:
+            logger.info(
+                "Trains %.1f million parameters with one thread, which gives the same numbers whatever the number of cores; "
+                "--num_threads changes it.",
+                model.num_parameters() / 1e6,
+            )
+        torch.set_num_threads(threads)
+
+    def train_and_evaluate(self, trainer, run: Run) -> None:
+        """Trains, saves the model, its card and its metrics into the output folder, and keeps the metrics for the table.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): Of the run's model and arguments.
+            run ([`Run`])
+        """
+        args, folder = run.args, run.args.output_dir
+        _announce(run)
+        trainer.model.to(run.dtype)  # the Trainer trains half precision in float32, unless it was asked for
+        if args.should_save:
+            prepare_folder(Path(folder), run.checkpoint, args.overwrite_output_dir, run.arguments)
+        with _explained_write_errors(folder):
+            if run.state is None:
+                metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
+            else:
+                trainer.state, metrics = run.state, {"epoch": run.state.epoch}
+            if not run.is_finished:
+                trainer.save_model(
+                    _internal_call=True
+                )  # which does not push: that waits for the evaluation and the card
+                trainer.save_state()
+                trainer.save_metrics("train", metrics | {"train_samples": len(self.train_dataset)})
+        args.eval_orders, args.prediction_loss_only = args.final_eval_orders, False
+        metrics = trainer.evaluate() if args.do_eval else {}
+        self.rows[run.name] = metrics
+        try:
+            if metrics:
+                trainer.save_metrics("eval", metrics)
+        except OSError as error:
+            self._note_failure(f"The metrics could not be saved in '{folder}': {error}")
+        self._write_card(trainer, run, metrics)
+
+    def _write_card(self, trainer, run: Run, metrics: dict) -> None:
+        card = {"dataset": run.arguments["dataset_name"], "finetuned_from": run.arguments["model_name_or_path"]}
+        card["metrics"] = metrics | {"num_orders": run.args.final_eval_orders} if metrics else {}
+        try:
+            if run.args.push_to_hub:
+                trainer.push_to_hub(**card)
+            else:
+                trainer.create_model_card(**card)
+        except Exception as error:  # whatever is wrong with the card or the Hub, the trained model is saved
+            if run.args.push_to_hub:
+                self._note_failure(
+                    f"The model is saved in '{run.args.output_dir}', but not pushed to the Hub: {error}"
+                )
+            else:
+                logger.warning("The model is saved in '%s', but not its card: %s", run.args.output_dir, error)
+
+    def _note_failure(self, message: str) -> None:
+        self.failures.append(message)
+        logger.error(message)
+
+    def finish(self) -> None:
+        """Prints the table and what to do next. Exits with code 1 if metrics could not be saved, or the model not pushed."""
+        if self.args.baseline and self.args.should_save:
+            self._record_baseline()
+        if self.args.should_log:
+            if any(self.rows.values()):
+                print_table({name: (metrics, self.args.final_eval_orders) for name, metrics in self.rows.items()})
+            print(f"Saved to {self.args.output_dir}")
+            if self.data_args.eval_fraction == DataArguments.eval_fraction:  # or it would evaluate on other images
+                print(f"Next: {next_command(self.data_args, self.args)}")
+        if self.failures:
+            sys.exit(1)
+
+    def _record_baseline(self) -> None:
+        """The card shows how the baseline did."""
+        metrics = list(self.rows.values())[-1]
+        if metrics:
+            metrics = metrics | {"num_orders": self.args.final_eval_orders}
+            record_baseline(self.args.output_dir, "baseline: trained the plain way", metrics)
+            write_model_card(self.args.output_dir, repo_id=self.args.hub_model_id)
+
+
+def _trained_weights(checkpoint: Path, state: TrainerState, args: ScriptTrainingArguments) -> Path:
+    """Where the weights lie that the run ends with: in the best checkpoint, if that is to be loaded, or in the last one."""
+    best = state.best_model_checkpoint
+    return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint
+
+
+def _announce(run: Run) -> None:
+    if run.is_finished:
+        message = "Already trained, so only evaluated: %s; add --overwrite_output_dir to start anew."
+        logger.warning(message, run.args.output_dir)
+    elif run.checkpoint is not None:
+        logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", run.checkpoint)
+
+
+@contextmanager
+def _explained_write_errors(folder: str):
+    """What safetensors and torch raise where a file cannot be written, as an `OSError` that says what to do."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(
+            f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from the last "
+            "whole checkpoint."
+        ) from error
+
+
+def run(argv: list[str], prog: str | None = None) -> None:
+    """Trains and evaluates as the arguments say, from the command line to the table."""
+    import hf_layershuffle as ls
+
+    with TrainingSession(argv, prog) as session:
+        for each in session.runs:
+            trainer = ls.LayerShuffleTrainer(
+                model=each.model,
+                teacher_model=each.teacher.model,
+                args=each.args,
+                train_dataset=session.train_dataset,
+                eval_dataset=session.eval_dataset,
+                processing_class=each.image_processor,
+                compute_metrics=ls.compute_metrics,
+            )
+            session.train_and_evaluate(trainer, each)
+        session.finish()
+
+
+@contextmanager
+def one_line_errors(program: str):
+    """Bad input ends a program with one line and exit code 2, Ctrl-C or a request to terminate with one line and 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{program}: {STOPPED}.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an argument needs a package
+        logger.debug("", exc_info=True)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
