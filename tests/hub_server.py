@@ -59,7 +59,7 @@ class HubError(Exception):
 class HubServer:
     """Use it as a context manager. `repositories` holds what was pushed; `faults` what is to fail: dictionaries of
     `method`, `path` (a regular expression), `times` and `status`: an integer, "drop" to close the connection, "race" to let
-    somebody else's commit come first, "stall" never to answer, "lost" to do what is asked and not to answer, or "html"
+    somebody else's commit come first (`then` is the status after that), "stall" never to answer, "lost" to do what is asked and not to answer, or "html"
     to answer as a login page does."""
 
     def __init__(self):
@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
                 if fault["status"] == "race":
                     repository = self.hub.repositories[re.search(_REPO, path.removeprefix("/api/models/"))[0]]
                     repository.commit("main", "Somebody else's", {**repository.files(), "notes.md": b"Mine"})
-                    return None
+                    return fault.get("then")
                 raise HubError(fault["status"], fault.get("message", "it was told to fail"))
         return None
 

@@ -92,8 +92,8 @@ def test_somebody_elses_commit_is_not_taken_for_ours(hub, folder):
     publish(folder, "org/tiny")
     repository = hub.repositories["org/tiny"]
     (folder / "all_results.json").write_text("{}")
-    hub.faults[:] = [COMMIT | {"status": "race"}, COMMIT | {"status": 503, "times": 9}]
-    with pytest.raises(OSError, match="was not published"):
+    hub.faults[:] = [COMMIT | {"status": "race", "then": "drop"}]
+    with pytest.raises(OSError, match="was not published: the connection to the Hub failed"):
         publish(folder, "org/tiny")
     (folder / "all_results.json").unlink()
     assert [each.message for each in repository.history()][-1] == "Somebody else's"
@@ -106,7 +106,7 @@ def test_a_pull_request_is_tried_once(hub, folder):
     assert sum(path.endswith("/commit/main") for _, path in hub.requests) == 1
 
 
-def test_limits_are_set_once_and_a_request_keeps_its_own(hub):
+def test_limits_are_set_once_and_a_request_keeps_its_own(hub, monkeypatch):
     from huggingface_hub.utils import _http, get_session
 
     hub_connection.limit_waiting()
@@ -119,3 +119,7 @@ def test_limits_are_set_once_and_a_request_keeps_its_own(hub):
     request = get_session().build_request("GET", hub.endpoint)
     hub_connection._set_limit(request)
     assert set(request.extensions["timeout"].values()) == {0.2}
+    monkeypatch.setattr(hub_connection, "WRITE_PATIENCE", 6)
+    request = get_session().build_request("POST", hub.endpoint)
+    hub_connection._set_limit(request)
+    assert request.extensions["timeout"]["read"] == pytest.approx(1.2)

@@ -70,5 +70,5 @@ def _is_blob(folder: Path, real: Path) -> bool:
         repository = parent.parent.parent
         if parent.parent.name == "snapshots" and "--" in repository.name:
             stores = [repository.resolve() / "blobs", repository.parent.resolve() / "blobs"]
-            return any(not store.is_symlink() and real.is_relative_to(store) for store in stores)
+            return any(real.is_relative_to(store) for store in stores)
     return False
