@@ -59,8 +59,9 @@ TARGETS = {
     "distilled": "<= 1.40",  # a forward pass of three
 }
 
-NOTES = """The depth path cannot stay within 2 % of memory: for its backward pass each layer keeps the normalised tokens and the input of GELU,
-two tensors of the tokens' size beside about 16 of the layer itself. Of its time, 7 % of a step are matrix products and GELU."""
+NOTES = """The depth path cannot stay within 2 % of memory: for its backward pass each layer keeps the joined tokens, the normalised ones
+and the input of GELU, three tensors of about the tokens' size beside about 16 of the layer itself. Of its time, 7 % of a step are
+matrix products and GELU."""
 
 
 def build(size: str, mode: str | None, device: str = "cpu"):

@@ -181,6 +181,7 @@ LOST = {
     "one tensor": r"layers\.0\.layernorm_before\.bias$",
     "the embeddings": r"embeddings\.position_embeddings$",
     "the final norm": r"^\w+\.layernorm\.weight$",
+    "the whole encoder": r"^(?!classifier)(?!.*(depth_|position_head))",
     "the depth path of one layer": r"layers\.1\.depth_projection\.dense",
     "half of a position head": r"layers\.3\.position_head\.norm\.bias",
     "half of the head": r"^classifier\.bias",

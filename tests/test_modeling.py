@@ -365,6 +365,7 @@ LABELS = {
     "one of six": (torch.tensor([-100, -100, 2, -100, -100, -100]), [2]),
     "several classes": (torch.ones(6, 5), [0, 1, 2, 3, 4, 5]),
     "several classes, rows left out": (torch.tensor([1.0, -100, 0, 1, -100, 1])[:, None].expand(6, 5), [0, 2, 3, 5]),
+    "several classes, one of them unknown": (torch.tensor([-100.0, 0, 1, 0, 0]).expand(6, 5), [0, 1, 2, 3, 4, 5]),
     "no image": (torch.full((6,), -100), []),
 }
 
@@ -409,15 +410,19 @@ def test_an_image_without_label_gives_no_loss(vit, batch):
     assert all(not parameter.grad.any() for parameter in model.parameters())  # NaN would be any
 
 
-def test_micro_batches_give_the_gradients_of_the_batch(vit, batch):
-    model = randomize(vit.classifier(position_predictor=True)).train()
-    batch["labels"][[0, 4]] = -100
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
+def test_micro_batches_give_the_gradients_of_the_batch(vit, batch, problem_type):
+    model = randomize(vit.classifier(position_predictor=True, problem_type=problem_type)).train()
+    if problem_type == "single_label_classification":
+        batch["labels"][[0, 4]] = -100
+    else:
+        batch["labels"] = nn.functional.one_hot(batch["labels"], 5).float()
     model(**batch).loss.backward()
     expected = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
     for part in (slice(0, 1), slice(1, 3), slice(3, 6)):
         micro_batch = {name: tensor[part] for name, tensor in batch.items()}
-        model(**micro_batch, num_items_in_batch=torch.tensor(4)).loss.backward()
+        model(**micro_batch, num_items_in_batch=(batch["labels"] != -100).sum()).loss.backward()
     torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected)
 
 

@@ -126,8 +126,7 @@ _MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".m
 def _check_nothing_lost(model: nn.Module, loading_info: dict, name) -> None:
     """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
     new = {key: next((part for part in _MAY_BE_NEW if part in f".{key}"), None) for key, _ in model.named_parameters()}
-    stored = new.keys() - loading_info["missing_keys"] - {key for key, *_ in loading_info["mismatched_keys"]}
-    incomplete = {None, *(new[key] for key in stored)}
+    incomplete = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
     lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
@@ -374,15 +373,16 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`)
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Classes in `[0, num_labels)`, or -100 to
-                leave an image out of the loss.
+                leave an image out of the loss. For several classes an image, a `torch.FloatTensor` of shape
+                `(batch_size, num_labels)` of numbers in `[0, 1]`.
             interpolate_pos_encoding (`bool`, *optional*): To accept another image size than the configured one.
             attention_mask (`torch.Tensor`, *optional*)
             execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):
                 Overrides the order for this call, in training too: `"sequential"`, `"arbitrary"` or layer indices.
 
         Raises:
-            `ValueError`: if the order is not valid, the images have another size or channel count, or (where the labels
-                are on the CPU) a label is outside the classes.
+            `ValueError`: if the order is not valid, the images have another size or channel count, the layers were cut by
+                hand, or (where the labels are on the CPU) a label is outside the classes.
         """
         outputs = self.base_model(
             pixel_values,
@@ -396,10 +396,14 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
         loss = None
         if labels is not None:
             self._check_labels(labels)
+            num_items = kwargs.get("num_items_in_batch")
             loss = self.loss_function(labels, logits, self.config, **kwargs)
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                # transformers 5.23 gives the mean here, and its Trainer adds up the micro-batches of a step
+                loss = loss * _share((labels != -100).sum().to(loss.device), num_items)
             if self.training and outputs.position_logits is not None:
                 loss = loss + self.config.position_loss_weight * position_loss(
-                    outputs.position_logits, labels, kwargs.get("num_items_in_batch")
+                    outputs.position_logits, labels, num_items
                 )
 
         return LayerShuffleImageClassifierOutput(
@@ -460,10 +464,14 @@ def position_loss(position_logits: torch.Tensor, labels: torch.Tensor | None = N
         num_images, num_labels = is_counted.sum().clamp(min=1), is_label.sum()
     logits = position_logits[:, :positions].flatten(0, 1).float()
     loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") / (positions * num_images)
-    if num_items_in_batch is None:
-        return loss
-    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=loss.device)
-    return loss * num_labels / (num_items_in_batch + (num_items_in_batch == 0))
+    return loss if num_items_in_batch is None else loss * _share(num_labels, num_items_in_batch)
+
+
+def _share(num_labels, num_items_in_batch) -> torch.Tensor:
+    """The part of a step's labels that a micro-batch has, by which its mean loss counts."""
+    num_labels = torch.as_tensor(num_labels)
+    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=num_labels.device)
+    return num_labels / (num_items_in_batch + (num_items_in_batch == 0))
 
 
 def _is_sharded(model: nn.Module) -> bool:
