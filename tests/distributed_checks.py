@@ -1,4 +1,4 @@
-"""Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py CHECK ..."""
+"""Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py NAMES"""
 
 import copy
 import functools
@@ -199,8 +199,8 @@ def trained_by(model, folder, trainer_class=ls.LayerShuffleTrainer, dataset=None
 
 
 def check_losses_outside_forward(rank: int):
-    """With gradient checkpointing, which leaves no room for parameters without gradient, each takes the step of one process
-    with all images, the position loss included."""
+    """With gradient checkpointing, which leaves no room for parameters without gradient, each takes the step of one
+    process with all images, the position loss included."""
     batch = FullBatch.batch
     smoothed = functools.partial(F.cross_entropy, label_smoothing=0.1)
 
@@ -274,6 +274,7 @@ if __name__ == "__main__":
         globals()[f"check_{name}"](dist.get_rank())
         print(f"rank {dist.get_rank()}: {name} passed", flush=True)
     dist.destroy_process_group()
-    # On a busy machine torch 2.13 aborts now and then while the interpreter ends, after FSDP2 on the CPU: "terminate called
-    # without an active exception", with no Python frame. The check has passed by then; one that fails does not come here.
+    # On a busy machine torch 2.13 aborts now and then while the interpreter ends, after FSDP2 on the CPU: "terminate
+    # called without an active exception", with no Python frame. The check has passed by then; one that fails does not
+    # come here.
     os._exit(0)

@@ -95,7 +95,7 @@ def train(model, folder, trainer_class=ls.LayerShuffleTrainer, callbacks=(), res
 
 
 def recorded_orders(model, training: bool = True) -> list[tuple[int, ...]]:
-    """Hooks the encoder; the returned list grows by the order of each forward in training, or of each in evaluation."""
+    """Hooks the encoder; the returned list grows by the order of each forward in training, or in evaluation."""
     orders = []
 
     def record(module, args, output):
@@ -261,7 +261,8 @@ def test_evaluation_runs_its_own_orders_at_every_step(vit, tmp_path):
         train(model, tmp_path, seed=3, per_device_eval_batch_size=40, **options)
         runs.append(orders)
     assert runs[0] == runs[1]
-    # Of each evaluation: the three orders, and one that `execution_order="arbitrary"` draws, which is not training's of that step
+    # Of each evaluation: the three orders, and one that `execution_order="arbitrary"` draws, which is not training's
+    # of that step
     fixed, others = ([tuple(order) for order in ls.arbitrary_execution_orders(4, 3, seed=seed)] for seed in (5, 3))
     assert fixed != others
     assert [evaluated[start : start + 3] for start in range(0, 12, 4)] == [fixed] * 3

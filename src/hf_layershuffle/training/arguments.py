@@ -16,21 +16,23 @@ class LayerShuffleTrainingArguments(TrainingArguments):
     Args:
         eval_orders (`int`, *optional*, defaults to 0):
             Number of arbitrary execution orders over which each evaluation also measures the accuracy
-            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0. Needs no `compute_metrics`; images with the label -100
-            are left out. For models that choose one class an image.
+            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0. Needs no `compute_metrics`; images with the
+            label -100 are left out. For models that choose one class an image.
         eval_orders_seed (`int`, *optional*, defaults to 0):
             Seed of these orders, at least 0: the same in every evaluation.
         distillation_weight (`float`, *optional*, defaults to 0.9):
-            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight` times
-            what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the temperature's square,
-            so logged training losses are on another scale than evaluation's, which are without a teacher.
+            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight`
+            times what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the
+            temperature's square, so logged training losses are on another scale than evaluation's, which are without a
+            teacher.
         distillation_temperature (`float`, *optional*, defaults to 4.0):
             By which the logits of both models are divided in the distillation loss, above 0.
         stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
-            Whether training ends with an error at the first loss or gradient norm that is not finite, or if weights about
-            to be saved are not. One process on the CPU looks at each step; otherwise the numbers wait on the device until the Trainer
-            logs, evaluates, saves or ends, and for 100 steps at most, so the error, which names the step, may come that
-            much later. No checkpoint is saved in between. Steps that `fp16` skips to scale the loss anew do not count.
+            Whether training ends with an error at the first loss or gradient norm that is not finite, or if weights
+            about to be saved are not. One process on the CPU looks at each step; otherwise the numbers wait on the
+            device until the Trainer logs, evaluates, saves or ends, and for 100 steps at most, so the error, which
+            names the step, may come that much later. No checkpoint is saved in between. Steps that `fp16` skips to
+            scale the loss anew do not count.
     """
 
     eval_orders: int = field(

@@ -10,9 +10,9 @@ class LayerShuffleCallback(TrainerCallback):
     """Gives a model's random execution orders to it as a function of the seed, the step and the micro-batch.
 
     So they are the same on every process, as sharded training needs, and the same after a resume. It also tells the
-    training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or wrapper of your own), where they
-    have `set_epoch`: accelerate tells the outermost one only, and on one process. [`LayerShuffleTrainer`] adds it; add it
-    yourself to another `Trainer`.
+    training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or wrapper of your own),
+    where they have `set_epoch`: accelerate tells the outermost one only, and on one process. [`LayerShuffleTrainer`]
+    adds it; add it yourself to another `Trainer`.
 
     Args:
         seed (`int`, *optional*): Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
@@ -28,8 +28,8 @@ class LayerShuffleCallback(TrainerCallback):
         ]
         if not self._streams:
             raise ValueError(
-                f"LayerShuffleCallback found no LayerShuffle model in {type(model).__name__}; train a LayerShuffleViT* or "
-                "LayerShuffleDeiT* model, or remove the callback."
+                f"LayerShuffleCallback found no LayerShuffle model in {type(model).__name__}; train a "
+                "LayerShuffleViT* or LayerShuffleDeiT* model, or remove the callback."
             )
         self._seek(args, state)
 

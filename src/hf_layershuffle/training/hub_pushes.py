@@ -22,7 +22,7 @@ _BESIDE_ADAPTERS = ("README.md", "*processor_config.json")
 
 
 def adapter_files(folder, adapter_names) -> list[str]:
-    """Files of peft adapters in a folder, relative to it: `default` lies in it, others in subfolders of their names."""
+    """Relative to the folder, in which lies the adapter `default`; others lie in subfolders of their names."""
     folders = ["" if name == "default" else f"{name}/" for name in adapter_names]
     patterns = [
         *_BESIDE_ADAPTERS,
@@ -99,9 +99,9 @@ class HubMixin:
     """The card of [`LayerShuffleTrainer`], and what it pushes."""
 
     def create_model_card(self, dataset=None, metrics=None, **kwargs) -> None:
-        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`, which
-        records what the card says of the training. `push_to_hub` calls it; training alone does not. Adapters of peft get
-        peft's card.
+        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`,
+        which records what the card says of the training. `push_to_hub` calls it; training alone does not. Adapters of
+        peft get peft's card.
 
         Args:
             dataset (`str`, *optional*): Name of the dataset.
@@ -139,11 +139,11 @@ class HubMixin:
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
     ):
-        """As in transformers, but in one commit, and without the pickled arguments and the logs. Of a peft model, the adapters
-        and their card are pushed.
+        """As in transformers, but in one commit, and without the pickled arguments and the logs. Of a peft model, the
+        adapters and their card are pushed.
 
-        Checkpoints are pushed by `hub_strategy` alone: `"checkpoint"` and `"all_checkpoints"` put them, with the optimizer and
-        without the pickled arguments, into folders of the repository, where they stay.
+        Checkpoints are pushed by `hub_strategy` alone: `"checkpoint"` and `"all_checkpoints"` put them, with the
+        optimizer and without the pickled arguments, into folders of the repository, where they stay.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -165,7 +165,7 @@ class HubMixin:
         return HfApi().run_as_future(push, self.args.output_dir, self.hub_model_id, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        """Like transformers' own, but with the code files and without the pickled arguments, which hold the Hub's token."""
+        """Like transformers' own, but with the code files and without the pickled arguments, which hold a token."""
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:

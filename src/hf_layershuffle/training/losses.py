@@ -46,7 +46,7 @@ class TrainingLossMixin:
         return (loss, *rest) if rest else loss
 
     def _with_position_loss(self, loss, outputs: list, labels, num_items_in_batch) -> torch.Tensor:
-        """Adds the mean over these outputs of the position loss, of those on whose positions the loss does not depend."""
+        """Adds the position loss, mean over those outputs on whose positions the loss does not depend."""
         losses = []
         for output in outputs:
             position_logits = output.get("position_logits") if isinstance(output, dict) else None
@@ -76,8 +76,8 @@ class TrainingLossMixin:
         weight = self._argument("distillation_weight")
         if weight != 1:
             raise ValueError(
-                f"The images have no labels, of which the loss consists in part: `distillation_weight` is {weight}. Set it "
-                "to 1 to learn from the teacher alone, or give `labels`."
+                f"The images have no labels, of which the loss consists in part: `distillation_weight` is {weight}. "
+                "Set it to 1 to learn from the teacher alone, or give `labels`."
             )
         return torch.zeros((), device=self.args.device), model(**inputs)
 

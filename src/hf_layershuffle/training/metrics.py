@@ -38,9 +38,10 @@ class Accuracy(evaluate.Metric):
 class OrderAccuracy(evaluate.Metric):
     """Accuracy over several execution orders: each image has one predicted class an order.
 
-    Returns `arbitrary_accuracy` (mean over orders), its population standard deviation `..._std`, `..._min`, `..._max`, the
-    95 % bootstrap confidence interval of the mean `..._ci_low` and `..._ci_high`, and `order_agreement`: how often two
-    orders predict the same class, right or wrong, mean over images and pairs of different orders. Fractions in [0, 1].
+    Returns `arbitrary_accuracy` (mean over orders), its population standard deviation `..._std`, `..._min`, `..._max`,
+    the 95 % bootstrap confidence interval of the mean `..._ci_low` and `..._ci_high`, and `order_agreement`: how often
+    two orders predict the same class, right or wrong, mean over images and pairs of different orders. Fractions
+    in [0, 1].
 
     ```python
     >>> from hf_layershuffle import OrderAccuracy
@@ -55,7 +56,7 @@ class OrderAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Accuracy over execution orders, in [0, 1].",
             citation="",
-            inputs_description="predictions: class indices of shape (num_images, num_orders); references: (num_images,).",
+            inputs_description="predictions: class indices, (num_images, num_orders); references: (num_images,).",
             features=datasets.Features(
                 {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")}
             ),
@@ -83,10 +84,11 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics for the `compute_metrics` of a `Trainer` or [`LayerShuffleTrainer`], of the task that the labels tell.
 
     Returns:
-        - One class an image (integer labels): `accuracy`, fraction in [0, 1] in the model's evaluation order. Images with the
-          label -100 are left out; nothing is returned if no other is there.
-        - Several classes an image (labels of shape `(num_images, num_labels)`, each 0 or 1; logits above 0 count as 1):
-          `subset_accuracy`, fraction of images with all classes right, and `f1`, over all images and classes (micro).
+        - One class an image (integer labels): `accuracy`, fraction in [0, 1] in the model's evaluation order. Images
+          with the label -100 are left out; nothing is returned if no other is there.
+        - Several classes an image (labels of shape `(num_images, num_labels)`, each 0 or 1): `subset_accuracy`,
+          fraction of images with all classes right, and `f1`, over all images and classes (micro). Logits above 0
+          count as 1.
         - Regression (other labels): `mse` and `mae`, mean squared and absolute error over images and outputs.
     """
     outputs, labels = _joined(prediction.predictions), _joined(prediction.label_ids)

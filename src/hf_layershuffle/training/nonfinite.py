@@ -16,7 +16,7 @@ class NonFiniteWatch:
         self._noted = []
 
     def note(self, step: int, name: str, value) -> None:
-        """`step` counts optimizer steps from 1; `value` is a scalar tensor or a number, or None for nothing to note."""
+        """`step` counts optimizer steps from 1; `value` is a scalar tensor, a number, or None, which is no value."""
         if self.is_on and value is not None:
             self._noted.append((step, name, value.detach() if isinstance(value, torch.Tensor) else value))
 
@@ -34,7 +34,7 @@ class NonFiniteWatch:
 
 
 def largest_weight(model: torch.nn.Module) -> torch.Tensor:
-    """The largest absolute value of the trained parameters that lie on this process; not finite if one of them is not."""
+    """The largest absolute value of the trained parameters on this process; not finite if one of them is not."""
     parameters = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
     parameters = [each.to_local() if isinstance(each, DTensor) else each for each in parameters]
     largest = [each.abs().max().float() for each in parameters if each.numel() > 0]  # ZeRO-3 leaves empty ones

@@ -10,7 +10,7 @@ HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 
 
 def use_float32_weights(model) -> torch.dtype | None:
-    """Casts a model that is about to be trained to float32 where its trainable parameters are in half precision, and warns.
+    """Casts a model that is about to be trained to float32, with a warning, if it trains half-precision parameters.
 
     The frozen base of adapters or of a quantised model stays as it is; other models are cast whole, as layers of two
     precisions cannot follow each other.
@@ -19,7 +19,8 @@ def use_float32_weights(model) -> torch.dtype | None:
         model (`torch.nn.Module`): Cast in place; optimizers that hold its parameters stay valid.
 
     Returns:
-        `torch.dtype`: of the frozen base in which the model must then be run, by autocast; None if nothing asks for it.
+        `torch.dtype`: of the frozen base in which the model must then be run, by autocast; None if nothing asks for
+            it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = {parameter.dtype for parameter in trained} & set(HALF_PRECISIONS)
@@ -32,23 +33,23 @@ def use_float32_weights(model) -> torch.dtype | None:
     else:
         model.float()
     logger.warning(
-        "The model is in %s, in which small steps of training are lost: it is trained in float32. For speed and memory, "
-        "add mixed precision (`bf16=True` or `fp16=True`). To train half-precision weights as they are, use transformers' "
-        "Trainer with LayerShuffleCallback.",
+        "The model is in %s, in which small steps of training are lost: it is trained in float32. For speed and "
+        "memory, add mixed precision (`bf16=True` or `fp16=True`). To train half-precision weights as they are, use "
+        "transformers' Trainer with LayerShuffleCallback.",
         " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found)),
     )
     return next((parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF_PRECISIONS), None)
 
 
 def check_mixed_precision(model, mixed_precision: str) -> None:
-    """Raises a `ValueError` if frozen parameters are in one half precision and mixed precision (`"bf16"`, `"fp16"` or another)
-    is the other: PyTorch's autocast knows no way from one to the other."""
+    """Raises a `ValueError` if frozen parameters are in one half precision and mixed precision (`"bf16"`, `"fp16"` or
+    another) is the other: PyTorch's autocast knows no way from one to the other."""
     other = {"bf16": torch.float16, "fp16": torch.bfloat16}.get(mixed_precision)
     if any(parameter.dtype == other and not parameter.requires_grad for parameter in model.parameters()):
         name = str(other).removeprefix("torch.")
         raise ValueError(
-            f"The model has frozen weights in {name}, which cannot be run in `{mixed_precision}`. Load it in float32 or in the "
-            "precision of the training: from_pretrained(..., dtype=...)."
+            f"The model has frozen weights in {name}, which cannot be run in `{mixed_precision}`. Load it in float32 "
+            "or in the precision of the training: from_pretrained(..., dtype=...)."
         )
 
 

@@ -13,8 +13,8 @@ def as_model_inputs(dataset, image_processor, config, name: str):
     """The dataset, or one made of it, whose items hold `pixel_values`.
 
     Args:
-        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of such. All
-            else comes back as it is.
+        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of
+            such. All else comes back as it is.
         image_processor: That of the model, or None.
         config: The model's; gives the number of channels and the numbers of the classes.
         name (`str`): For messages, such as `"train_dataset"`.
@@ -35,9 +35,9 @@ def as_model_inputs(dataset, image_processor, config, name: str):
         return TransformedImages(dataset, name)
     if isinstance(dataset, datasets.IterableDataset) or not isinstance(image_processor, BaseImageProcessor):
         raise ValueError(
-            f"`{name}` has the columns {', '.join(columns)} and no `pixel_values`. Pass the model's image processor as "
-            "`processing_class`, or an `ImageClassificationDataset(dataset, image_processor)`; or give the dataset a "
-            "transform that makes `pixel_values` and `labels` (`with_transform`; of a stream: `map`), with "
+            f"`{name}` has the columns {', '.join(columns)} and no `pixel_values`. Pass the model's image processor "
+            "as `processing_class`, or an `ImageClassificationDataset(dataset, image_processor)`; or give the "
+            "dataset a transform that makes `pixel_values` and `labels` (`with_transform`; of a stream: `map`), with "
             "`remove_unused_columns=False` for another Trainer."
         )
     image_column = _find_column(
@@ -69,8 +69,9 @@ class TransformedImages(torch.utils.data.Dataset):
         given = dataset[0] if len(dataset) else {"pixel_values": None}
         if "pixel_values" not in given:
             raise ValueError(
-                f"The transform of `{name}` gives {', '.join(given)}; it must give `pixel_values` of shape (num_images, "
-                "num_channels, height, width) and `labels`, as image_processor(images, return_tensors='pt') makes them."
+                f"The transform of `{name}` gives {', '.join(given)}; it must give `pixel_values` of shape "
+                "(num_images, num_channels, height, width) and `labels`, as an image processor makes them with "
+                "return_tensors='pt'."
             )
 
     def __len__(self) -> int:

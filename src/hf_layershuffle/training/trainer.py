@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What the Trainer needs beyond the model: the order stream, accuracy under arbitrary orders, distillation, a model card."""
+"""What the Trainer needs beyond the model: orders that processes agree on, losses, metrics in any order, a card."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -34,26 +34,27 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     - Weights in half precision are trained in float32, with a warning (see [`use_float32_weights`]).
     - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
-      `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the `model` that it
-      is given. Where the loss does not depend on what the model says of positions, it is added, once.
+      `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
+      `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
     - Evaluation takes all images, also with `dataloader_drop_last`.
-    - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless `ddp_find_unused_parameters` says.
+    - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
+      `ddp_find_unused_parameters` says.
 
     Args:
         teacher_model ([`~transformers.PreTrainedModel`], *optional*):
-            A trained image classifier with the same classes and images, of any architecture, such as the plain ViT. The model
-            learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
-            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own evaluation order and not
-            trained; evaluation losses are without it. With a weight of 1, images need no labels. A subclass with a
-            `compute_loss` of its own must call this class's.
-        args, kwargs: As of [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`, if
-            that is the model's image processor; one with a transform is taken as it is.
+            A trained image classifier with the same classes and images, of any architecture, such as the plain ViT.
+            The model learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
+            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own
+            evaluation order and not trained; evaluation losses are without it. With a weight of 1, images need no
+            labels. A subclass with a `compute_loss` of its own must call this class's.
+        args, kwargs: As of [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`,
+            if that is the model's image processor; one with a transform is taken as it is.
 
     Raises:
-        `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of channels, or
-            weights that are not finite (how pixels are normalised is the dataset's affair: it must suit the teacher too);
-            if a `datasets.Dataset` holds images and there is no image processor.
+        `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of
+            channels, or weights that are not finite (how pixels are normalised is the dataset's affair: it must suit
+            the teacher too); if a `datasets.Dataset` holds images and there is no image processor.
     """
 
     def __init__(self, *args, teacher_model=None, **kwargs):
@@ -172,8 +173,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         remedy = (
             "Pass a teacher that gives finite numbers for these images"
             if name.startswith("teacher")
-            else f"Lower `learning_rate` ({self.args.learning_rate:g}), or raise `warmup_steps`; use `bf16` instead of `fp16`; see "
-            "that pixels and weights at the start are finite"
+            else f"Lower `learning_rate` ({self.args.learning_rate:g}), or raise `warmup_steps`; use `bf16` instead "
+            "of `fp16`; see that pixels and weights at the start are finite"
         )
         raise ValueError(
             f"Training stopped: the {name} of step {step} is not finite. Nothing was saved since; {kept}. {remedy}. "
