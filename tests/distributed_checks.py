@@ -212,13 +212,15 @@ def check_losses_outside_forward(rank: int):
             (smoothed, {"label_smoothing_factor": 0.1}),
             (F.cross_entropy, {"compute_loss_func": of_a_step}),
             (F.cross_entropy, {"trainer_class": OwnLoss}),
+            # Looks for parameters without gradient, for which DistributedDataParallel puts a node between model and loss
+            (F.cross_entropy, {"trainer_class": OwnLoss, "gradient_checkpointing": False}),
         ):
             expected, model = (build(position_predictor=True, position_loss_weight=2.0) for _ in "12")
             outputs = expected(batch["pixel_values"])
             loss = cross_entropy(outputs.logits, batch["labels"]) + 2 * position_loss(outputs.position_logits)
             loss.backward()
             torch.optim.SGD(expected.parameters(), lr=0.1).step()
-            trained_by(model, folder, gradient_checkpointing=True, **options)
+            trained_by(model, folder, **{"gradient_checkpointing": True, **options})
             for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
                 torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {options}")
 

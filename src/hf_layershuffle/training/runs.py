@@ -195,7 +195,7 @@ def prepare_folder(folder: Path, checkpoint: str | None, overwrites: bool, argum
 
 @contextmanager
 def claimed_folder(folder: Path):
-    """The output folder, made if it is missing, for this process alone. One that stays empty is removed again.
+    """The output folder, made if it is missing, for this process alone. One that was made and stays empty is removed again.
 
     Raises:
         `ValueError`: if another process trains into it.
@@ -227,8 +227,7 @@ def claimed_folder(folder: Path):
         raise
     finally:
         (folder / OWNER_FILE).unlink(missing_ok=True)
-        if is_untouched(folder) and new:
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+        (folder / LOCK_FILE).unlink(missing_ok=True)  # while it is held: who waits for it makes a new one
         lock.release()
         for path in new:
             if path.is_dir() and not any(path.iterdir()):
