@@ -396,14 +396,10 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
         loss = None
         if labels is not None:
             self._check_labels(labels)
-            num_items = kwargs.get("num_items_in_batch")
             loss = self.loss_function(labels, logits, self.config, **kwargs)
-            if num_items is not None and self.config.problem_type != "single_label_classification":
-                # transformers 5.23 gives the mean here, and its Trainer adds up the micro-batches of a step
-                loss = loss * _share((labels != -100).sum().to(loss.device), num_items)
             if self.training and outputs.position_logits is not None:
                 loss = loss + self.config.position_loss_weight * position_loss(
-                    outputs.position_logits, labels, num_items
+                    outputs.position_logits, labels, kwargs.get("num_items_in_batch")
                 )
 
         return LayerShuffleImageClassifierOutput(
@@ -464,13 +460,11 @@ def position_loss(position_logits: torch.Tensor, labels: torch.Tensor | None = N
         num_images, num_labels = is_counted.sum().clamp(min=1), is_label.sum()
     logits = position_logits[:, :positions].flatten(0, 1).float()
     loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") / (positions * num_images)
-    return loss if num_items_in_batch is None else loss * _share(num_labels, num_items_in_batch)
-
-
-def _share(num_labels, num_items_in_batch) -> torch.Tensor:
-    """The part of a step's labels that a micro-batch has, by which its mean loss counts."""
-    num_labels = torch.as_tensor(num_labels)
-    return num_labels / torch.as_tensor(num_items_in_batch, device=num_labels.device).clamp(min=1)
+    if num_items_in_batch is None:
+        return loss
+    # The part of the step's labels that this micro-batch has, by which its mean counts
+    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=loss.device)
+    return loss * num_labels / (num_items_in_batch + (num_items_in_batch == 0))
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -12,7 +12,6 @@ from importlib import import_module
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from transformers import DeiTForImageClassification, DeiTModel, ViTForImageClassification, ViTModel
 from transformers import initialization as init
@@ -58,50 +57,6 @@ class LayerShuffleImageClassifierOutput(ImageClassifierOutput):
     position_logits: torch.FloatTensor | None = None
 
 
-class JointNormalization(torch.autograd.Function):
-    """Normalises tokens as LayerNorm would after joining a depth vector to each of them, without joining it.
-
-    With the mean `m` and the inverse standard deviation `r` of the joint vector `[token, depth_vector]`, the tokens become
-    `(token - m) * r` and the depth vector `r * depth_vector - m * r`: two numbers a token say all about the second part.
-    Its own backward keeps one tensor of the tokens' size instead of two and passes over it half as often.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden_states: torch.Tensor, depth_vector: torch.Tensor, eps: float):
-        """Returns the normalised tokens, of the shape and dtype of `hidden_states`, and `(r, -m * r)` of shape `(..., 2)`."""
-        ctx.dtype = hidden_states.dtype
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)  # as LayerNorm does for half precision
-        tokens, vector = hidden_states.to(dtype), depth_vector.to(dtype)
-        joint_size = tokens.shape[-1] + len(vector)
-        mean = (tokens.sum(dim=-1, keepdim=True) + vector.sum()) / joint_size
-        normalized = tokens - mean
-        # Squares of differences, not a difference of squares, which would cancel
-        vector_mean = vector.mean()
-        squares = torch.linalg.vector_norm(normalized, dim=-1, keepdim=True).square_()
-        squares = squares + (vector - vector_mean).square().sum() + len(vector) * (vector_mean - mean).square()
-        rstd = torch.rsqrt(squares / joint_size + eps)
-        normalized = normalized.mul_(rstd).to(ctx.dtype)
-        ctx.save_for_backward(normalized, vector, mean, rstd)
-        return normalized, torch.cat((rstd, -mean * rstd), dim=-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_normalized, grad_statistics):
-        normalized, vector, mean, rstd = ctx.saved_tensors
-        joint_size = normalized.shape[-1] + len(vector)
-        grad, normalized = grad_normalized.to(rstd.dtype), normalized.to(rstd.dtype)
-        grad_rstd, grad_shift = grad_statistics.unbind(dim=-1)
-        grad_rstd, grad_shift = grad_rstd[..., None], grad_shift[..., None]
-        # Of the loss with respect to the mean, and to the logarithm of rstd
-        grad_mean = -rstd * (grad.sum(dim=-1, keepdim=True) + grad_shift)
-        grad_scale = (grad * normalized).sum(dim=-1, keepdim=True) + rstd * (grad_rstd - mean * grad_shift)
-        factor = rstd * grad_scale / joint_size
-        grad_tokens = (grad * rstd).addcmul_(normalized, -factor).add_(grad_mean / joint_size)
-        factor = factor * rstd
-        grad_vector = grad_mean.sum() / joint_size + (factor * mean).sum() - factor.sum() * vector
-        return grad_tokens.to(ctx.dtype), grad_vector, None
-
-
 class DepthProjection(nn.Module):
     """Tells a layer the position it runs at: `LayerNorm -> Linear -> GELU` of the tokens joined with a depth vector.
 
@@ -118,16 +73,9 @@ class DepthProjection(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, hidden_states: torch.Tensor, depth_vector: torch.Tensor) -> torch.Tensor:
-        # The linear map of the joint vector, in parts: of the tokens, and of the depth vector once for all tokens
-        weight = self.dense.weight * self.norm.weight
-        token_weight, depth_weight = weight.split((hidden_states.shape[-1], len(depth_vector)), dim=1)
-        bias = self.dense.bias + self.dense.weight @ self.norm.bias
-        depth_part = torch.stack((depth_weight @ depth_vector.to(weight.dtype), depth_weight.sum(dim=1)))
-        normalized, statistics = JointNormalization.apply(hidden_states, depth_vector, self.norm.eps)
-        # (tokens of all images, 2) x (2, hidden_size) + (tokens of all images, hidden_size) x (hidden_size, hidden_size)
-        projected = torch.addmm(bias, statistics.flatten(0, -2).to(weight.dtype), depth_part)
-        projected = torch.addmm(projected, normalized.flatten(0, -2), token_weight.t())
-        return self.activation(projected.view(hidden_states.shape))
+        # (batch_size, tokens, hidden_size) and (depth_embedding_dim,) -> (batch_size, tokens, hidden_size)
+        vectors = depth_vector.expand(*hidden_states.shape[:-1], -1)
+        return self.activation(self.dense(self.norm(torch.cat((hidden_states, vectors), dim=-1))))
 
 
 class PositionHead(nn.Module):
@@ -171,6 +119,24 @@ def _is_package() -> bool:
     return __package__ == "hf_layershuffle"
 
 
+# What a checkpoint may lack, each as a whole, since a model can be given it anew; anything else makes the encoder
+_MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".mask_token", ".pooler.", ".classifier.")
+
+
+def _check_nothing_lost(model: nn.Module, loading_info: dict, name) -> None:
+    """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
+    new = {key: next((part for part in _MAY_BE_NEW if part in f".{key}"), None) for key, _ in model.named_parameters()}
+    incomplete = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
+    lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ValueError(
+            f"'{name}' lacks tensors of this model: {', '.join(lost[:3])}{more}. Its weights are incomplete, or "
+            f"`num_hidden_layers` ({model.config.num_hidden_layers}) is more than it has layers. Copy or download it "
+            "again, or correct its config.json."
+        )
+
+
 class LayerShufflePreTrainedMixin:
     """What base models and classifiers share: new modules start as no-ops, and loading refuses what it cannot read."""
 
@@ -190,7 +156,8 @@ class LayerShufflePreTrainedMixin:
         """As in transformers, for LayerShuffle checkpoints and for plain ViT or DeiT ones with old or new tensor names.
 
         Raises:
-            `ValueError`: if a tensor has another shape than in the checkpoint, or the configuration is not valid.
+            `ValueError`: if a tensor has another shape than in the checkpoint, a tensor of the encoder is missing there (the
+                classifier, the depth path and the position heads may be new), or the configuration is not valid.
             `OSError`: if a file is missing, truncated or corrupted.
         """
         try:
@@ -216,6 +183,7 @@ class LayerShufflePreTrainedMixin:
                 "classifier has `num_labels` outputs, a position predictor `num_hidden_layers`. Pass "
                 "`ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
             )
+        _check_nothing_lost(model, loading_info, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(
@@ -223,7 +191,12 @@ class LayerShufflePreTrainedMixin:
     ):
         """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
         serves `AutoModel` and `AutoModelForImageClassification`, whichever class was saved, with this package or by
-        `trust_remote_code=True`."""
+        `trust_remote_code=True`.
+
+        Raises:
+            `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`].
+        """
+        self.base_model.check_depth()
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
         self.config.auto_map = dict(_AUTO_MAPS[self.config.model_type])
         publishes = push_to_hub and _is_package()
@@ -270,24 +243,47 @@ class LayerShuffleModelMixin(LayerShufflePreTrainedMixin):
         """
         self.execution_order_stream.seek(seed, step)
 
-    @torch.compiler.disable
+    def check_depth(self) -> None:
+        """Whether `layers` is as long as the configuration says; depth vectors and position heads depend on it too.
+
+        Raises:
+            `ValueError`: if it is not, as after cutting layers by hand.
+        """
+        num_layers, depths = len(self.layers), {"`config.num_hidden_layers`": self.config.num_hidden_layers}
+        if self.depth_embedding is not None:
+            depths["the number of depth vectors"] = getattr(self.depth_embedding, "num_embeddings", num_layers)
+        for layer in self.layers:
+            if getattr(layer, "position_head", None) is not None:
+                depths["the number of outputs of a position head"] = layer.position_head.dense.out_features
+        for what, depth in depths.items():
+            if depth != num_layers:
+                raise ValueError(
+                    f"This model has {num_layers} layers, but {what} is {depth}. Layers cut by hand leave the "
+                    "configuration, the depth vectors and the position heads as they were. Shorten them all by "
+                    f"`hf_layershuffle.prune_layers(model, {list(range(num_layers))})`, of the whole model or of this one."
+                )
+
     def resolve_execution_order(self, execution_order=None) -> list[int]:
         """The order of the next forward pass: `execution_order` if given; else in training one drawn by
         `config.shuffle_mode` and `config.layerdrop`, in evaluation `config.execution_order`."""
+        self.check_depth()
         num_layers, config = len(self.layers), self.config
         if execution_order is None and self.training:
             if config.shuffle_mode == "none" and config.layerdrop == 0.0:
                 return list(range(num_layers))
-            return draw_execution_order(
-                num_layers, self._next_generator(), config.shuffle_mode, config.shuffle_window, config.layerdrop
-            )
+            return self._draw_execution_order(config.shuffle_mode, config.shuffle_window, config.layerdrop)
         if execution_order is None:
             execution_order = config.execution_order
         if isinstance(execution_order, str) and execution_order == "sequential":
             return list(range(num_layers))
         if isinstance(execution_order, str) and execution_order == "arbitrary":
-            return draw_execution_order(num_layers, self._next_generator())
+            return self._draw_execution_order("arbitrary")
         return check_execution_order(execution_order, num_layers)
+
+    # Orders that do not change can stand in one graph of the whole model; a graph for each random one would be one too many
+    @torch.compiler.disable
+    def _draw_execution_order(self, *how) -> list[int]:
+        return draw_execution_order(len(self.layers), self._next_generator(), *how)
 
     def _next_generator(self):
         stream = self.execution_order_stream
@@ -377,15 +373,16 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`)
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Classes in `[0, num_labels)`, or -100 to
-                leave an image out of the loss.
+                leave an image out of the loss. For several classes an image, a `torch.FloatTensor` of shape
+                `(batch_size, num_labels)` of numbers in `[0, 1]`.
             interpolate_pos_encoding (`bool`, *optional*): To accept another image size than the configured one.
             attention_mask (`torch.Tensor`, *optional*)
             execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):
                 Overrides the order for this call, in training too: `"sequential"`, `"arbitrary"` or layer indices.
 
         Raises:
-            `ValueError`: if the order is not valid, the images have another size or channel count, or (where the labels
-                are on the CPU) a label is outside the classes.
+            `ValueError`: if the order is not valid, the images have another size or channel count, the layers were cut by
+                hand, or (where the labels are on the CPU) a label is outside the classes.
         """
         outputs = self.base_model(
             pixel_values,
@@ -401,8 +398,9 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
             self._check_labels(labels)
             loss = self.loss_function(labels, logits, self.config, **kwargs)
             if self.training and outputs.position_logits is not None:
-                position_loss = _position_loss(outputs.position_logits, kwargs.get("num_items_in_batch"))
-                loss = loss + self.config.position_loss_weight * position_loss
+                loss = loss + self.config.position_loss_weight * position_loss(
+                    outputs.position_logits, labels, kwargs.get("num_items_in_batch")
+                )
 
         return LayerShuffleImageClassifierOutput(
             loss=loss,
@@ -414,10 +412,19 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
         )
 
     def _check_labels(self, labels: torch.Tensor) -> None:
-        # On an accelerator, reading the labels would make every step wait
-        if labels.device.type != "cpu" or labels.is_floating_point() or self.num_labels < 2 or labels.numel() == 0:
+        # On an accelerator, reading the labels would make every step wait; in a graph or under torch.func it cannot be done
+        if labels.device.type != "cpu" or self.num_labels < 2 or labels.numel() == 0 or torch.compiler.is_compiling():
             return
-        if self.config.problem_type not in (None, "single_label_classification"):
+        if torch._C._functorch.is_functorch_wrapped_tensor(labels):
+            return
+        kinds = {True: "multi_label_classification", False: "single_label_classification"}
+        kind = self.config.problem_type or kinds[labels.is_floating_point()]  # as transformers takes them
+        if kind == "multi_label_classification" and (labels == -100).any():
+            raise ValueError(
+                "`labels` of several classes an image hold -100, which would count as a target like any other; each is a "
+                "number from 0 to 1. Leave images without labels out of the dataset."
+            )
+        if kind != "single_label_classification":
             return
         outside = labels[((labels < 0) | (labels >= self.num_labels)) & (labels != -100)]
         if len(outside) > 0:
@@ -427,19 +434,37 @@ class LayerShuffleForImageClassificationMixin(LayerShufflePreTrainedMixin):
             )
 
 
-def _position_loss(position_logits: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """Cross-entropy of the predicted positions, mean over positions and batch (arXiv 2407.04513).
+def position_loss(position_logits: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch=None):
+    """Cross-entropy of the predicted positions, mean over positions and over the images that count (arXiv 2407.04513).
 
-    `position_logits` has shape `(batch_size, positions, num_layers)`. Positions beyond the depth (orders with repeats) have no
-    class and are left out. `num_items_in_batch` is the Trainer's count of images in all micro-batches of a step, by
-    which the class loss is divided too.
+    Args:
+        position_logits (`torch.FloatTensor` of shape `(batch_size, positions, num_layers)`): Positions beyond the depth
+            (orders with repeats) have no class and are left out.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, labels_per_image)`, *optional*): An image whose
+            labels are all -100 is left out, as of the class loss.
+        num_items_in_batch (`int` or `torch.LongTensor`, *optional*): The Trainer's count of labels that are not -100 in all
+            micro-batches of a step, by which the class loss is divided. The losses of the micro-batches then add up to
+            that of the whole batch.
+
+    Returns:
+        `torch.FloatTensor` of shape `()` in float32, without `position_loss_weight`; 0 if no image counts.
     """
-    num_layers = position_logits.shape[-1]
-    position_logits = position_logits[:, :num_layers]
-    batch_size, positions = position_logits.shape[:2]
+    batch_size, positions, num_layers = position_logits.shape
+    positions = min(positions, num_layers)
     targets = torch.arange(positions, device=position_logits.device).expand(batch_size, -1)
-    loss = nn.functional.cross_entropy(position_logits.flatten(0, 1).float(), targets.flatten())
-    return loss if num_items_in_batch is None else loss * batch_size / num_items_in_batch
+    num_images = num_labels = batch_size
+    if labels is not None:
+        is_label = labels.to(targets.device).reshape(batch_size, labels.numel() // max(batch_size, 1)) != -100
+        is_counted = is_label.any(dim=1)
+        targets = targets.masked_fill(~is_counted[:, None], -100)
+        num_images, num_labels = is_counted.sum().clamp(min=1), is_label.sum()
+    logits = position_logits[:, :positions].flatten(0, 1).float()
+    loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") / (positions * num_images)
+    if num_items_in_batch is None:
+        return loss
+    # The part of the step's labels that this micro-batch has, by which its mean counts
+    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=loss.device)
+    return loss * num_labels / (num_items_in_batch + (num_items_in_batch == 0))
 
 
 def _is_sharded(model: nn.Module) -> bool:
