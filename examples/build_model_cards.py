@@ -6,7 +6,7 @@
     python examples/build_model_cards.py vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
 
 A model of the digits whose run is not recorded in outputs/ is trained by examples/train.py; the larger ones are those that
-examples/reproduce.py trained, in float16 and for RGB images. One whose report is of other weights or settings is
+experiments/grid.py trained, in float16 and for RGB images. One whose report is of other weights or settings is
 evaluated. Prints a table of all models.
 """
 
@@ -127,7 +127,7 @@ def main() -> None:
             (run, class_names), dataset_name = LARGER_MODELS[name], args.dataset_name
             run = REPOSITORY / "outputs" / "reproduce" / run
             if not run.is_dir():
-                parser.error(f"there is no run '{run}'; train it by examples/reproduce.py: see docs/results.md.")
+                parser.error(f"there is no run '{run}'; train it by experiments/grid.py: see docs/results.md.")
         else:
             run, dataset_name = REPOSITORY / "outputs" / MODELS[name][0], DATASET
             train(run, MODELS[name][1])

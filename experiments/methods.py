@@ -74,8 +74,8 @@ PRESETS = {
 }
 # Sums rounded differently by another number of threads move 5 of the 360 digits; one thread is also the fastest there
 ONE_THREAD = ("digits",)
-# What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean, and
-# the least part of the accuracy that three quarters of the layers keep
+# What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,
+# and the least part of the accuracy that three quarters of the layers keep
 TARGETS = {
     "fashion-mnist": {"ratio": 0.995, "worst": 0.5, "kept": 0.97},
     "cifar10-small": {"ratio": 0.97, "worst": 1.0, "kept": 0.97},
@@ -83,7 +83,7 @@ TARGETS = {
 
 
 def twice_as_long(preset: str) -> str:
-    """Further training arguments by which a run of the preset sees twice as many images; "" where it says no number."""
+    """Further training arguments by which a run of the preset sees twice as many images; "" if it says no number."""
     arguments = PRESETS[preset]
     if "--num_train_epochs" not in arguments:
         return ""

@@ -192,7 +192,7 @@ def short_table(groups: list[Group]) -> str:
 
 
 def length_table(groups: list[Group]) -> str:
-    """How the preset and the plain models gain from longer training, where one of them was trained for several lengths."""
+    """How the preset and the plain models gain from longer training; "" where all were trained equally long."""
     methods = {"plain": "sequential", "plain-init": "sequential", "order-free": "arbitrary"}
     by_length = {}
     for group in groups:
@@ -213,8 +213,8 @@ def length_table(groups: list[Group]) -> str:
 
 
 def held_out_table(records: list[dict]) -> str:
-    """Runs on images held out of a training split: what learning rates and the like were chosen by. Records hold the full
-    report, or only what train.py measures."""
+    """Runs on images held out of a training split, by which learning rates and the like are chosen. Records hold the
+    full report, or only what train.py measures."""
     rows = []
     for record in records:
         report, results = record.get("report"), record.get("results")
