@@ -7,7 +7,7 @@ comes with the package.
                                                        # takes the model of its run in outputs/, which is trained if missing
     python examples/build_model_cards.py --train vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
 
-The models of the digits are trained by examples/train.py; the larger ones are those that examples/reproduce.py trained, for
+The models of the digits are trained by examples/train.py; the larger ones are those that experiments/grid.py trained, for
 RGB images. All weights are float32. A model whose report is of other weights is evaluated. Prints a table of the digits' models.
 """
 
@@ -202,7 +202,7 @@ def main() -> None:
             run, dataset_name, class_names = LARGER_MODELS[name]
             run, dataset = RUNS / "reproduce" / run, None
             if args.train and not run.is_dir():
-                parser.error(f"there is no run '{run}'; train it by examples/reproduce.py: see docs/results.md.")
+                parser.error(f"there is no run '{run}'; train it by experiments/grid.py: see docs/results.md.")
             if args.train:
                 copy_published(run, folder)
             prepare_for_the_hub(folder, class_names)

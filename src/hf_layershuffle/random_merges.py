@@ -246,7 +246,8 @@ def plot_random_merges(reports: Sequence[RandomMergeReport]):
 
 
 def random_merge_table(reports: Sequence[RandomMergeReport]):
-    """Reports on the same dataset as one [`rich.table.Table`]: accuracies as fractions in [0, 1].
+    """Reports on the same dataset as one [`rich.table.Table`]: accuracies as fractions in [0, 1], with their population
+    standard deviation over the models of each row.
 
     Raises:
         `ValueError`: if they are of different datasets.

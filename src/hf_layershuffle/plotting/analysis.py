@@ -59,8 +59,8 @@ def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] =
 
 @styled
 def plot_updates_by_position(report: AnalysisReport) -> Figure:
-    """Updates by position, of whole layers and of their parts: over random orders, with a band of one standard deviation
-    over layers (not below 0), and in sequential order (dashed)."""
+    """Updates by position, of whole layers and of their parts: over random orders, with a band of one population
+    standard deviation over layers (not below 0), and in sequential order (dashed)."""
     found = report.contributions
     figure = Figure(figsize=(PAGE_WIDTH, 2.8), layout="constrained")
     panels = figure.subplots(1, 2)

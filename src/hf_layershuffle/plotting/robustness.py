@@ -82,8 +82,8 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy against the number of layers that run, one panel a method of choosing them, one line a model.
 
-    Lines are means, bands one standard deviation over orders, within [0, 1]; evenly spaced layers are one order each, so
-    have no band.
+    Lines are means, bands one population standard deviation over orders, within [0, 1]; evenly spaced layers are one order
+    each, so have no band.
     """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")

@@ -1,0 +1,90 @@
+"""What the grid trains: methods, by further arguments of train.py, and presets, which are a model and a schedule."""
+
+# With the initial weights of the preset, which suit the plain model too: the harder baseline
+PLAIN_INIT = ["--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"]
+ORDER_FREE = ["--preset", "order-free"]
+# From the model that method plain-init trained with the same seed; and learning from its answers
+FINE_TUNED = ["--model_name_or_path", "{plain-init}"]
+DISTILLED = ["--teacher_model_name_or_path", "{plain-init}"]
+METHODS = {
+    "plain": ["--shuffle_mode", "none"],
+    "layerdrop": ["--shuffle_mode", "none", "--layerdrop", "0.2"],
+    "layershuffle": [],
+    "depth": ["--depth_embedding"],
+    "predict": ["--position_predictor"],
+    "layershuffle-layerdrop": ["--layerdrop", "0.2"],
+    # Retrained with as many layers as the pruned models have: the fair baseline for pruning
+    "plain-3": ["--shuffle_mode", "none", "--num_hidden_layers", "3"],
+    "plain-6": ["--shuffle_mode", "none", "--num_hidden_layers", "6"],
+    "plain-9": ["--shuffle_mode", "none", "--num_hidden_layers", "9"],
+    "plain-width": ["--shuffle_mode", "none", "--initializer_range", "0.0561"],
+    "plain-init": PLAIN_INIT,
+    # What a teacher does for a plain model
+    "plain-init-distilled": [*PLAIN_INIT, *DISTILLED],
+    "order-free": ORDER_FREE,
+    "order-free-distilled": [*ORDER_FREE, *DISTILLED],
+    "order-free-finetuned": [*ORDER_FREE, *FINE_TUNED],
+    "order-free-finetuned-distilled": [*ORDER_FREE, *FINE_TUNED, *DISTILLED],
+    # For models that will run with layers missing
+    "order-free-finetuned-distilled-layerdrop": [*ORDER_FREE, "--layerdrop", "0.2", *FINE_TUNED, *DISTILLED],
+}
+LABELS = {
+    "plain": "plain ViT",
+    "layerdrop": "LayerDrop 0.2",
+    "layershuffle": "LayerShuffle",
+    "depth": "LayerShuffle-position (depth embedding)",
+    "predict": "LayerShuffle-predict (position predictor)",
+    "layershuffle-layerdrop": "LayerShuffle + LayerDrop 0.2",
+    "plain-3": "plain ViT of 3 layers",
+    "plain-6": "plain ViT of 6 layers",
+    "plain-9": "plain ViT of 9 layers",
+    "plain-width": "plain ViT, initial weights scaled to the width",
+    "plain-init": "plain ViT, initial weights of the preset",
+    "plain-init-distilled": "plain ViT, initial weights of the preset, distilled",
+    "order-free": "preset order-free, from scratch",
+    "order-free-distilled": "preset order-free, distilled",
+    "order-free-finetuned": "preset order-free, fine-tuned",
+    "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled",
+    "order-free-finetuned-distilled-layerdrop": "preset order-free, fine-tuned and distilled, LayerDrop 0.2",
+}
+PICTURED = ("plain", "layerdrop", "layershuffle", "order-free", "order-free-finetuned-distilled")
+
+# Attention of such short sequences is slow in PyTorch's fused kernel for the CPU, in bfloat16 many times so
+PRECISION = ["--bf16", "--attn_implementation", "eager"]
+PRESETS = {
+    # The defaults of train.py: 86,220 images seen
+    "digits": [],
+    # 480,000 images seen
+    "fashion-mnist": [
+        *("--hidden_size", "96", "--num_hidden_layers", "12", "--patch_size", "7", "--num_channels", "1"),
+        *("--num_train_epochs", "8", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+        *("--crop_padding", "0", *PRECISION),
+    ],
+    # 3,000,000 images seen: for a GPU
+    "cifar10": [
+        *("--hidden_size", "192", "--num_hidden_layers", "12", "--patch_size", "4"),
+        *("--num_train_epochs", "60", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3", *PRECISION),
+    ],
+    # 500,000 images seen: what a CPU can do
+    "cifar10-small": [
+        *("--hidden_size", "96", "--num_hidden_layers", "12", "--patch_size", "8"),
+        *("--num_train_epochs", "10", "--per_device_train_batch_size", "128", "--learning_rate", "1e-3"),
+        *("--crop_padding", "0", *PRECISION),
+    ],
+}
+# Sums rounded differently by another number of threads move 5 of the 360 digits; one thread is also the fastest there
+ONE_THREAD = ("digits",)
+# What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,
+# and the least part of the accuracy that three quarters of the layers keep
+TARGETS = {
+    "fashion-mnist": {"ratio": 0.995, "worst": 0.5, "kept": 0.97},
+    "cifar10-small": {"ratio": 0.97, "worst": 1.0, "kept": 0.97},
+}
+
+
+def twice_as_long(preset: str) -> str:
+    """Further training arguments by which a run of the preset sees twice as many images; "" if it says no number."""
+    arguments = PRESETS[preset]
+    if "--num_train_epochs" not in arguments:
+        return ""
+    return f"--num_train_epochs {2 * int(arguments[arguments.index('--num_train_epochs') + 1])}"
