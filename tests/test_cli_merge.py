@@ -160,3 +160,14 @@ def test_a_plan_of_somebody_else_needs_trust(work, command, monkeypatch):
     assert code == 2 and "outside of" in err and "--trust_paths" in err and not Path("out").exists()
     assert command("plan.json", "--output_dir", "out", "--trust_paths")[0] == 0
     assert json.loads(Path("out/config.json").read_text())["merge_plan"]["sources"] == {"a": {"path": "a"}}
+
+
+def test_a_folder_is_looked_for_beside_the_plan_first(work, command):
+    plans = work / "plans"
+    plans.mkdir()
+    (work / "a").rename(plans / "mine")
+    MergePlan(sources={"m": "mine", "b": "b"}, layers=[{"source": "m", "layer": 0}, {"source": "b", "layer": 1}]).save(
+        plans / "plan.yaml"
+    )
+    assert command("plans/plan.yaml", "--output_dir", "out")[0] == 0
+    assert (work / "out" / "config.json").exists()

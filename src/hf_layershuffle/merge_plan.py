@@ -102,7 +102,8 @@ class MergePlan(_Strict):
     ```
 
     Args:
-        sources: Models by name: folders (relative to the current directory) or Hub ids.
+        sources: Models by name: folders or Hub ids. In a file, a folder is looked for beside that file first, then in the
+            current directory.
         layers: For each layer of the result a layer of a source, or a weighted average of several.
         base: Name of the source that gives the configuration and each part that is not named. Defaults to the first source.
         embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
@@ -243,6 +244,9 @@ class MergePlan(_Strict):
             plan = cls.model_validate(values)
         except ValidationError as error:
             raise ValueError(f"'{path}' is not a merge plan: {_explain(error)}") from error
+        for source in plan.sources.values():
+            if not source.path.startswith("~") and (path.parent / source.path).is_dir():
+                source.path = str(path.parent / source.path)
         if not trust_paths:
             plan.check_paths([Path.cwd(), path.parent])
         return plan
