@@ -171,7 +171,7 @@ def test_data_may_be_a_dataset_items_or_a_dataloader(vit):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     options = {"num_orders": 2, "num_subsets": 1, "progress": False}
     report = evaluate_robustness(model, digits, image_processor=processor, max_samples=40, **options)
-    dataset = ImageClassificationDataset(digits.select(range(40)), processor)
+    dataset = ImageClassificationDataset(digits.shuffle(seed=0).select(range(40)), processor)
     for data in (dataset, [dataset[i] for i in range(40)], DataLoader(dataset, 16, collate_fn=default_data_collator)):
         other = evaluate_robustness(model, data, **options)
         assert other.num_images == 40

@@ -210,7 +210,8 @@ def test_what_dead_writers_left_is_removed_and_what_a_living_one_writes_is_not(o
         path.write_bytes(b"half")
     for path in (dead, living):
         os.utime(path, (0, 0))
-    code = f"import fcntl, time; f = open({str(living)!r}, 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+    hold = "fcntl.flock(file, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+    code = f"import fcntl, time; file = open({str(living)!r}, 'wb'); {hold}"
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert writer.stdout.readline() == "locked\n"
