@@ -226,3 +226,13 @@ def test_the_class_names_of_a_string_column_stay(tmp_path):
         save(tmp_path, train=labelled(["b", "a"], Value("string")), test=labelled(["a", "b"]))
     )
     assert splits["train"].features["label"].names == ["a", "b"]
+
+
+def test_the_commands_take_integers_for_the_models_classes(tmp_path):
+    from hf_layershuffle_cli.options import load_split
+
+    model = SimpleNamespace(config=model_config(TEN))
+    data = load_split(model, "test", save(tmp_path, train=labelled([3, 7]), test=labelled([7, 3])))
+    assert data["label"][:] == [7, 3] and data.features["label"].names == TEN
+    with pytest.raises(ValueError, match="Numbers are not matched with names"):
+        load_split(model, "test", "digits")

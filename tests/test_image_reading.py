@@ -166,9 +166,8 @@ def write_some_broken(folder, count: int, broken: set[int]) -> Dataset:
 def test_damaged_images_are_counted_and_named_by_file_and_own_row(tmp_path):
     dataset = write_some_broken(tmp_path, 30, {3, 29})
     shuffled = dataset.shuffle(seed=1).train_test_split(0.5, seed=0)
-    both = list(shuffled.values())
     messages = []
-    for split in both:
+    for split in shuffled.values():
         try:
             ImageClassificationDataset(split, processor())
         except ValueError as error:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Class labels: of all splits with one numbering, and as a model numbers its classes. Names decide, never positions."""
+"""Class labels: of all splits with one numbering, and as a model numbers its classes."""
 
 import copy
 import logging
@@ -27,19 +27,19 @@ def with_class_labels(
 ) -> dict[str, Dataset]:
     """The splits with one and the same `ClassLabel`, that of the training split.
 
-    A split whose `ClassLabel` has the same names in another order, or whose labels are names, is renumbered by name. Integers
-    beside named classes are class indices. Where all splits hold integers, they are class indices if `class_names` says
-    what they stand for; otherwise each value is a class, named by its digits.
+    A split whose `ClassLabel` has the same names in another order, or whose labels are names, is renumbered by name.
+    Integers beside named classes are class indices. Where all splits hold integers, they are class indices if
+    `class_names` says what they stand for; otherwise each value is a class, named by its digits.
 
     Args:
         splits: Datasets with a column `label`; "train" is one of them.
         dataset_name (`str`): For messages.
-        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers. Names that are
-            themselves numbers are not needed, since the values are.
+        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers. Names that
+            are themselves numbers are not needed, since the values are.
 
     Raises:
-        `ValueError`: if labels are missing, of different kinds or outside the classes, or if a split holds a class that the
-            training split lacks.
+        `ValueError`: if labels are missing, of different kinds or outside the classes, or if a split holds a class
+            that the training split lacks.
     """
     labels = {
         name: _read_labels(split, f"the split used for '{name}' of dataset '{dataset_name}'")
@@ -104,8 +104,8 @@ def _read_labels(split: Dataset, where: str) -> list:
     negative = [row for row, value in enumerate(values) if value < 0]
     if negative:
         raise ValueError(
-            f"Row {negative[0]} of {where} has the label {values[negative[0]]}{_others(negative)}; labels are class names "
-            f"or integers of at least 0. {_REMEDY}"
+            f"Row {negative[0]} of {where} has the label {values[negative[0]]}{_others(negative)}; labels are class "
+            f"names or integers of at least 0. {_REMEDY}"
         )
     return values
 
@@ -130,8 +130,8 @@ def _check_range(values: list, num_classes: int, where: str) -> None:
     outside = [row for row, value in enumerate(values) if value is None or not 0 <= value < num_classes]
     if outside:
         raise ValueError(
-            f"Row {outside[0]} of {where} has the label {values[outside[0]]}{_others(outside)}; labels are integers from 0 to "
-            f"{num_classes - 1}. {_REMEDY}"
+            f"Row {outside[0]} of {where} has the label {values[outside[0]]}{_others(outside)}; labels are integers "
+            f"from 0 to {num_classes - 1}. {_REMEDY}"
         )
 
 
@@ -141,15 +141,16 @@ def _number_by_name(values: list, names: Sequence, where: str) -> list[int]:
     if unknown:
         found = sorted({str(values[row]) for row in unknown})
         raise ValueError(
-            f"In {where} {len(unknown)} rows, first row {unknown[0]}, are of classes that the split used for 'train' lacks: "
-            f"{quoted(found, 5)}; it has {quoted(names, 10)}. Leave these rows out, or add such images to the training split."
+            f"In {where} {len(unknown)} rows, first row {unknown[0]}, are of classes that the split used for 'train' "
+            f"lacks: {quoted(found, 5)}; it has {quoted(names, 10)}. Leave these rows out, or add such images to the "
+            f"training split."
         )
     return [index_of[value] for value in values]
 
 
 def replace_labels(dataset: Dataset, labels: list[int], feature: ClassLabel) -> Dataset:
-    """The dataset with other labels. Rows that were selected or shuffled stay a selection: no image is copied, and the rows
-    keep the numbers that messages name."""
+    """The dataset with other labels. Rows that were selected or shuffled stay a selection: no image is copied, and the
+    rows keep the numbers that messages name."""
     if dataset.features["label"] == feature and dataset["label"][:] == labels:
         return dataset
     if dataset._indices is None:
@@ -166,9 +167,9 @@ def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") ->
     """The dataset with its labels numbered as the model's classes.
 
     1. Where the model knows the names of all classes that the dataset has images of, names decide.
-    2. Where the model's classes have no names of their own (`LABEL_0`, `LABEL_1`, ...), a class of the dataset whose name is
-       a number, as all of them are then, is the model's class of that number: "3" is `LABEL_3`, whichever classes the
-       dataset has. Classes with names are taken in the dataset's order.
+    2. Where the model's classes have no names of their own (`LABEL_0`, `LABEL_1`, ...), a class of the dataset whose
+       name is a number, as all of them are then, is the model's class of that number: "3" is `LABEL_3`, whichever
+       classes the dataset has. Classes with names are taken in the dataset's order.
     3. Where the dataset's classes are called `LABEL_0`, ..., they are class indices for any model.
 
     Nothing else is matched: not numbers with names, nor by position, since a wrong match looks like a bad model.
@@ -179,8 +180,8 @@ def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") ->
         dataset_name (`str`): For messages.
 
     Raises:
-        `ValueError`: if a label is outside the dataset's classes, or the dataset has images of a class that the model does
-            not know.
+        `ValueError`: if a label is outside the dataset's classes, or the dataset has images of a class that the model
+            does not know.
     """
     names, labels = dataset.features["label"].names, dataset["label"][:]
     model_names = [str(config.id2label[index]) for index in range(config.num_labels)]
@@ -216,8 +217,8 @@ def _mismatch(dataset_name: str, unknown: list[str], used: list[str], model_name
     )
     if all(name.isdecimal() for name in used) and not all(name.isdecimal() for name in model_names):
         return problem + (
-            "Numbers are not matched with names. If the numbers mean the model's classes, give them their names: rename the "
-            "folders, or load the dataset with `dataset.cast_column('label', ClassLabel(names=[...]))`. Otherwise use the "
-            "dataset that the model was trained on."
+            "Numbers are not matched with names. If the numbers mean the model's classes, give them their names: "
+            "rename the folders, or load the dataset with `dataset.cast_column('label', ClassLabel(names=[...]))`. "
+            "Otherwise use the dataset that the model was trained on."
         )
     return problem + "Evaluate it on the dataset it was trained on."

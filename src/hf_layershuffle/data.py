@@ -51,25 +51,25 @@ def load_image_datasets(
 
     Args:
         dataset_name (`str`): `"digits"` (scikit-learn's 1,797 hand-written digits, 8×8, no download), a folder of
-            Parquet or CSV files, of images in one folder a class, of MNIST-style IDX files (plain or gzipped) or written by
-            `save_to_disk`, or a dataset id on the Hub.
+            Parquet or CSV files, of images in one folder a class, of MNIST-style IDX files (plain or gzipped) or
+            written by `save_to_disk`, or a dataset id on the Hub.
         dataset_config_name (`str`, *optional*): Configuration of a Hub dataset.
-        image_column (`str`, *optional*): Found by feature type, then by usual names, if not given. Of type `Image` or an
-            array; or the bytes, `{"bytes", "path"}` or paths of image files, relative to the folder.
+        image_column (`str`, *optional*): Found by feature type, then by usual names, if not given. Of type `Image` or
+            an array; or the bytes, `{"bytes", "path"}` or paths of image files, relative to the folder.
         label_column (`str`, *optional*): Found as `image_column` is. See [`with_class_labels`] for what it may hold.
         train_split (`str`): Split to train on.
         eval_split (`str`, *optional*): Split to evaluate on. Defaults to the first of `validation`, `valid`, `val` and
-            `test` that is there and has labels; without any, or where it is `train_split`, `eval_fraction` of the training
-            split is held out.
+            `test` that is there and has labels; without any, or where it is `train_split`, `eval_fraction` of the
+            training split is held out.
         eval_fraction (`float`): Fraction in (0, 1), stratified by class.
         seed (`int`): Seed of the held-out part.
-        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers, such as those of
-            the model to evaluate. Without them each integer is a class, named by its digits.
+        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers, such as those
+            of the model to evaluate. Without them each integer is a class, named by its digits.
         load_kwargs: Passed to `datasets.load_dataset`.
 
     Raises:
-        `ValueError`: if there is no such dataset, split or column, if a split is empty, or labels are missing, outside the
-            classes, or of a class that the training split lacks.
+        `ValueError`: if there is no such dataset, split or column, if a split is empty, or labels are missing, outside
+            the classes, or of a class that the training split lacks.
     """
     if not 0 < eval_fraction < 1:
         raise ValueError(f"`eval_fraction` is {eval_fraction}; it must be a fraction in (0, 1).")
@@ -77,8 +77,8 @@ def load_image_datasets(
     for requested in (train_split, eval_split):
         if requested in unlabelled:
             raise ValueError(
-                f"The images in split '{requested}' of dataset '{dataset_name}' lie in no class folders, so they have no "
-                f"labels. Choose another split; splits with labels: {quoted(splits)}."
+                f"The images in split '{requested}' of dataset '{dataset_name}' lie in no class folders, so they "
+                f"have no labels. Choose another split; splits with labels: {quoted(splits)}."
             )
         if requested is not None and requested not in splits:
             raise ValueError(f"Dataset '{dataset_name}' has no split '{requested}'; it has {quoted(splits)}.")
@@ -182,8 +182,8 @@ def _with_images(split: Dataset, dataset_name: str) -> Dataset:
 
 
 def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> list[str | None]:
-    """Paths of images as they can be opened: relative to the dataset's folder or the current one, or the name of one file
-    somewhere below that folder.
+    """Paths of images as they can be opened: relative to the dataset's folder or the current one, or the name of one
+    file somewhere below that folder.
 
     Raises:
         `ValueError`: if there is no such file.
@@ -207,16 +207,16 @@ def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> 
     if missing:
         shown = paths[missing[0]] if len(paths[missing[0]]) <= 80 else paths[missing[0]][:77] + "..."
         raise ValueError(
-            f"The image column of dataset '{dataset_name}' holds text that is not the path of an image in {len(missing)} of "
-            f"{len(paths)} rows, first in row {missing[0]}: {shown!r}. Give paths relative to the dataset's folder; a CSV file "
-            "cannot hold the images themselves, a Parquet file can."
+            f"The image column of dataset '{dataset_name}' holds text that is not the path of an image in "
+            f"{len(missing)} of {len(paths)} rows, first in row {missing[0]}: {shown!r}. Give paths relative to the "
+            "dataset's folder; a CSV file cannot hold the images themselves, a Parquet file can."
         )
     return resolved
 
 
 def load_image_processor(name_or_path: str, **kwargs):
-    """The image processor of a model, as `AutoImageProcessor` loads it; also without torchvision, which that class needs
-    in transformers before 5.23 although the processors themselves do not.
+    """The image processor of a model, as `AutoImageProcessor` loads it; also without torchvision, which that class
+    needs in transformers before 5.23 although the processors themselves do not.
 
     Args:
         name_or_path (`str`): Folder or Hub id.
@@ -231,8 +231,9 @@ def load_image_processor(name_or_path: str, **kwargs):
     kwargs = {"trust_remote_code": False} | kwargs
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise OSError(
-            f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model was trained "
-            "with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, image_mean=[0.5, 0.5, 0.5], "
+            f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model "
+            "was trained with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, "
+            "image_mean=[0.5, 0.5, 0.5], "
             f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
         )
     if folder.is_dir():

@@ -34,8 +34,8 @@ def as_dataloader(
             `datasets.Dataset` and of a sequence. Not for a DataLoader, whose sampler decides.
         seed (`int`): Of that draw, at least 0.
         num_channels (`int`): Of the model; for a `datasets.Dataset`.
-        config (*optional*): A model's configuration. The labels of a `datasets.Dataset` whose classes have names are then
-            numbered as the model's classes (see [`match_labels`]).
+        config (*optional*): A model's configuration. The labels of a `datasets.Dataset` whose classes have names are
+            then numbered as the model's classes (see [`match_labels`]).
         skip_damaged (`bool`): As for [`ImageClassificationDataset`].
 
     Raises:
@@ -76,8 +76,8 @@ def _check_data(data) -> None:
         `ValueError`: if a dataset lacks the columns, or is a stream.
     """
     allowed = (
-        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} items, or "
-        "a DataLoader of such batches"
+        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} "
+        "items, or a DataLoader of such batches"
     )
     if isinstance(data, (IterableDataset, IterableDatasetDict)):
         raise ValueError(STREAM)

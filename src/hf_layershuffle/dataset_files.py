@@ -62,15 +62,15 @@ def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -
             loaded, unlabelled = _load_folder(folder, config_name, load_kwargs)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         raise ValueError(
-            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass 'digits', a folder of Parquet "
-            "files, images or IDX files, or a dataset id on the Hub."
+            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass 'digits', a folder of "
+            "Parquet files, images or IDX files, or a dataset id on the Hub."
         ) from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     for split in splits.values():
         if not isinstance(split, Dataset):
             raise ValueError(
-                f"Dataset '{dataset_name}' was loaded as a stream, which has no length and cannot be shuffled or held out; "
-                "load it without `streaming=True`."
+                f"Dataset '{dataset_name}' was loaded as a stream, which has no length and cannot be shuffled or "
+                "held out; load it without `streaming=True`."
             )
     if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
         _check_all_images_load(folder, splits, unlabelled)
@@ -112,7 +112,7 @@ def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict):
 
 
 def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict):
-    """As `load_dataset` does it, but with the class names of each Parquet file, and no cache that is older than a file."""
+    """As `load_dataset` does it, but with the class names of each Parquet file, and no cache older than a file."""
     arguments = {name: load_kwargs[name] for name in _BUILDER_ARGUMENTS if name in load_kwargs}
     builder = load_dataset_builder(str(folder), config_name, **arguments)
     files = {split: [Path(path) for path in paths] for split, paths in (builder.config.data_files or {}).items()}
@@ -137,8 +137,8 @@ def _load_each(files: dict[str, list[Path]], load_kwargs: dict) -> DatasetDict:
 
 
 def _is_older(cache: Path, files: dict[str, list[Path]]) -> bool:
-    """Whether a file was replaced after a cache was written: `datasets` looks at modification times only, which copying may
-    preserve. Image files do not count: the cache holds their names, not what is in them."""
+    """Whether a file was replaced after a cache was written: `datasets` looks at modification times only, which
+    copying may preserve. Image files do not count: the cache holds their names, not what is in them."""
     if not cache.exists():
         return False
     changes = [
@@ -162,7 +162,8 @@ def _features_of_files(paths: list[Path]) -> Features:
             if isinstance(feature, ClassLabel) and feature != first.get(name):
                 raise ValueError(
                     f"the column '{name}' has the classes {quoted(feature.names, 5)} in '{path.name}' and "
-                    f"{quoted(getattr(first.get(name), 'names', []), 5)} in '{paths[0].name}', which belong to one split"
+                    f"{quoted(getattr(first.get(name), 'names', []), 5)} in '{paths[0].name}', which belong to one "
+                    f"split"
                 )
     return first
 
@@ -213,8 +214,8 @@ def _is_one_folder_a_class(folder: Path) -> bool:
 
 
 def _split_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of splits whose images lie in class folders, and those whose images do not; none of either if there are images
-    elsewhere, or other files that tell of labels."""
+    """Folders of splits whose images lie in class folders, and those whose images do not; none of either if there are
+    images elsewhere, or other files that tell of labels."""
     images = image_files(folder)
     if any(folder.glob("**/metadata.*")) or not all(path.parts[0].lower() in _SPLIT_OF for path in images):
         return [], []
@@ -230,7 +231,7 @@ def _check_all_images_load(folder: Path, splits: dict[str, Dataset], unlabelled:
     num_rows = sum(len(split) for split in splits.values())
     if num_rows < len(images) and not any(folder.glob("**/metadata.*")):
         raise ValueError(
-            f"Only {num_rows} of the {len(images)} images in '{folder}' were found, in the splits {quoted(splits)}. Give "
-            "each class a folder that holds its images; where there are splits, put these folders into 'train', "
+            f"Only {num_rows} of the {len(images)} images in '{folder}' were found, in the splits {quoted(splits)}. "
+            "Give each class a folder that holds its images; where there are splits, put these folders into 'train', "
             "'validation' and 'test' and nothing beside them."
         )

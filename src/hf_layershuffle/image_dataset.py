@@ -17,20 +17,22 @@ from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
 
 logger = logging.getLogger(__name__)
 STREAM = (
-    "A streaming dataset has no length and no rows to be drawn by number, which training in epochs and evaluation need. Load it "
-    "without `streaming=True`, or keep a part of it: Dataset.from_list(list(dataset.take(10000)), features=dataset.features)."
+    "A streaming dataset has no length and no rows to be drawn by number, which training in epochs and evaluation "
+    "need. Load it without `streaming=True`, or keep a part of it: Dataset.from_list(list(dataset.take(10000)), "
+    "features=dataset.features)."
 )
 
 
 class ImageClassificationDataset(torch.utils.data.Dataset):
     """Normalised images and labels for the Trainer, decoded once and augmented a batch at a time without torchvision.
 
-    Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation (a random crop
-    of the padded image, a horizontal flip) is a function of `(seed, epoch, index)`: the same after a resume and for any
-    number of workers or processes.
+    Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation (a random
+    crop of the padded image, a horizontal flip) is a function of `(seed, epoch, index)`: the same after a resume and
+    for any number of workers or processes.
 
-    Decoded images are kept as uint8 in a memory-mapped file beside the dataset's own cache files, which later runs read,
-    or in memory, if the dataset has no files, `datasets.disable_caching()` was called or the folder cannot be written.
+    Decoded images are kept as uint8 in a memory-mapped file beside the dataset's own cache files, which later runs
+    read, or in memory, if the dataset has no files, `datasets.disable_caching()` was called or the folder cannot be
+    written.
 
     Args:
         dataset (`datasets.Dataset`): With the columns `image` and `label`, as from [`load_image_datasets`].
@@ -42,13 +44,13 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         seed (`int`): Seed of the augmentation.
         max_cached_bytes (`int`): Images that take more bytes than this as uint8 (in memory: than 2 GiB) are decoded
             whenever they are read.
-        skip_damaged (`bool`): Whether to leave out images that cannot be read, with a warning that names them. They are
-            looked for when the dataset is made; where images are not kept, that reads all of them once more.
+        skip_damaged (`bool`): Whether to leave out images that cannot be read, with a warning that names them. They
+            are looked for when the dataset is made; where images are not kept, that reads all of them once more.
         description (`str`): Of the progress bar.
 
     Raises:
-        `ValueError`: if images cannot be read: how many, their files and their rows in the dataset as it was loaded. Where
-            images are not kept, this is raised for the first that is read.
+        `ValueError`: if images cannot be read: how many, their files and their rows in the dataset as it was loaded.
+            Where images are not kept, this is raised for the first that is read.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         self.labels = torch.tensor(self.dataset["label"][:])
 
     def _load_pixels(self, settings: dict, max_bytes: int, skip_damaged: bool, description: str):
-        """The images that are kept, or None, and which of these each item is; leaves damaged images out of `self.dataset`.
+        """The images that are kept, or None, and which of these each item is; leaves damaged images out of
+        `self.dataset`.
 
         Raises:
             `ValueError`: if there are damaged images and `skip_damaged` is false, or all are damaged.
@@ -162,8 +165,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         return pixels
 
     def _decode_intact(self, indices: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """The images as [`_decode`] gives them, and those of the indices that cannot be read, for which another image stands
-        in."""
+        """The images as [`_decode`] gives them, and those of the indices that cannot be read, for which another image
+        stands in."""
         try:
             images, damaged = [to_pil(image, self.mode) for image in read_images(self.dataset, indices)], []
         except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
@@ -210,7 +213,8 @@ def _scale_and_shift(image_processor, num_channels: int) -> torch.Tensor:
 
 
 class ImageBatch(Sequence):
-    """The items of a batch of [`ImageClassificationDataset`]. To a collator that knows it, it gives the whole batch at once.
+    """The items of a batch of [`ImageClassificationDataset`]. To a collator that knows it, it gives the whole batch at
+    once.
 
     Args:
         unfinished (`dict[str, torch.Tensor]`): `pixel_values` as uint8, `labels`, and what [`finish_batch`] needs.

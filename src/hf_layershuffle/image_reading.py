@@ -18,8 +18,8 @@ _SHOWN = 5  # damaged images that a message names
 def to_pil(image, mode: str) -> PILImage.Image:
     """An image of 8 bits a channel.
 
-    16-bit images (grey PNG and TIFF, arrays of dtype uint16) and floats in [0, 1] are scaled to 0..255. PIL alone would
-    cut them off: all white, or all black.
+    16-bit images (grey PNG and TIFF, arrays of dtype uint16) and floats in [0, 1] are scaled to 0..255. PIL alone
+    would cut them off: all white, or all black.
 
     Args:
         image: A PIL image, or an array (nested lists too) of shape `(height, width)`, `(height, width, channels)` or
@@ -70,12 +70,14 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # also not-a-number
             raise ValueError(
-                f"it holds floats from {low:.4g} to {high:.4g}; floats must be in [0, 1], and numbers from 0 to 255 of dtype uint8"
+                f"it holds floats from {low:.4g} to {high:.4g}; floats must be in [0, 1], and numbers from 0 to 255 "
+                f"of dtype uint8"
             )
         return np.round(pixels * 255).astype(np.uint8)
     if low < 0 or high > 255:
         raise ValueError(
-            f"it holds integers from {low} to {high} of dtype {pixels.dtype}; they must be from 0 to 255, or of dtype uint16"
+            f"it holds integers from {low} to {high} of dtype {pixels.dtype}; they must be from 0 to 255, or of "
+            f"dtype uint16"
         )
     return pixels.astype(np.uint8)
 
@@ -129,8 +131,8 @@ def _stored_size(image) -> tuple[int, int]:
 
 
 def draw_rows(num_rows: int, max_samples: int | None, seed: int) -> list[int]:
-    """Which rows a limited number of samples are: drawn by seed, as `dataset.shuffle(seed=seed)` does, so that data that is
-    sorted by class gives images of all classes. All rows in their order, if there are no more."""
+    """Which rows a limited number of samples are: drawn by seed, as `dataset.shuffle(seed=seed)` does, so that data
+    that is sorted by class gives images of all classes. All rows in their order, if there are no more."""
     if max_samples is None or max_samples >= num_rows:
         return list(range(num_rows))
     return np.random.default_rng(seed).permutation(num_rows)[:max_samples].tolist()

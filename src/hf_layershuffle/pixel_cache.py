@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Decoded images, kept as uint8: in a memory-mapped file beside the dataset's own cache files, or in memory.
 
-The file is named after all that its content depends on, written under another name and then renamed: it is either complete or
-not there, also when two processes decode the same dataset at once. Behind the images it holds one byte an image: 1 where the
-image is damaged.
+The file is named after all that its content depends on, written under another name and then renamed: it is either
+complete or not there, also when two processes decode the same dataset at once. Behind the images it holds one byte an
+image: 1 where the image is damaged.
 """
 
 import json
@@ -58,8 +58,8 @@ def load_pixels(
 
     Args:
         dataset (`datasets.Dataset`)
-        decode: Gives the images of a list of rows as uint8 of shape `(rows, *image_shape)`, and those of the rows that cannot
-            be read, in whose place there may be any pixels.
+        decode: Gives the images of a list of rows as uint8 of shape `(rows, *image_shape)`, and those of the rows that
+            cannot be read, in whose place there may be any pixels.
         image_shape (`tuple[int, int, int]`): Channels, height and width.
         settings (`dict`): All else that the pixels depend on, such as those of the image processor.
         max_bytes (`int`): The most bytes to keep, in a file; in memory at most 2 GiB of them.
@@ -67,8 +67,8 @@ def load_pixels(
         description (`str`): Of the progress bar, which `datasets.disable_progress_bars()` switches off.
 
     Returns:
-        `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, and the rows of damaged images; or None if that
-        is too large.
+        `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, and the rows of damaged images; or None
+        if that is too large.
 
     Raises:
         `DamagedImagesError`: if there are damaged images, of which all are looked for, and `keep_damaged` is false.
@@ -128,8 +128,8 @@ def _decode_all(
             is_damaged[damaged] = 1
             if tuple(pixels.shape[1:]) != tuple(image_shape):
                 raise ValueError(
-                    f"Images come out of the image processor as {list(image_shape)} and as {list(pixels.shape[1:])}; it must "
-                    "resize all to one size: set its `do_resize` and `size`."
+                    f"Images come out of the image processor as {list(image_shape)} and as {list(pixels.shape[1:])}; "
+                    "it must resize all to one size: set its `do_resize` and `size`."
                 )
             yield pixels
             progress.update(len(indices))
