@@ -189,16 +189,31 @@ def test_other_labels_of_the_same_images_use_the_same_file(on_disk, decoded):
     assert len(cache_files(on_disk)) == 1 and decoded == [0]
 
 
-def test_large_stores_are_sampled_but_all_lengths_are_read(on_disk, monkeypatch):
-    whole = fingerprint_images(on_disk)
+def test_large_stores_are_sampled_but_all_lengths_are_read(monkeypatch):
     monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 0)
     monkeypatch.setattr("hf_layershuffle.image_fingerprint.BLOCK", 8)
-    sampled = fingerprint_images(on_disk)
-    assert sampled != whole and sampled == fingerprint_images(on_disk)
-    images = on_disk.cast_column("image", Image(decode=False))["image"][:]
-    images[13]["bytes"] += b"!"
-    longer = Dataset.from_dict({"image": images, "label": on_disk["label"][:]}, features=on_disk.features)
-    assert fingerprint_images(longer) != sampled
+    data = image_dataset(20)
+
+    def fingerprint(change) -> str:
+        contents = [image["bytes"] for image in data.cast_column("image", Image(decode=False))["image"]]
+        change(contents)
+        images = [{"bytes": content, "path": None} for content in contents]
+        return fingerprint_images(Dataset.from_dict({"image": images, "label": data["label"]}, features=data.features))
+
+    def move_the_boundary(contents):  # all bytes stay where they are
+        contents[13], contents[14] = contents[13] + contents[14][:1], contents[14][1:]
+
+    def replace_some(contents):
+        contents[10:14] = [bytes(len(content)) for content in contents[10:14]]
+
+    def replace_one_byte(contents):
+        contents[0] = contents[0][:20] + b"?" + contents[0][21:]
+
+    same = fingerprint(lambda contents: None)
+    assert fingerprint(move_the_boundary) != same and fingerprint(replace_some) != same
+    assert fingerprint(replace_one_byte) == same
+    monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 2**30)
+    assert fingerprint(replace_one_byte) != fingerprint(lambda contents: None)
 
 
 def test_what_a_killed_writer_left_is_removed(on_disk):

@@ -194,7 +194,7 @@ def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") ->
     if not set(used) <= set(index_of):
         index_of = _unnamed_classes(names, used, model_names)
     if not set(used) <= set(index_of):
-        raise ValueError(_mismatch(dataset_name, [name for name in used if name not in by_name], used, model_names))
+        raise ValueError(_mismatch(dataset_name, [name for name in names if name not in by_name], used, model_names))
     return replace_labels(dataset, [index_of[names[label]] for label in labels], ClassLabel(names=unique))
 
 
