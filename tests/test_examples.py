@@ -466,7 +466,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`architecture` is 'resnet'": ["--architecture", "resnet"],
         "no dataset folder": ["--dataset_name", "./missing"],
         "has no column 'pixels'": ["--image_column_name", "pixels"],
-        "The number of train samples is 0": ["--max_train_samples", "0"],
+        "`max_train_samples` is 0; it must be at least 1": ["--max_train_samples", "0"],
         "`final_eval_orders` is 3; it must be at least 8": ["--final_eval_orders", "3"],
         "`eval_orders` is -1": ["--eval_orders", "-1"],
         "no checkpoint folder": ["--resume_from_checkpoint", "./missing"],
