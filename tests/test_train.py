@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, ViTImageProcessor
 
 import hf_layershuffle as ls
+from hf_layershuffle.data import typical_image_size
 from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
-from hf_layershuffle.training.data_building import typical_image_size
 from hf_layershuffle.training.model_building import scratch_sizes
 from hf_layershuffle.training.outcome import ARBITRARY_METRICS, next_command, print_table
 from hf_layershuffle.training.script_arguments import ModelArguments
@@ -515,6 +515,12 @@ def test_two_presets_do_not_share_a_default_folder(tmp_path, monkeypatch):
     assert default_output_dir("org/name", "plain", None) == "outputs/name-plain"
     monkeypatch.chdir(tmp_path)
     assert default_output_dir(".", "plain", None) == f"outputs/{tmp_path.name}-plain"
+
+
+def test_a_column_is_called_sequential_only_if_it_is(tmp_path, capsys):
+    train(tmp_path / "run", "--execution_order", "2,0,1")
+    printed = capsys.readouterr().out
+    assert "as configured" in printed and "sequential" not in printed
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):

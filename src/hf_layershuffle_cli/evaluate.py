@@ -108,7 +108,11 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
         return None
     report, model = RobustnessReport.load(folder), loaded.model
     loader = as_dataloader(
-        data, loaded.image_processor, max_samples=max_samples, num_channels=model.config.num_channels
+        data,
+        loaded.image_processor,
+        max_samples=max_samples,
+        seed=expected["seed"],
+        num_channels=model.config.num_channels,
     )
     other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
     if other is not None:

@@ -182,7 +182,9 @@ def _find_report(folder: Path, loaded, dataset, settings: dict):
         return None
     sizes = {name: settings.pop(name) for name in ("max_samples", "batch_size")}
     channels = loaded.model.config.num_channels
-    loader = as_dataloader(dataset, loaded.image_processor, num_channels=channels, **sizes)
+    loader = as_dataloader(
+        dataset, loaded.image_processor, num_channels=channels, seed=settings.get("seed", 0), **sizes
+    )
     expected = expected_report(loaded.model, loader, loaded.image_processor, **settings)
     return report if other_than(report, expected) is None else None
 

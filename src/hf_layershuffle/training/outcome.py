@@ -11,15 +11,16 @@ from rich.text import Text
 from .script_arguments import ARBITRARY_METRICS, DataArguments, ScriptTrainingArguments
 
 
-def print_table(rows: dict[str, tuple[dict, int]]) -> None:
+def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -> None:
     """Prints the accuracies of the models.
 
     Args:
-        rows (`dict[str, tuple[dict, int]]`): By the model's name: metrics of the evaluation, and its number of arbitrary orders.
+        rows: By the model's name: metrics of the evaluation, and its number of arbitrary orders.
+        is_sequential: Whether the models' own evaluation order (`config.execution_order`) is the sequential one.
     """
     table = Table(title="Fraction of the evaluation images classified correctly")
     table.add_column("model", overflow="fold")
-    for name in ("sequential", "arbitrary: mean", "std", "min", "orders"):
+    for name in ("sequential" if is_sequential else "as configured", "arbitrary: mean", "std", "min", "orders"):
         table.add_column(name, justify="right")
     for name, (metrics, num_orders) in rows.items():
         values = [metrics[f"eval_{key}"] for key in ("accuracy", *ARBITRARY_METRICS)]

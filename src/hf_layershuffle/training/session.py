@@ -251,7 +251,9 @@ class TrainingSession:
             self._record_baseline()
         if self.args.should_log:
             if any(self.rows.values()):
-                print_table({name: (metrics, self.args.final_eval_orders) for name, metrics in self.rows.items()})
+                rows = {name: (metrics, self.args.final_eval_orders) for name, metrics in self.rows.items()}
+                orders = [run.model.config.execution_order for run in self.runs]
+                print_table(rows, is_sequential=all(order == "sequential" for order in orders))
             print(f"Saved to {self.args.output_dir}")
             if self.data_args.eval_fraction == DataArguments.eval_fraction:  # or it would evaluate on other images
                 print(f"Next: {next_command(self.data_args, self.args)}")
