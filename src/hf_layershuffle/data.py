@@ -164,6 +164,17 @@ def _standard_columns(split: Dataset, image_column: str, label_column: str, name
     return split.rename_columns({old: new for old, new in new_names.items() if old != new})
 
 
+def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
+    """A dataset with its images in a column `image` and its labels in a column `label`, found by their types and names.
+
+    Raises:
+        `ValueError`: naming the dataset, if there are no such columns.
+    """
+    image_column = _find_image_column(dataset.features, None, name)
+    label_column = _find_column(dataset.features, None, LABEL_COLUMNS, _is_class_label, "label", name)
+    return _with_images(_standard_columns(dataset, image_column, label_column, name), name)
+
+
 def _with_images(split: Dataset, dataset_name: str) -> Dataset:
     """The split with files of images, stored in one of the ways of pandas and pyarrow, as the feature `Image`."""
     feature = split.features["image"]

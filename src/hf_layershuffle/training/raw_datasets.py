@@ -5,7 +5,7 @@ import datasets
 import torch
 from transformers import BaseImageProcessor
 
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, _find_column, _standard_columns, match_labels
+from ..data import match_labels, with_standard_columns
 from ..image_dataset import ImageClassificationDataset
 
 
@@ -40,11 +40,8 @@ def as_model_inputs(dataset, image_processor, config, name: str):
             "dataset a transform that makes `pixel_values` and `labels` (`with_transform`; of a stream: `map`), with "
             "`remove_unused_columns=False` for another Trainer."
         )
-    image_column = _find_column(
-        dataset.features, None, IMAGE_COLUMNS, (datasets.Image, datasets.Array2D), "image", name
-    )
-    label_column = _find_column(dataset.features, None, LABEL_COLUMNS, (datasets.ClassLabel,), "label", name)
-    dataset = _number_classes(_standard_columns(dataset, image_column, label_column, name), config, name)
+    dataset = with_standard_columns(dataset, name)
+    dataset = _number_classes(dataset, config, name)
     return ImageClassificationDataset(dataset, image_processor, num_channels=config.num_channels)
 
 
