@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import REPOSITORY
 
+from hf_layershuffle.training import session
 from hf_layershuffle.training.argument_checks import LIMITS, check_kinds, check_numbers
 
 
@@ -25,7 +25,7 @@ class Arguments:
         ({"image_size": 0}, "`image_size` is 0; it must be at least 1"),
         ({"image_size": 1_000_000}, "`image_size` is 1000000; it must be at most 4,096"),
         ({"patch_size": -3}, "`patch_size` is -3; it must be at least 1"),
-        ({"learning_rate": float("inf")}, "`learning_rate` is inf; it must be a finite number"),
+        ({"learning_rate": float("inf")}, r"`learning_rate` is inf; it must be .*finite"),
         ({"learning_rate": float("nan")}, "`learning_rate` is nan; it must be a finite number"),
     ],
 )
@@ -52,14 +52,11 @@ def test_one_value_is_wanted_where_the_argument_takes_one(values):
         check_kinds(values, (Arguments,), "'a.yaml'")
 
 
-def test_the_example_refuses_them_before_a_folder_is_made(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "examples")
+def test_the_command_refuses_them_before_a_folder_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    import train
-
     for text, message in (
         ("learning_rate: .inf", r"line 1: \.inf is not a finite number"),
-        ("learning_rate: 1e999", "`learning_rate` is inf; it must be a finite number"),
+        ("learning_rate: 1e999", r"`learning_rate` is inf; it must be .*finite"),
         ("image_size: 1000000", "`image_size` is 1000000; it must be at most"),
         ("hidden_size: 0", "`hidden_size` is 0; it must be at least 1"),
         ("patch_size: 0", "`patch_size` is 0; it must be at least 1"),
@@ -72,5 +69,5 @@ def test_the_example_refuses_them_before_a_folder_is_made(tmp_path, monkeypatch)
     ):
         (tmp_path / "arguments.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
-            train.run(["arguments.yaml", "--use_cpu", "--output_dir", "out"])
+            session.run(["arguments.yaml", "--use_cpu", "--output_dir", "out"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arguments.yaml"]

@@ -187,12 +187,13 @@ def images(count: int = 10) -> Dataset:
 @pytest.mark.parametrize("src", ["../x.png", "/tmp/x.png", "examples/link.png", 3, {"a": 1}])
 def test_examples_copy_no_file_from_outside(tmp_path, folder, src):
     processor = load_image_processor(folder)
-    write_examples(folder, images(), processor)
-    PILImage.new("RGB", (96, 96)).save(tmp_path / "x.png")
+    (folder / "examples").mkdir()
+    for image in (folder / "examples" / "0.png", folder / "examples" / "1.png", tmp_path / "x.png"):
+        PILImage.new("RGB", (96, 96)).save(image)
     (folder / "examples" / "link.png").symlink_to(tmp_path / "x.png")
     path = folder / "examples" / "examples.json"
-    entries = json.loads(path.read_text())
-    entries[1]["src"] = src
+    output = [{"label": "LABEL_0", "score": 1.0}]
+    entries = [{"src": each, "example_title": "Class 0", "output": output} for each in ("examples/0.png", src)]
     path.write_text(json.dumps(entries))
     target = save_model(tmp_path / "target")
     for function in (lambda: copy_examples(folder, target, processor), lambda: write_model_card(folder)):

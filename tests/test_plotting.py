@@ -220,7 +220,7 @@ def test_a_notebook_shows_a_table_and_pictures(analysis, tmp_path, kind):
     tree = ElementTree.fromstring(f"<div>{html}</div>")  # well formed
     rows = [[cell.text or "" for cell in row] for row in tree.iter("tr")]
     assert rows[0] == [str(column.header).replace("\n", " ") for column in report.table().columns]
-    assert rows[1] == [next(iter(column.cells)) for column in report.table().columns]
+    assert rows[1] == [str(next(iter(column.cells))) for column in report.table().columns]
     pictures = report.plot()
     sources = [image.get("src") for image in tree.iter("img")]
     assert [image.get("alt") for image in tree.iter("img")] == list(pictures)
