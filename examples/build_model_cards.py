@@ -54,7 +54,7 @@ BASELINE = "vit-digits-plain"
 # A random merge of one model fine-tuned from three seeds
 MERGED, MERGED_FROM, MERGED_SEEDS = "vit-digits-layershuffle-merged", "vit-digits-layershuffle", (1, 2, 3)
 MERGE_NOTE = (
-    "The sources are `vit-digits-layershuffle`, fine-tuned on the same training images for 20 more epochs with the seeds 1, 2 "
+    "The sources are vit-digits-layershuffle, fine-tuned on the same training images for 20 more epochs with the seeds 1, 2 "
     "and 3. The merge is the random one of seed 0, not chosen among several; each layer stands at its own place."
 )
 # Name of the model: run in outputs/reproduce/, dataset on the Hub, names of the classes as there (IDX files lack them)
@@ -147,7 +147,7 @@ def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
     if dataset is not None:
         write_examples(folder, dataset, processor)
     if dataset_name == DATASET and folder.name not in (BASELINE, MERGED):
-        record_baseline(folder, f"baseline `{BASELINE}`", RobustnessReport.load(FOLDERS / BASELINE))
+        record_baseline(folder, f"baseline {BASELINE}", RobustnessReport.load(FOLDERS / BASELINE))
     (folder / "README.md").unlink(missing_ok=True)  # nobody writes into these by hand
     write_model_card(folder, repo_id=f"{OWNER}/{folder.name}", license=LICENSE)
     check_folder(folder)

@@ -18,7 +18,8 @@ from hf_layershuffle.fingerprint import data_digest, processor_digest
 from hf_layershuffle.folder_records import record_training
 from hf_layershuffle.merge_plan import MergePlan
 from hf_layershuffle.random_merges import MergeScore, RandomMergeReport, random_merge_table
-from hf_layershuffle.report import OrderScore, RobustnessReport, compare_reports, render
+from hf_layershuffle.report import OrderScore, RobustnessReport, compare_reports
+from hf_layershuffle.report_display import render
 from hf_layershuffle_cli import main, options
 
 

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, Architecture, run_command
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, ViTImageProcessor
 
@@ -388,13 +391,8 @@ def test_every_image_size_from_16_to_224_gets_a_patch_that_divides_it():
 
 
 def test_the_first_image_alone_does_not_decide_the_size():
-    images = [np.zeros(size, dtype=np.uint8) for size in [(5, 400), *[(40, 50)] * 9]]
-
-    class Images(list):
-        def __getitem__(self, rows):
-            return {"image": [images[row] for row in rows]}
-
-    assert typical_image_size(Images(images)) == (40, 50)
+    images = [Image.fromarray(np.zeros(size, dtype=np.uint8)) for size in [(5, 400), *[(40, 50)] * 9]]
+    assert typical_image_size(Dataset.from_dict({"image": images}).cast_column("image", ImageFeature())) == (40, 50)
 
 
 @pytest.mark.parametrize(

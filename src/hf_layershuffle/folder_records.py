@@ -23,7 +23,7 @@ from .card_text import split_card
 from .checkpoint_checks import explained_reading
 from .common import yaml_files
 from .common.files import write_text
-from .common.paths import inside, public_name
+from .common.paths import inside, public_dataset, public_name
 from .data import load_image_processor
 from .fingerprint import processor_digest
 from .layerwise import load_classifier, weights_digest
@@ -98,7 +98,7 @@ def record_training(
     if kept.get("max_steps", 0) <= 0:
         kept.pop("max_steps", None)
     record = {
-        "dataset": public_name(dataset),
+        "dataset": public_dataset(dataset),
         "num_train_images": num_train_images,
         "base_model": public_name(base_model),
         "teacher": public_name(teacher),

@@ -52,6 +52,15 @@ def public_name(name_or_path: str | os.PathLike | None) -> str | None:
     return (PureWindowsPath(text).name or text) if is_path else text
 
 
+def public_dataset(name_or_path: str | os.PathLike | None) -> str | None:
+    """The name of a dataset for a record: a folder in the current directory as `./path`, so that a command started there
+    finds it again and nobody takes it for a Hub id; else as [`public_name`]."""
+    if name_or_path and "/" in os.fspath(name_or_path) and Path(name_or_path).expanduser().is_dir():
+        path = public_path(name_or_path)
+        return f"./{path}" if "/" in path else path
+    return public_name(name_or_path)
+
+
 def public_path(path: str | os.PathLike) -> str:
     """A path for a record that others read: relative to the current directory if it lies in it, else its name alone."""
     real = Path(path).expanduser().resolve()

@@ -27,6 +27,9 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             teacher.
         distillation_temperature (`float`, *optional*, defaults to 4.0):
             By which the logits of both models are divided in the distillation loss, above 0.
+        float32_weights (`bool`, *optional*, defaults to `True`):
+            Whether weights in half precision are trained in float32, as they should be: small steps of training are lost
+            in half precision.
         stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
             Whether training ends with an error at the first loss or gradient norm that is not finite, or if weights
             about to be saved are not. One process on the CPU looks at each step; otherwise the numbers wait on the
@@ -47,6 +50,9 @@ class LayerShuffleTrainingArguments(TrainingArguments):
         default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
     )
 
+    float32_weights: bool = field(
+        default=True, metadata={"help": "Train weights that are stored in half precision in float32."}
+    )
     stop_on_nonfinite: bool = field(
         default=True, metadata={"help": "End at the first loss or gradient norm that is not finite, with an error."}
     )

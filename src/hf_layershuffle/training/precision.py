@@ -34,8 +34,8 @@ def use_float32_weights(model) -> torch.dtype | None:
         model.float()
     logger.warning(
         "The model is in %s, in which small steps of training are lost: it is trained in float32. For speed and "
-        "memory, add mixed precision (`bf16=True` or `fp16=True`). To train half-precision weights as they are, use "
-        "transformers' Trainer with LayerShuffleCallback.",
+        "memory, add mixed precision (`bf16=True` or `fp16=True`). `float32_weights=False` trains them as "
+        "they are.",
         " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found)),
     )
     return next((parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF_PRECISIONS), None)

@@ -201,7 +201,7 @@ class TrainingSession:
         """
         args, folder = run.args, run.args.output_dir
         _announce(run)
-        trainer.model.to(run.dtype)  # the Trainer trains half precision in float32, unless it was asked for
+        args.float32_weights = run.dtype == torch.float32
         if args.should_save:
             prepare_folder(Path(folder), run.checkpoint, args.overwrite_output_dir, run.arguments)
         with _explained_write_errors(folder):
@@ -226,7 +226,7 @@ class TrainingSession:
         self._write_card(trainer, run, metrics)
 
     def _write_card(self, trainer, run: Run, metrics: dict) -> None:
-        card = {"dataset": run.arguments["dataset_name"], "finetuned_from": run.arguments["model_name_or_path"]}
+        card = {"dataset": self.data_args.dataset_name, "finetuned_from": run.arguments["model_name_or_path"]}
         card["metrics"] = metrics | {"num_orders": run.args.final_eval_orders} if metrics else {}
         try:
             if run.args.push_to_hub:

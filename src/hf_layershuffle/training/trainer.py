@@ -90,13 +90,15 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     def call_model_init(self, trial=None):
         model = super().call_model_init(trial)
-        self._base_precision = use_float32_weights(model)
+        if self._argument("float32_weights"):
+            self._base_precision = use_float32_weights(model)
         return model
 
     def train(self, *args, **kwargs):
         """As of [`Trainer`], with float32 weights."""
         # Before a checkpoint is loaded, whose weights would be rounded
-        if not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False):
+        is_ours = not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False)
+        if is_ours and self._argument("float32_weights"):
             self._base_precision = use_float32_weights(self.model) or self._base_precision
             check_mixed_precision(self.model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
