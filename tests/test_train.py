@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, Architecture, run_command
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -365,6 +365,24 @@ def test_weights_stored_in_half_precision_are_trained_in_float32(tmp_path):
     output = ["--output_dir", str(tmp_path / "brain"), "--dtype", "bfloat16"]
     session.run([*SMALL[sizes:], "--model_name_or_path", str(tmp_path / "half"), *output])
     assert {tensor.dtype for tensor in weights(tmp_path / "brain").values()} == {torch.bfloat16}
+
+
+def test_fine_tuning_keeps_the_classes_as_the_checkpoint_numbers_them(tmp_path):
+    names = ["ant", "bee", "cat"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    Architecture("vit").classifier(num_labels=3, **labels).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    images = [Image.fromarray(np.full((8, 8, 3), 10 * row, dtype=np.uint8)) for row in range(24)]
+    for kind, feature in (("other order", ClassLabel(names=["cat", "ant", "bee"])), ("integers", Value("int64"))):
+        dataset = Dataset.from_dict({"image": images, "label": [row % 3 for row in range(24)]})
+        dataset = dataset.cast_column("image", ImageFeature()).cast_column("label", feature)
+        DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / kind)
+        options = ["--model_name_or_path", str(tmp_path / "model"), "--dataset_name", str(tmp_path / kind)]
+        with session.TrainingSession([*options, "--use_cpu", "--output_dir", str(tmp_path / "out")]) as prepared:
+            config = prepared.runs[0].model.config
+            assert [config.id2label[index] for index in range(3)] == names
+            first = [prepared.eval_dataset[row]["labels"] for row in range(3)]
+        assert [int(label) for label in first] == ([2, 0, 1] if kind == "other order" else [0, 1, 2])
 
 
 # --- Options ---

@@ -1,14 +1,21 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The datasets that the arguments of a run describe."""
 
-from ..data import ImageClassificationDataset, load_image_datasets
+from types import SimpleNamespace
+
+from ..data import ImageClassificationDataset, load_image_datasets, match_labels
 from ..image_reading import is_grey, read_images
 from .script_arguments import DataArguments
 
 
-def load_splits(args: DataArguments):
-    """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name."""
-    return load_image_datasets(
+def load_splits(args: DataArguments, class_names: list[str] | None = None):
+    """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name.
+
+    Args:
+        class_names: Of the checkpoint that is fine-tuned. The same classes in another order are numbered as the checkpoint
+            numbers them, since its classifier goes on; integers without names are taken for its class indices.
+    """
+    splits = load_image_datasets(
         args.dataset_name,
         args.dataset_config_name,
         image_column=args.image_column_name,
@@ -16,7 +23,13 @@ def load_splits(args: DataArguments):
         train_split=args.train_split,
         eval_split=args.eval_split,
         eval_fraction=args.eval_fraction,
+        class_names=class_names,
     )
+    names = splits["train"].features["label"].names
+    if class_names is None or set(names) != set(class_names) or len(names) != len(class_names):
+        return splits
+    known = SimpleNamespace(id2label=dict(enumerate(class_names)), num_labels=len(class_names))
+    return {name: match_labels(split, known, args.dataset_name) for name, split in splits.items()}
 
 
 def build_datasets(args: DataArguments, splits, model, image_processor, seed: int):

@@ -128,6 +128,19 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
     return model, load_image_processor(args.model_name_or_path, **hub)
 
 
+def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
+    """The classes of the checkpoint whose classifier is fine-tuned, in its order; None from scratch, for a classifier that
+    starts anew, and where classes have no names of their own."""
+    if args.model_name_or_path is None or args.ignore_mismatched_sizes:
+        return None
+    stored, _ = PreTrainedConfig.get_config_dict(
+        args.model_name_or_path, revision=args.model_revision, token=args.token
+    )
+    labels = stored.get("id2label") or {}
+    names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
+    return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+
+
 def _attention(args: ModelArguments) -> dict:
     return {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
 

@@ -26,6 +26,7 @@ from .model_building import (
     Teacher,
     build_model,
     check_same_pixels,
+    checkpoint_class_names,
     layershuffle_flags,
     load_teacher,
 )
@@ -116,7 +117,7 @@ class TrainingSession:
 
     def _prepare(self) -> None:
         set_seed(self.args.seed)
-        splits = load_splits(self.data_args)
+        splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
         class_names = splits["train"].features["label"].names
         image_size, teacher = typical_image_size(splits["train"]), load_teacher(self.model_args)
         variants = [(layershuffle_flags(self.model_args), self.args, teacher)]
