@@ -110,7 +110,8 @@ def draw_pictures(dataset: str, groups: list[Group], folder: Path) -> None:
     main = groups[0].train_arguments
     pictured = [group for group in groups if group.method in PICTURED and group.train_arguments == main]
     by_order = {group.label: group.all_orders() for group in pictured}
-    save_figure(plot_accuracy_distribution(by_order), folder / f"{dataset}-orders")
+    title = f"Accuracy in arbitrary order on {dataset}, all seeds"
+    save_figure(plot_accuracy_distribution(by_order, title=title), folder / f"{dataset}-orders")
     save_figure(
         plot_pruning_curves({group.label: group.first_report for group in pictured}), folder / f"{dataset}-pruning"
     )
