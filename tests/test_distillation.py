@@ -225,6 +225,8 @@ def plain_arguments(folder):
             {"id2label": {i: f"LABEL_{4 - i}" for i in range(5)}},
             "classes in another order: LABEL_4, LABEL_3, LABEL_2, LABEL_1, LABEL_0 instead of LABEL_0",
         ),
+        # Two of them, swapped, are enough to tell
+        ({"id2label": dict(enumerate(["a", "LABEL_2", "LABEL_1", "b", "c"]))}, "classes in another order: a, LABEL_2"),
     ],
 )
 def test_a_teacher_of_other_images_or_classes_is_refused(vit, tmp_path, teacher, message):

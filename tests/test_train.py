@@ -367,6 +367,23 @@ def test_weights_stored_in_half_precision_are_trained_in_float32(tmp_path):
     assert {tensor.dtype for tensor in weights(tmp_path / "brain").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("damage", "message"), [("shallower", "layers for which its config"), ("nan", "NaN")])
+def test_a_damaged_checkpoint_is_not_fine_tuned(tmp_path, damage, message):
+    model = Architecture("vit").classifier(num_labels=10, id2label={index: str(index) for index in range(10)})
+    if damage == "nan":
+        model.classifier.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    if damage == "shallower":
+        config = tmp_path / "model" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=message):
+        session.run(
+            ["--model_name_or_path", str(tmp_path / "model"), "--use_cpu", "--output_dir", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_fine_tuning_keeps_the_classes_as_the_checkpoint_numbers_them(tmp_path):
     names = ["ant", "bee", "cat"]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

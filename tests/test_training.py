@@ -9,7 +9,10 @@ import torch
 from accelerate import Accelerator
 from conftest import record_layer_calls
 from datasets import ClassLabel
+from datasets import Dataset as ImageTable
+from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
@@ -800,6 +803,26 @@ def test_raw_images_are_prepared_by_the_processor(vit, tmp_path, columns):
         metrics = trainer.evaluate()["eval_a_loss"], trainer.evaluate(dataset)["eval_loss"]
         results.append((metrics, trainer.predict(dataset).metrics["test_loss"], model.classifier.weight))
     assert results[0][:2] == results[1][:2] and torch.equal(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("kind", ["classes", "strings"])
+def test_raw_datasets_in_other_class_orders_are_matched_by_name(vit, tmp_path, kind):
+    pictures = [Image.fromarray(np.full((8, 8, 3), 40 * row, dtype=np.uint8)) for row in range(4)]
+    features = [
+        ClassLabel(names=names) for names in (["ant", "bee", "cat", "dog", "elk"], ["elk", "dog", "cat", "bee", "ant"])
+    ]
+    sets = []
+    for feature, names in zip(features, (["ant", "bee", "cat", "dog"], ["dog", "cat", "dog", "cat"])):
+        labels = names if kind == "strings" else [feature.str2int(name) for name in names]
+        dataset = ImageTable.from_dict({"image": pictures, "label": labels}).cast_column("image", ImageFeature())
+        sets.append(dataset.cast_column("label", feature) if kind == "classes" else dataset)
+    trainer = ls.LayerShuffleTrainer(
+        vit.classifier(), arguments(tmp_path), train_dataset=sets[0], eval_dataset=sets[1],
+        processing_class=ViTImageProcessor(size={"height": 8, "width": 8}),
+    )  # fmt: skip
+    known = trainer.model.config.id2label
+    assert [known[int(trainer.train_dataset[row]["labels"])] for row in range(4)] == ["ant", "bee", "cat", "dog"]
+    assert [known[int(trainer.eval_dataset[row]["labels"])] for row in range(4)] == ["dog", "cat", "dog", "cat"]
 
 
 def test_a_transform_is_taken_as_it_is(vit, tmp_path):

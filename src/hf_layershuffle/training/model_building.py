@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available, logging
 
+from ..checkpoint_checks import check_complete, check_finite
 from ..data import load_image_processor
 from ..execution_order import EXECUTION_ORDERS
 from ..layerwise import classes_of, weights_digest
@@ -116,8 +117,10 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
-    model = model_class.from_pretrained(
+    what = f"'{args.model_name_or_path}'"
+    model, found = model_class.from_pretrained(
         args.model_name_or_path,
+        output_loading_info=True,
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
         dtype="float32",  # what it is stored in is for storing
         **flags,
@@ -125,6 +128,9 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
         **_attention(args),
         **hub,
     )
+    # What is missing is refused there, but for a classifier, which may start anew
+    check_complete(what, (), found["unexpected_keys"], requested=flags)
+    check_finite(what, model.named_parameters())
     return model, load_image_processor(args.model_name_or_path, **hub)
 
 

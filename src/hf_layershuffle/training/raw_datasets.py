@@ -16,7 +16,8 @@ def as_model_inputs(dataset, image_processor, config, name: str):
         dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of
             such. All else comes back as it is.
         image_processor: That of the model, or None.
-        config: The model's; gives the number of channels and the numbers of the classes.
+        config: The model's; gives the number of channels and the numbers of the classes. If its classes have no names, they
+            get those of the dataset.
         name (`str`): For messages, such as `"train_dataset"`.
 
     Raises:
@@ -55,7 +56,17 @@ def _number_classes(dataset: datasets.Dataset, config, name: str) -> datasets.Da
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"`{name}` has the label {min(map(repr, values))}; labels are class names or integers.")
         dataset = dataset.cast_column("label", datasets.ClassLabel(names=sorted(values)))
+    _name_classes(config, dataset.features["label"].names)
     return match_labels(dataset, config, name)
+
+
+def _name_classes(config, names: list[str]) -> None:
+    """Gives a model whose classes have no names those of its first dataset, so that the next ones are matched by name."""
+    unnamed = [f"LABEL_{index}" for index in range(config.num_labels)]
+    known = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if known == unnamed and len(names) <= len(known) and not all(name.isdecimal() for name in names):
+        config.id2label = dict(enumerate([*names, *unnamed[len(names) :]]))
+        config.label2id = {name: index for index, name in config.id2label.items()}
 
 
 class TransformedImages(torch.utils.data.Dataset):
