@@ -95,8 +95,7 @@ def record_training(
     """
     names = _ARGUMENTS if teacher is None else (*_ARGUMENTS, "distillation_weight", "distillation_temperature")
     kept = {name: arguments[name] for name in names if name in arguments}
-    if kept.get("max_steps", 0) <= 0:
-        kept.pop("max_steps", None)
+    kept.pop("max_steps" if kept.get("max_steps", 0) <= 0 else "num_train_epochs", None)  # the one that did not count
     record = {
         "dataset": public_dataset(dataset),
         "num_train_images": num_train_images,

@@ -123,7 +123,9 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
 
     def _damaged_message(self, rows: list[int]) -> str:
         message = damaged_message(self.dataset, rows, self.mode)
-        return f"{message} Mend or remove what cannot be read, or leave it out with `skip_damaged=True`."
+        return (
+            f"{message} Mend or remove what cannot be read, or leave it out with `skip_damaged=True` (--skip_damaged)."
+        )
 
     def _find_damaged(self) -> list[int]:
         found = []
