@@ -9,8 +9,8 @@ OUTPUT ?= outputs/digits-layershuffle
 .PHONY: help install train model-cards test test-slow bench lint format clean
 
 help:
-	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~2 minutes)"
-	@echo "make test         run the tests (~5 minutes)"
+	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~3 minutes)"
+	@echo "make test         run the tests (~10 minutes on 2 cores)"
 	@echo "make test-slow    run the tests that take minutes each as well"
 	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
 	@echo "make model-cards  renew code, pictures and cards of the models in model_cards/, with their weights (~2 minutes)"
