@@ -135,9 +135,11 @@ def test_every_number_on_the_card_is_recorded_beside_it(folder):
 def assert_the_weights_give_the_recorded_accuracy(folder, dataset_name: str) -> None:
     model, report = load_classifier(str(folder), dtype=torch.float32), ls.RobustnessReport.load(folder)
     orders = [report.sequential.execution_order, report.reversed.execution_order]
+    # IDX files number their classes, which are then those of the model
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     scores = ls.score_execution_orders(
         model,
-        load_image_datasets(dataset_name)["test"],
+        load_image_datasets(dataset_name, class_names=names)["test"],
         orders,
         image_processor=load_image_processor(folder),
         progress=False,
