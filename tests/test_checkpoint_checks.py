@@ -12,6 +12,7 @@ from transformers import (
     ViTConfig,
     ViTForMaskedImageModeling,
     ViTImageProcessor,
+    modeling_utils,
 )
 
 from hf_layershuffle.data import load_image_processor
@@ -107,6 +108,12 @@ def test_a_model_without_a_trained_head_is_refused(architecture, tmp_path):
         plan = MergePlan(sources={"a": str(tmp_path / name)}, layers=[{"source": "a", "layer": 0}])
         with pytest.raises(ValueError, match="Sources must be complete image classifiers"):
             merge(plan, tmp_path / "merged", progress=False)
+
+
+def test_a_sound_model_is_loaded_without_a_word(folder, caplog):
+    filters = list(modeling_utils.logger.filters)
+    load_classifier(str(folder))
+    assert not caplog.records and modeling_utils.logger.filters == filters
 
 
 def test_what_is_asked_for_anew_may_be_missing(folder):

@@ -67,13 +67,17 @@ def load_classifier(
 
 
 @contextmanager
-def _quiet(logger):
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet(logger: logging.Logger):
+    """Nothing but errors of a logger. Its level stays: a higher one makes transformers list what it did not shard."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_error)
 
 
 def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:
