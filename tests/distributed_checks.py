@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.modeling_layershuffle import position_loss
+from hf_layershuffle.models.position_modules import position_loss
 
 
 TINY = dict(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from hf_layershuffle.execution_order import (
+from hf_layershuffle.models.execution_order import (
     ExecutionOrderStream,
     arbitrary_execution_orders,
     check_execution_order,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import Architecture
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BlipTextConfig, BlipTextModel
 
 from hf_layershuffle.layerwise import LayerwiseClassifier, as_layershuffle, load_classifier
 
@@ -50,15 +50,16 @@ def test_plain_and_layershuffle_folders_load(architecture, tmp_path, batch):
 
 
 def test_other_models_are_refused(tmp_path):
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
-    bert = BertForSequenceClassification(config)
-    with pytest.raises(ValueError, match="is a model of type 'bert'; only 'vit', 'deit', 'layershuffle_vit'"):
-        as_layershuffle(bert)
-    bert.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'bert'"):
+    blip = BlipTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    BlipTextModel(blip).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="is a model of type 'blip_text_model', of which transformers has no classifier"
+    ):
         load_classifier(str(tmp_path))
     vit = Architecture("vit")
-    with pytest.raises(ValueError, match="ViTModel is not an image classifier; pass a ViTForImageClassification"):
+    with pytest.raises(
+        ValueError, match="ViTModel is not a classifier of its whole input; pass a ViTForImageClassification"
+    ):
         as_layershuffle(vit.plain_model_class(vit.plain_classifier().config))
     with pytest.raises(OSError, match="no-such-folder"):
         load_classifier(str(tmp_path / "no-such-folder"))

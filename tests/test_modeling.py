@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import hf_layershuffle as ls
-from hf_layershuffle.modeling_layershuffle import DepthProjection, PositionHead, position_loss
+from hf_layershuffle.models.position_modules import DepthProjection, PositionHead, position_loss
 
 
 EXTRAS = {"depth_embedding": True, "position_predictor": True}
@@ -263,30 +263,30 @@ def normalized(hidden_states, norm, eps):
     return centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt() * norm.weight + norm.bias
 
 
-def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens(vit):
+def test_the_depth_projection_is_layernorm_linear_gelu_of_the_joined_tokens():
     # An eps as large as the tokens' variance, so that another one is seen
-    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=7, layer_norm_eps=0.5))).double()
+    projection = randomize(DepthProjection(32, 7, 0.5)).double()
     hidden_states, vector = torch.randn(2, 5, 32, dtype=torch.double), torch.randn(7, dtype=torch.double)
     joined = torch.cat([hidden_states, vector.expand(2, 5, 7)], dim=-1)
     expected = projection.dense(normalized(joined, projection.norm, 0.5))
     torch.testing.assert_close(projection(hidden_states, vector), nn.functional.gelu(expected))
 
 
-def test_the_depth_projection_of_constant_tokens_is_finite(vit):
-    projection = randomize(DepthProjection(vit.config(depth_embedding_dim=1)))
+def test_the_depth_projection_of_constant_tokens_is_finite():
+    projection = randomize(DepthProjection(32, 1, 1e-12))
     output = projection(torch.ones(1, 2, 32), torch.ones(1))
     torch.testing.assert_close(output, nn.functional.gelu(projection.dense(projection.norm.bias)).expand(1, 2, 32))
 
 
-def test_the_position_head_is_layernorm_linear_of_the_mean_token(vit):
-    head = randomize(PositionHead(vit.config(layer_norm_eps=0.5))).double()
+def test_the_position_head_is_layernorm_linear_of_the_mean_token():
+    head = randomize(PositionHead(32, 4, 0.5)).double()
     hidden_states = torch.randn(2, 5, 32, dtype=torch.double)
     expected = head.dense(normalized(hidden_states.mean(dim=1), head.norm, 0.5))
     torch.testing.assert_close(head(hidden_states), expected)
 
 
-def test_second_derivatives_of_the_depth_projection_are_exact(vit):
-    projection = randomize(DepthProjection(vit.config(hidden_size=4, depth_embedding_dim=3))).double()
+def test_second_derivatives_of_the_depth_projection_are_exact():
+    projection = randomize(DepthProjection(4, 3, 1e-12)).double()
     inputs = (torch.randn(2, 2, 4, dtype=torch.double), torch.randn(3, dtype=torch.double))
     assert torch.autograd.gradgradcheck(projection, tuple(each.requires_grad_() for each in inputs))
 

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from .checkpoint_checks import check_finite, explained_reading
 from .common.files import replaced_file
 from .data import as_dataloader
-from .execution_order import arbitrary_execution_orders, check_execution_order
 from .fingerprint import data_digest, processor_digest
 from .layerwise import (
     LayerwiseClassifier,
@@ -29,9 +28,11 @@ from .layerwise import (
     check_evaluable,
     check_integers,
     describe_model,
+    inputs_on_device,
     labels_on_device,
     weights_digest,
 )
+from .models.execution_order import arbitrary_execution_orders, check_execution_order
 from .progress import silenceable
 from .report import OrderGroup, OrderScore, PositionPrediction, RobustnessReport, describe_environment
 
@@ -312,7 +313,7 @@ def _score_batch(parts, batch, tree: OrderTree, tallies: Tallies) -> None:
                 position_results.append((layer, position, (position_logits.argmax(-1) == position).sum()))
             walk(child, output, position + 1)
 
-    walk(tree, parts.embed(batch["pixel_values"].to(parts.device)), 0)
+    walk(tree, parts.embed(inputs_on_device(parts, batch)), 0)
     correct, correct_top5, loss = torch.stack(results).cpu().double().numpy().T
     tallies.correct[orders] += correct.astype(np.int64)
     tallies.correct_top5[orders] += correct_top5.astype(np.int64)

@@ -1,25 +1,27 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """LayerShuffle models as plain ViT or DeiT models, which run without code of this package."""
 
+import copy
 import json
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from transformers import DeiTForImageClassification, PreTrainedModel, ViTForImageClassification
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .card_examples import copy_examples
 from .common.files import write_text
 from .common.paths import public_name
-from .configuration_layershuffle import LayerShuffleConfigMixin
 from .data import load_image_processor
-from .execution_order import check_execution_order
 from .folder_records import EXPORT_FILE, read_license
 from .layerwise import as_layershuffle, load_classifier
+from .models.configuration_layershuffle import LayerShuffleConfigMixin, encoder_config, num_layers_of
+from .models.execution_order import check_execution_order
+from .models.modeling_layershuffle import LayerShuffleMixin
+from .models.position_modules import PositionedLayerMixin
 
 
-_PLAIN_CLASSES = {"layershuffle_vit": ViTForImageClassification, "layershuffle_deit": DeiTForImageClassification}
-_DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"model_type", "architectures", "auto_map"}
+_DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"architectures", "auto_map"}
 
 
 def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedModel:
@@ -45,16 +47,40 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
     ```
     """
     model = as_layershuffle(model)
-    config = model.config
-    order = check_exportable(config, execution_order)
-    plain_class = _PLAIN_CLASSES[config.model_type]
-    kept = {name: value for name, value in config.to_dict().items() if name not in _DROPPED_FIELDS}
-    plain_config = plain_class.config_class.from_dict({**kept, "num_hidden_layers": len(order)})
-    plain_config._attn_implementation = config._attn_implementation
-    with torch.device("meta"):
-        plain = plain_class(plain_config)
-    plain.load_state_dict(_reordered(model, order), assign=True)
-    return plain.train(model.training)
+    order = check_exportable(model.config, execution_order)
+    plain = copy.deepcopy(model)
+    layers = plain.free_layers
+    # A repeated layer is copied, so that each position has weights of its own
+    ordered = [
+        copy.deepcopy(layers[index]) if index in order[:position] else layers[index]
+        for position, index in enumerate(order)
+    ]
+    plain.set_submodule(model.layers_path, nn.ModuleList(map(_plain_layer, ordered)))
+    config = _plain_config(model.config, len(order))
+    for module in [*plain.modules()]:
+        if isinstance(module, LayerShuffleMixin):
+            module.__class__ = type(module).plain_class
+        if getattr(module, "config", None) is plain.config and module is not plain:
+            module.config = config
+    plain.config = config
+    return plain
+
+
+def _plain_layer(layer: nn.Module) -> nn.Module:
+    """Without the position head, which changes no logit."""
+    if isinstance(layer, PositionedLayerMixin):
+        layer.__class__ = type(layer).plain_class
+        del layer.depth_projection, layer.position_head
+    return layer
+
+
+def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    plain = copy.deepcopy(config)
+    plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
+    for name in _DROPPED_FIELDS:
+        plain.__dict__.pop(name, None)
+    encoder_config(plain).num_hidden_layers = num_layers
+    return plain
 
 
 def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
@@ -106,16 +132,5 @@ def fixed_execution_order(config, execution_order=None) -> list[int]:
             "'sequential' or a list of layer indices."
         )
     if isinstance(execution_order, str) and execution_order == "sequential":
-        return list(range(config.num_hidden_layers))
-    return check_execution_order(execution_order, config.num_hidden_layers)
-
-
-def _reordered(model, order: list[int]) -> dict[str, torch.Tensor]:
-    """The plain model's tensors: layer `order[i]` at position i."""
-    layers = f"{model.base_model_prefix}.layers."
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(layers)}
-    for position, index in enumerate(order):
-        for name, tensor in model.base_model.layers[index].state_dict().items():
-            if not name.startswith("position_head."):
-                tensors[f"{layers}{position}.{name}"] = tensor
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+        return list(range(num_layers_of(config)))
+    return check_execution_order(execution_order, num_layers_of(config))

@@ -1,40 +1,31 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Models taken apart: any ViT or DeiT classifier as a LayerShuffle one, and its layers run one by one."""
+"""Models taken apart: any classifier as a LayerShuffle one, and its layers run one by one."""
 
+import copy
 import logging
 import zlib
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
-from transformers import (
-    AutoConfig,
-    DeiTForImageClassification,
-    PreTrainedModel,
-    ViTForImageClassification,
-    modeling_utils,
-)
+import transformers
+from transformers import AutoConfig, PreTrainedModel, modeling_utils
 
 from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
-from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
-from .modeling_layershuffle import (
-    LayerShuffleDeiTForImageClassification,
-    LayerShuffleForImageClassificationMixin,
-    LayerShuffleViTForImageClassification,
-)
+from .models.auto_classes import AUTO_CLASSES, auto_class_of, plain_class_name
+from .models.configuration_layershuffle import encoder_config
+from .models.layer_program import Run, StandIn, find_layers, run_program
+from .models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 
 
 _FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
-_INTERFACE = ("num_layers", "num_labels", "device", "embed", "run_layer", "classify")
-_CLASSES = {
-    "vit": (ViTForImageClassification, LayerShuffleViTConfig, LayerShuffleViTForImageClassification),
-    "deit": (DeiTForImageClassification, LayerShuffleDeiTConfig, LayerShuffleDeiTForImageClassification),
-}
 
 
 def load_classifier(
     name_or_path: str, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs
 ) -> PreTrainedModel:
-    """Loads a LayerShuffle, ViT or DeiT image classifier, from a folder or the Hub, as a LayerShuffle model.
+    """Loads a classifier of any family, plain or LayerShuffle, from a folder or the Hub, as a LayerShuffle model.
 
     A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
 
@@ -54,8 +45,8 @@ def load_classifier(
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
-    plain_class, _, model_class = classes_of(model_type, what)
-    if as_saved and model_type in _CLASSES:
+    plain_class, model_class = classes_of(model_type, what)
+    if as_saved and not model_type.startswith("layershuffle_"):
         model_class = plain_class
     with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
         model, found = model_class.from_pretrained(
@@ -80,39 +71,85 @@ def _quiet(logger: logging.Logger):
         logger.removeFilter(is_error)
 
 
-def as_layershuffle(model: PreTrainedModel) -> LayerShuffleForImageClassificationMixin:
-    """The model itself if it is a LayerShuffle classifier; a plain ViT or DeiT classifier as one that shares its weights.
+def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
+    """The model itself if it is a LayerShuffle classifier; a plain classifier as one that shares its weights.
 
     Raises:
-        `ValueError`: if the model is of another type, or not a classifier, or its layers were cut by hand.
+        `ValueError`: if it is not a classifier, its layers cannot be reordered, or they were cut by hand.
     """
-    if isinstance(model, LayerShuffleForImageClassificationMixin):
-        model.base_model.check_depth()
+    if isinstance(model, LayerShuffleMixin):
+        check_is_classifier(type(model).plain_class)
+        model.check_depth()
         return model
-    plain_class, config_class, model_class = classes_of(model.config.model_type, type(model).__name__)
-    if not isinstance(model, plain_class):
-        raise ValueError(f"{type(model).__name__} is not an image classifier; pass a {plain_class.__name__}.")
-    fields = {"model_type": config_class.model_type, "num_hidden_layers": len(model.base_model.layers)}
-    config = config_class.from_dict({**model.config.to_dict(), **fields})
-    config._attn_implementation = model.config._attn_implementation
-    with torch.device("meta"):
-        twin = model_class(config)
-    twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    return twin.train(model.training)
+    check_is_classifier(type(model))
+    # A copy of the modules, but not of their tensors
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, tensors)
+    layers = twin.get_submodule(find_layers(twin, any_depth=True))
+    encoder_config(twin.config).num_hidden_layers = len(layers)
+    return free_order(twin)
 
 
-def classes_of(model_type: str, what: str):
-    """The plain class, the configuration and the class that reorders layers; a `ValueError` that names `what` if none."""
-    classes = _CLASSES.get(model_type.removeprefix("layershuffle_"))
-    if classes is None:
-        allowed = ", ".join(f"'{prefix}{name}'" for prefix in ("", "layershuffle_") for name in _CLASSES)
+def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
+    """Refuses a class of transformers that none of the Auto classes of classifiers takes.
+
+    Raises:
+        `ValueError`: naming the class to take instead.
+    """
+    auto_class = auto_class_of(plain_class)
+    if auto_class in (None, "AutoModel"):
+        model_type = getattr(plain_class.config_class, "model_type", None)
+        heads = list(classifiers_of(model_type).values()) if model_type else []
+        advice = f"pass a {' or '.join(heads)}." if heads else "models of its family cannot be evaluated."
+        raise ValueError(f"{plain_class.__name__} is not a classifier of its whole input; {advice}")
+
+
+def classifiers_of(plain_model_type: str) -> dict[str, str]:
+    """The classifiers of a family by the Auto class that takes them, by the names of transformers."""
+    names = {name: plain_class_name(name, plain_model_type) for name in AUTO_CLASSES if name != "AutoModel"}
+    return {auto_class: name for auto_class, name in names.items() if name is not None}
+
+
+def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[LayerShuffleMixin]]:
+    """The plain classifier of a model type, and the one with free layer order.
+
+    Raises:
+        `ValueError`: naming `what`, if the family has no classifier.
+    """
+    plain_model_type = model_type.removeprefix("layershuffle_")
+    name = next(iter(classifiers_of(plain_model_type).values()), None)
+    if name is None:
         raise ValueError(
-            f"{what} is a model of type '{model_type}'; only {allowed} have layers that can be reordered."
+            f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that classifies "
+            "images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
         )
-    return classes
+    return getattr(transformers, name), layershuffle_class(getattr(transformers, name))
 
 
-def as_layerwise(model) -> "LayerwiseClassifier":
+class LayerwiseModel(Protocol):
+    """What evaluation and analysis need of a model that is taken apart: [`LayerwiseClassifier`] or like objects."""
+
+    num_layers: int
+    num_labels: int
+    num_channels: int | None
+    device: torch.device
+    layers: Iterable[torch.nn.Module]
+
+    def evaluation_mode(self) -> AbstractContextManager: ...
+
+    def embed(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor: ...
+
+    def run_layer(
+        self, hidden_states: torch.Tensor, index: int, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+
+    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor: ...
+
+
+_INTERFACE = (*LayerwiseModel.__annotations__, "evaluation_mode", "embed", "run_layer", "classify")
+
+
+def as_layerwise(model) -> LayerwiseModel:
     """A [`LayerwiseClassifier`] of a model; anything that is none, which must have its interface, as it is.
 
     Raises:
@@ -124,38 +161,45 @@ def as_layerwise(model) -> "LayerwiseClassifier":
     if missing:
         what = f"{model!r} (str)" if isinstance(model, str) else f"a {type(model).__name__}"
         raise TypeError(
-            f"`model` is {what}, which lacks {', '.join(missing)}; pass a LayerShuffle, ViT or DeiT image classifier, as "
-            "from `hf_layershuffle.layerwise.load_classifier`."
+            f"`model` is {what}, which lacks {', '.join(missing)}; pass a classifier of transformers, as from "
+            "`hf_layershuffle.load_classifier`."
         )
     return model
 
 
 class LayerwiseClassifier:
-    """An image classifier as three functions: embed, run one layer at a position, classify.
+    """A classifier as three functions: embed, run one layer at a position, classify.
 
     Running the layers of an order one after the other gives the model's logits for that order. It is for work that the
-    model's `forward` would repeat: many orders of the same images, every prefix of an order, or what happens in between.
+    model's `forward` would repeat: many orders of the same inputs, every prefix of an order, or what happens in between.
+    All three run the family's own forward: `embed` with layers that only note how they are called, `classify` with one that
+    gives the hidden states.
 
     Args:
-        model: A LayerShuffle classifier, or a plain ViT or DeiT one (see [`as_layershuffle`]), in evaluation mode.
+        model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model = as_layershuffle(model)
-        self.encoder = self.model.base_model
-        self.num_layers = len(self.encoder.layers)
+        self.num_layers = len(self.model.free_layers)
+        self._gives_tuple: bool | None = None  # whether a layer gives a tuple, of which hidden states are the first
+        self._is_one_enough: bool | None = None  # whether what follows the layers needs but one of the inputs
 
     @property
     def layers(self):
-        return self.encoder.layers
+        return self.model.free_layers
 
     @property
     def num_labels(self) -> int:
         return self.model.config.num_labels
 
     @property
-    def num_channels(self) -> int:
-        return self.model.config.num_channels
+    def num_channels(self) -> int | None:
+        return getattr(encoder_config(self.model.config), "num_channels", None)
+
+    @property
+    def hidden_size(self) -> int:
+        return encoder_config(self.model.config).hidden_size
 
     @property
     def device(self) -> torch.device:
@@ -171,25 +215,87 @@ class LayerwiseClassifier:
         finally:
             self.model.train(was_training)
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images of shape `(batch_size, num_channels, height, width)` to hidden states `(batch_size, tokens, hidden_size)`."""
-        dtype = self.encoder.embeddings.patch_embeddings.projection.weight.dtype
-        return self.encoder.embeddings(pixel_values.to(dtype))
+    def embed(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The hidden states, of shape `(batch_size, tokens, hidden_size)`, that the first layer gets.
 
-    def run_layer(self, hidden_states: torch.Tensor, index: int, position: int, **kwargs):
+        What the model passes to each layer beside them, such as attention masks, is kept for `run_layer` until the next call.
+
+        Args:
+            inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
+                inputs by name.
+        """
+        self._inputs = {self.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
+        layers = self.model.free_layers
+        self._run = Run(layers, [], self.model._depth_embedding)
+        self._calls: list[tuple[tuple, dict]] = []
+        with run_program(layers, [_Recorder(layer, self) for layer in layers._modules.values()]):
+            self.model(**self._inputs)
+        return self._embedded
+
+    def run_layer(self, hidden_states: torch.Tensor, index: int, position: int):
         """Runs layer `index` at `position`.
 
         Returns:
             Hidden states of shape `(batch_size, tokens, hidden_size)`, and position logits of shape
             `(batch_size, num_layers)`, or None without a position predictor.
         """
-        depth_vector = self.encoder._depth_vectors(position + 1, hidden_states.device)[position]
-        output = self.layers[index](hidden_states, None, depth_vector, **kwargs)
-        return output if isinstance(output, tuple) else (output, None)
+        args, kwargs = self._call_of(index)
+        output = self._run.at(self.layers[index], position)(hidden_states, *args, **kwargs)
+        position_logits = self._run.position_logits.pop() if self._run.position_logits else None
+        return output[0] if isinstance(output, tuple) else output, position_logits
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
-        return self.model.classifier(self.encoder.layernorm(hidden_states[:, :1])[:, 0])
+        if self._is_one_enough is None and len(hidden_states) > 1:
+            logits = self._classify(hidden_states, self._inputs)
+            self._is_one_enough = self._inputs.keys() == {self.model.main_input_name} and torch.equal(
+                logits, self._classify(hidden_states, self._first_input())
+            )
+            return logits
+        # The embeddings, which are computed again, then cost next to nothing
+        return self._classify(hidden_states, self._first_input() if self._is_one_enough else self._inputs)
+
+    def _classify(self, hidden_states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        layers = self.model.free_layers
+        with run_program(layers, [_Constant(layers._modules["0"], hidden_states, self._gives_tuple)]):
+            return self.model(**inputs).logits
+
+    def _first_input(self) -> dict[str, torch.Tensor]:
+        return {name: value[:1] for name, value in self._inputs.items()}
+
+    def _call_of(self, index: int) -> tuple[tuple, dict]:
+        return self._calls[index]
+
+
+class _Recorder(StandIn):
+    """Notes how a layer is called, and gives its input on."""
+
+    def __init__(self, layer: torch.nn.Module, parts: LayerwiseClassifier):
+        super().__init__(layer)
+        self.parts = parts
+
+    def __call__(self, *args, **kwargs):
+        hidden_states = args[0] if args else kwargs.pop("hidden_states")
+        parts, args = self.parts, args[1:]
+        if not parts._calls:
+            parts._embedded = hidden_states
+        parts._calls.append((args, kwargs))
+        if parts._gives_tuple is None:
+            output = parts._run.at(self.layer, 0)(hidden_states, *args, **kwargs)
+            parts._run.position_logits.clear()
+            parts._gives_tuple = isinstance(output, tuple)
+        return (hidden_states, None) if parts._gives_tuple else hidden_states
+
+
+class _Constant(StandIn):
+    """Gives the same hidden states to whatever it is called with."""
+
+    def __init__(self, layer: torch.nn.Module, hidden_states: torch.Tensor, gives_tuple: bool):
+        super().__init__(layer)
+        self.output = (hidden_states, None) if gives_tuple else hidden_states
+
+    def __call__(self, *args, **kwargs):
+        return self.output
 
 
 def check_evaluable(config, image_processor=None) -> None:
@@ -215,6 +321,14 @@ def check_evaluable(config, image_processor=None) -> None:
                 f"The model takes {kind} images (`num_channels` is {config.num_channels}), but `{name}` of its image processor "
                 f"has {len(value)} numbers: {list(value)}. Save the image processor that it was trained with beside it."
             )
+
+
+def inputs_on_device(
+    parts: LayerwiseModel, batch: Mapping[str, torch.Tensor]
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What `embed` takes of a batch: all but the labels; the images alone where there is nothing else."""
+    inputs = {name: value.to(parts.device) for name, value in batch.items() if name != "labels"}
+    return inputs["pixel_values"] if inputs.keys() == {"pixel_values"} else inputs
 
 
 def labels_on_device(parts, labels) -> torch.Tensor:

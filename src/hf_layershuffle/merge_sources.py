@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from .checkpoint_checks import check_no_adapter, explained_reading
 from .common.paths import inside
 from .common.yaml_files import read_json
-from .configuration_layershuffle import LayerShuffleDeiTConfig, LayerShuffleViTConfig
 from .hub_errors import explained_download
+from .layerwise import classes_of
+from .models.auto_classes import plain_class_name
+from .models.configuration_layershuffle import layershuffle_config_class
 from .tensor_files import StoredTensor, list_tensors
 
 
@@ -21,11 +25,6 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _PIXEL_DEFAULTS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _PIXEL_SETTINGS = (*_PIXEL_DEFAULTS, "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
-_CONFIGS = {"vit": LayerShuffleViTConfig, "deit": LayerShuffleDeiTConfig}
-_RENAMINGS = {
-    "vit": get_checkpoint_conversion_mapping("ViTModel"),
-    "deit": get_checkpoint_conversion_mapping("DeiTModel"),
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class SourceCheckpoint:
     path: str
     folder: Path
     revision: str | None
-    config: LayerShuffleViTConfig | LayerShuffleDeiTConfig
+    config: PreTrainedConfig
     tensors: dict[str, StoredTensor]
     image_processor: dict[str, dict] = field(default_factory=dict)
 
@@ -61,7 +60,7 @@ def is_local(path: str) -> bool:
 
 
 def open_source(name: str, path: str, revision: str | None = None, token: str | None = None) -> SourceCheckpoint:
-    """Finds a LayerShuffle, ViT or DeiT classifier, with old or new tensor names, in one file or several.
+    """Finds a classifier, plain or LayerShuffle, with old or new tensor names, in one file or several.
 
     Raises:
         `ValueError`: if it is not such a model, or has no safetensors weights.
@@ -71,7 +70,7 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
     check_no_adapter(folder)
     with explained_reading(f"Source '{name}'"):
         config = read_config(name, folder)
-        renamings = _RENAMINGS[config.plain_model_type]
+        renamings = _renamings(name, config.plain_model_type)
         tensors = {}
         for file in _weight_files(name, folder):
             tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
@@ -105,11 +104,9 @@ def read_config(name: str, folder: Path):
         raise ValueError(f"Source '{name}': '{folder}' holds no config.json, so it is not a saved model.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"Source '{name}': '{file}' is not a model's configuration: {_said(error)}") from error
-    if model_type not in _CONFIGS:
-        allowed = ", ".join(f"'{prefix}{known}'" for prefix in ("", "layershuffle_") for known in _CONFIGS)
-        raise ValueError(f"Source '{name}' is a model of type '{model_type}'; models of type {allowed} can be merged.")
+    classes_of(model_type, f"Source '{name}'")
     # Not `from_pretrained`, which for its log writes out each configuration, with a thousand labels, as text
-    config_class = _CONFIGS[model_type]
+    config_class = layershuffle_config_class(CONFIG_MAPPING[model_type])
     return config_class(**config_class.get_config_dict(folder)[0])
 
 
@@ -181,7 +178,23 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else repr(error)
 
 
-def _rename(name: str, renamings) -> str:
+def _renamings(name: str, plain_model_type: str) -> list[WeightRenaming]:
+    """How transformers renames the tensors of the family's old checkpoints.
+
+    Raises:
+        `ValueError`: if it also joins or splits them.
+    """
+    encoder = plain_class_name("AutoModel", plain_model_type)
+    renamings = get_checkpoint_conversion_mapping(encoder) or get_checkpoint_conversion_mapping(plain_model_type) or []
+    if not all(isinstance(each, WeightRenaming) for each in renamings):
+        raise ValueError(
+            f"Source '{name}' is a model of type '{plain_model_type}', whose tensors transformers joins or splits when it loads "
+            "them; such models cannot be merged."
+        )
+    return renamings
+
+
+def _rename(name: str, renamings: list[WeightRenaming]) -> str:
     """From the tensor names of transformers 4, which plain models still save, to those of the modules."""
     for renaming in renamings:
         name, _ = renaming.rename_source_key(name)

@@ -16,18 +16,17 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from .common.files import remove_leftovers, replaced_folder, write_text
 from .common.paths import inside
 from .folder_records import agreed_license
-from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
+from .layerwise import classes_of
+from .merge_plan import PLAN_FILE, MergePart, MergePlan
 from .merge_sources import INDEX_FILE, SourceCheckpoint, check_image_processors, open_source
 from .model_card import write_model_card
-from .modeling_layershuffle import (
-    _AUTO_MAPS,
-    LayerShuffleDeiTForImageClassification,
-    LayerShuffleViTForImageClassification,
-)
+from .models.auto_classes import auto_map_of
+from .models.configuration_layershuffle import num_layers_of
 from .progress import silenceable
 from .tensor_files import StoredTensor, write_safetensors
 
@@ -51,13 +50,8 @@ COMPARED_FIELDS = (
     "num_labels",
     "id2label",
 )
-_PROCESSORS = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
 _SAYS_TYPE = {"image_processor_type", "feature_extractor_type", "image_processor", "auto_map"}
 _HINTS = {"position_predictor": " Set `position_heads: false` in the plan to leave the position heads out."}
-_CLASSES = {
-    "layershuffle_vit": LayerShuffleViTForImageClassification,
-    "layershuffle_deit": LayerShuffleDeiTForImageClassification,
-}
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,7 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
         check_image_processors(sources)
     for index, parts in enumerate(plan.layers):
         for part in parts:
-            depth = sources[part.source].config.num_hidden_layers
+            depth = num_layers_of(sources[part.source].config)
             if part.layer >= depth:
                 raise ValueError(
                     f"`layers[{index}]` is layer {part.layer} of source '{part.source}', which has {depth} layers, numbered "
@@ -145,8 +139,11 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
                 )
     config = _merged_config(sources, plan)
     with torch.device("meta"):
-        model = _CLASSES[config.model_type](config)
-    inputs = {name: _inputs_of(name, tuple(t.shape), plan, sources) for name, t in model.state_dict().items()}
+        model = classes_of(config.model_type, "The base")[1](config)
+    inputs = {
+        name: _inputs_of(name, tuple(t.shape), model.layers_path, plan, sources)
+        for name, t in model.state_dict().items()
+    }
     dtypes = _result_dtypes(inputs)
     tensors = [
         MergedTensor(name, tuple(tensor.shape), dtypes[name], inputs[name])
@@ -243,27 +240,41 @@ def _merged_config(sources: dict[str, SourceCheckpoint], plan: MergePlan):
     base, num_layers = sources[plan.base].config, len(plan.layers)
     values = copy.deepcopy(base.to_dict())
     values.pop("pruned_from", None)  # of the base's layers, not of the result's
-    values |= {"num_hidden_layers": num_layers, "merge_plan": plan.to_record()}
+    values |= {"merge_plan": plan.to_record()}
     values["position_predictor"] = base.position_predictor and plan.position_heads
-    if num_layers != base.num_hidden_layers and not isinstance(base.execution_order, str):
+    if num_layers != num_layers_of(base) and not isinstance(base.execution_order, str):
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
+    tower = values if hasattr(base, "num_hidden_layers") else values["vision_config"]
+    tower["num_hidden_layers"] = num_layers
     config = type(base)(**values)
-    config.architectures = [_CLASSES[base.model_type].__name__]
-    config.auto_map = dict(_AUTO_MAPS[base.model_type])
+    config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
+    config.auto_map = auto_map_of(config)
     return config
 
 
-def _inputs_of(name: str, shape: tuple[int, ...], plan: MergePlan, sources) -> list[tuple[StoredTensor, float]]:
+def _inputs_of(
+    name: str, shape: tuple[int, ...], layers_path: str, plan: MergePlan, sources
+) -> list[tuple[StoredTensor, float]]:
     """What a tensor of the result, `name`, is made of."""
-    match = re.match(r"(\w+\.layers\.)(\d+)(\..+)", name)
+    match = re.match(rf"({re.escape(layers_path)}\.)(\d+)(\..+)", name)
     if match is None:
-        part = next(part for part in PARTS if part in name.split("."))
+        part = _part_of(name, encoder=layers_path.partition(".")[0])
         return [(_find(name, shape, sources[p.source]), p.weight) for p in getattr(plan, part)]
     prefix, index, suffix = match.groups()
     parts: list[MergePart] = plan.layers[int(index)]
     return [(_find(f"{prefix}{p.layer}{suffix}", shape, sources[p.source]), p.weight) for p in parts]
+
+
+def _part_of(name: str, encoder: str) -> str:
+    """Which of `PARTS` a tensor outside the layers belongs to, by its name and that of the encoder."""
+    path = name.split(".")
+    if path[0] != encoder:
+        return "classifier"
+    if "depth_embedding" in path:
+        return "depth_embedding"
+    return "embeddings" if any("embed" in word for word in path) else "layernorm"
 
 
 def _find(name: str, shape: tuple[int, ...], source: SourceCheckpoint) -> StoredTensor:
@@ -328,6 +339,12 @@ def _write_weights(prepared: PreparedMerge, shards, folder: Path, progress: bool
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def image_processor_type(plain_model_type: str) -> str:
+    """The image processor that transformers takes for a model type."""
+    names = IMAGE_PROCESSOR_MAPPING_NAMES[plain_model_type]
+    return (names["torchvision"] if isinstance(names, dict) else names[0]).removesuffix("Fast")
+
+
 def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config = prepared.config
     auto_map = dict(config.auto_map)
@@ -340,7 +357,7 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     for file, settings in files.items():
         if isinstance(settings, dict) and not _SAYS_TYPE & set(settings):
             # Early versions of transformers told it by the type of the model, which for a merged one tells nothing
-            settings = {**settings, "image_processor_type": _PROCESSORS[config.plain_model_type]}
+            settings = {**settings, "image_processor_type": image_processor_type(config.plain_model_type)}
             write_text(folder / file, json.dumps(settings, indent=2) + "\n")
         else:
             shutil.copyfile(inside(prepared.sources[giver].folder, file), folder / file)

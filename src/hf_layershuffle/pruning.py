@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from .common.paths import public_name
 from .data import as_dataloader
 from .evaluation import evenly_spaced_layers, score_execution_orders
+from .models.configuration_layershuffle import encoder_config
+from .models.layer_program import find_layers
 from .progress import silenceable
 
 
@@ -23,7 +25,7 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
     or position heads, they know `len(keep)` positions. A stored evaluation order of particular layers becomes `"sequential"`.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT model, also one whose layers were cut by hand; it is not changed, and shares no
+        model: A LayerShuffle model, or a plain one, also one whose layers were cut by hand; it is not changed, and shares no
             weights with the result.
         keep (`list[int]`): Layer indices, each at most once, in the order in which they shall run.
 
@@ -32,15 +34,18 @@ def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
             another type or holds adapters.
     """
     _check_model(model)
-    num_layers = len(model.base_model.layers)
+    path = find_layers(model, any_depth=True)
+    num_layers = len(model.get_submodule(path))
     keep = _check_layers(keep, num_layers)
     pruned = copy.deepcopy(model)
-    encoder = pruned.base_model
-    encoder.layers = nn.ModuleList([encoder.layers[layer] for layer in keep])
-    if getattr(encoder, "depth_embedding", None) is not None:
-        _keep_rows(encoder.depth_embedding, len(keep))
-        encoder.depth_embedding.num_embeddings = len(encoder.depth_embedding.weight)
-    for layer in encoder.layers:
+    layers = pruned.get_submodule(path)
+    layers = type(layers)([layers[layer] for layer in keep])
+    pruned.set_submodule(path, layers)
+    depth_embedding = getattr(pruned.base_model, "depth_embedding", None)
+    if depth_embedding is not None:
+        _keep_rows(depth_embedding, len(keep))
+        depth_embedding.num_embeddings = len(depth_embedding.weight)
+    for layer in layers:
         if getattr(layer, "position_head", None) is not None:
             _keep_rows(layer.position_head.dense, len(keep))
             layer.position_head.dense.out_features = len(layer.position_head.dense.weight)
@@ -55,10 +60,10 @@ def _check_model(model) -> None:
             f"This {type(model).__name__} holds adapters of PEFT, which belong to the layers of the whole model; prune "
             "`peft_model.merge_and_unload()` instead."
         )
-    model_type = model.config.model_type if isinstance(model, PreTrainedModel) else None
-    if model_type is None or not isinstance(getattr(model.base_model, "layers", None), nn.ModuleList):
-        what = f"a {type(model).__name__}" + (f" (model type '{model_type}')" if model_type else "")
-        raise ValueError(f"`model` is {what}; pass a LayerShuffle, ViT or DeiT model.")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}; pass a model of transformers, such as a LayerShuffle one."
+        )
 
 
 def _check_layers(keep, num_layers: int) -> list[int]:
@@ -98,7 +103,7 @@ def _shorten_config(config, num_layers: int) -> None:
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
         config.shuffle_window = min(config.shuffle_window, num_layers)
-    config.num_hidden_layers = num_layers
+    encoder_config(config).num_hidden_layers = num_layers
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:
@@ -133,13 +138,14 @@ def search_layers(model, data, num_kept: int, *, image_processor=None, progress:
     Raises:
         `ValueError`: if `num_kept` is out of range.
     """
-    num_layers = len(model.base_model.layers)
+    num_layers = len(model.get_submodule(find_layers(model)))
     if isinstance(num_kept, bool) or not isinstance(num_kept, int) or not 1 <= num_kept <= num_layers:
         raise ValueError(
             f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
         )
     # Decodes once
-    data = as_dataloader(data, image_processor, num_channels=model.config.num_channels, config=model.config, **kwargs)
+    channels = getattr(encoder_config(model.config), "num_channels", None)
+    data = as_dataloader(data, image_processor, num_channels=channels, config=model.config, **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]

@@ -50,11 +50,16 @@ class MergePool(LayerwiseClassifier):
         super().__init__(parts[base or next(iter(parts))].model)
         self.parts = parts
         self._layers = [layer for part in parts.values() for layer in part.layers]
+        self._places = [index for part in parts.values() for index in range(part.num_layers)]
         self.num_layers = len(self._layers)
 
     @property
     def layers(self):
         return self._layers
+
+    def _call_of(self, index: int) -> tuple[tuple, dict]:
+        # As the base calls its own layer of the same index
+        return self._calls[min(self._places[index], len(self._calls) - 1)]
 
     @contextmanager
     def evaluation_mode(self):

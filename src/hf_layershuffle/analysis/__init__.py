@@ -4,8 +4,8 @@
 import torch
 
 from ..data import as_dataloader
-from ..execution_order import arbitrary_execution_orders
 from ..layerwise import as_layerwise, check_integers, describe_model
+from ..models.execution_order import arbitrary_execution_orders
 from ..progress import silenceable
 from ..report import describe_environment
 from .attention import AttentionMaps, attention_rollout

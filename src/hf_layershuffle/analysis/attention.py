@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..execution_order import check_execution_order
 from ..layerwise import LayerwiseClassifier, as_layerwise
+from ..models.execution_order import check_execution_order
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import as_dataloader
-from ..layerwise import LayerwiseClassifier, as_layerwise, check_integers, labels_on_device
+from ..layerwise import LayerwiseClassifier, as_layerwise, check_integers, inputs_on_device, labels_on_device
 from ..progress import silenceable
 
 
@@ -164,7 +164,7 @@ def layer_contributions(
     with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
         for batch in tqdm(loader, desc="Measuring layers' updates", unit="batch", disable=not progress):
             labels = labels_on_device(parts, batch["labels"])
-            embedded = parts.embed(batch["pixel_values"].to(parts.device))
+            embedded = parts.embed(inputs_on_device(parts, batch))
             measured = [
                 _measure_order(parts, embedded, labels, order, updates, names) for order in (sequential, *orders)
             ]

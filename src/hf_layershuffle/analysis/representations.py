@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import as_dataloader
-from ..layerwise import as_layerwise, check_integers
+from ..layerwise import as_layerwise, check_integers, inputs_on_device
 from ..progress import silenceable
 from .contributions import balanced_execution_orders
 
@@ -129,7 +129,7 @@ def collect_representations(
         data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
         num_channels=parts.num_channels, config=parts.model.config,
     )  # fmt: skip
-    num_layers, hidden_size = parts.num_layers, parts.model.config.hidden_size
+    num_layers, hidden_size = parts.num_layers, parts.hidden_size
     num_images = min(len(loader.dataset), max_images, max_bytes // (16 * num_layers**2 * hidden_size))
     if num_images < MIN_IMAGES:
         raise ValueError(
@@ -147,7 +147,7 @@ def collect_representations(
     with parts.evaluation_mode(), torch.inference_mode():
         bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
         for group_orders, batch in zip(orders, bar):
-            embedded = parts.embed(batch["pixel_values"].to(parts.device))
+            embedded = parts.embed(inputs_on_device(parts, batch))
             rows = slice(done, done + len(embedded))
             for run, row in np.ndindex(NUM_RUNS, num_layers):
                 hidden_states = embedded

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ..modeling_layershuffle import position_loss
+from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
 

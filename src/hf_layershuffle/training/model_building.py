@@ -12,8 +12,8 @@ from transformers.utils import is_torchvision_available, logging
 
 from ..checkpoint_checks import check_complete, check_finite
 from ..data import load_image_processor
-from ..execution_order import EXECUTION_ORDERS
 from ..layerwise import classes_of, weights_digest
+from ..models.execution_order import EXECUTION_ORDERS
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 

@@ -1,12 +1,13 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""LayerShuffle configurations: a ViT or DeiT configuration plus what concerns the execution order.
+"""LayerShuffle configurations: a family's configuration plus what concerns the execution order, made on demand.
 
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
 from dataclasses import dataclass
 
-from transformers import DeiTConfig, ViTConfig
+import transformers
+from transformers import PreTrainedConfig
 
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
 
@@ -38,6 +39,16 @@ _FIELD_RULES = {
         f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
     ),
 }
+
+
+def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration that says how many layers run in free order: the configuration itself, or that of the image tower."""
+    return config if hasattr(config, "num_hidden_layers") else getattr(config, "vision_config", config)
+
+
+def num_layers_of(config: PreTrainedConfig) -> int:
+    """How many layers run in free order, by the configuration."""
+    return encoder_config(config).num_hidden_layers
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -102,28 +113,33 @@ class LayerShuffleConfigMixin:
 
     def check_layershuffle(self) -> None:
         """Checks the fields against each other; called on creation and by the models."""
+        num_layers = num_layers_of(self)
         if self.shuffle_mode == "window" and self.shuffle_window is None:
             raise ValueError(
                 "`shuffle_mode='window'` needs `shuffle_window`, the number of positions by which a layer may move: an "
-                f"integer from 1 to {self.num_hidden_layers} (`num_hidden_layers`)."
+                f"integer from 1 to {num_layers} (`num_hidden_layers`)."
             )
-        if self.shuffle_window is not None and self.shuffle_window > self.num_hidden_layers:
+        if self.shuffle_window is not None and self.shuffle_window > num_layers:
             raise ValueError(
                 f"`shuffle_window` is {self.shuffle_window}, larger than the depth; it must be from 1 to "
-                f"{self.num_hidden_layers} (`num_hidden_layers`)."
+                f"{num_layers} (`num_hidden_layers`)."
             )
         if not isinstance(self.execution_order, str):
-            self.execution_order = check_execution_order(self.execution_order, self.num_hidden_layers)
+            self.execution_order = check_execution_order(self.execution_order, num_layers)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type not in (cls.model_type, cls.plain_model_type):
+        if config_dict.get("model_type", cls.model_type) not in (cls.model_type, cls.plain_model_type):
+            # That of a model with several towers holds the configuration of this one
+            tower = config_dict.get(cls.base_config_key)
+            if isinstance(tower, dict) and tower.get("model_type", cls.plain_model_type) == cls.plain_model_type:
+                return {**config_dict, cls.base_config_key: {**tower, "model_type": cls.model_type}}, kwargs
+            plain = cls.__name__.removeprefix("LayerShuffle").removesuffix("Config")
             raise ValueError(
-                f"'{pretrained_model_name_or_path}' holds a model of type '{model_type}', whose weights {cls.__name__} "
-                f"cannot read; it reads '{cls.plain_model_type}' and '{cls.model_type}'. LayerShuffleViT* reads ViT "
-                "checkpoints, LayerShuffleDeiT* reads DeiT checkpoints."
+                f"'{pretrained_model_name_or_path}' holds a model of type '{config_dict['model_type']}', whose weights "
+                f"{cls.__name__} cannot read; it reads '{cls.plain_model_type}' and '{cls.model_type}'. LayerShuffle{plain}* "
+                f"reads {plain} checkpoints, and so on for each family."
             )
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
@@ -139,35 +155,43 @@ class LayerShuffleConfigMixin:
         return super().from_dict(config_dict, **kwargs)
 
 
-class LayerShuffleViTConfig(LayerShuffleConfigMixin, ViTConfig):
-    __doc__ = (
-        LayerShuffleConfigMixin.__doc__
-        + """
-    The remaining fields are those of [`ViTConfig`].
+_MADE: dict[str, type] = {}
+
+
+def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """A family's configuration with the flags: `LayerShuffleViTConfig` of `ViTConfig`.
+
+    Its model type is `layershuffle_vit`, so that no plain class loads such a checkpoint by accident.
+    """
+    name = f"LayerShuffle{plain_class.__name__}"
+    if name not in _MADE:
+        fields_of_the_family = f"""
+    The remaining fields are those of [`{plain_class.__name__}`].
 
     Example:
 
     ```python
-    >>> from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
+    >>> from hf_layershuffle import {name}
 
-    >>> config = LayerShuffleViTConfig(shuffle_mode="arbitrary", num_hidden_layers=4)
-    >>> model = LayerShuffleViTForImageClassification(config)
+    >>> config = {name}(shuffle_mode="arbitrary", num_hidden_layers=4)
     ```
     """
+        body = {
+            "__module__": __name__,
+            "__doc__": LayerShuffleConfigMixin.__doc__ + fields_of_the_family,
+            "model_type": f"layershuffle_{plain_class.model_type}",
+            "plain_model_type": plain_class.model_type,
+        }
+        _MADE[name] = type(name, (LayerShuffleConfigMixin, plain_class), body)
+        _MADE[name].register_for_auto_class()  # `save_pretrained` then puts the code beside the configuration
+    return _MADE[name]
+
+
+def __getattr__(name: str):
+    """`LayerShuffleViTConfig` and the like, also where `auto_map` of a Hub repository names them."""
+    plain_class = (
+        getattr(transformers, name.removeprefix("LayerShuffle"), None) if name.startswith("LayerShuffle") else None
     )
-    model_type = "layershuffle_vit"
-    plain_model_type = "vit"
-
-
-class LayerShuffleDeiTConfig(LayerShuffleConfigMixin, DeiTConfig):
-    __doc__ = (
-        LayerShuffleConfigMixin.__doc__
-        + """
-    The remaining fields are those of [`DeiTConfig`].
-    """
-    )
-    model_type = "layershuffle_deit"
-    plain_model_type = "deit"
-
-
-__all__ = ["LayerShuffleViTConfig", "LayerShuffleDeiTConfig"]
+    if isinstance(plain_class, type) and issubclass(plain_class, PreTrainedConfig):
+        return layershuffle_config_class(plain_class)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,47 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Which class of a family each of transformers' Auto classes takes.
+
+This file travels to the Hub beside the weights, so it imports nothing from this package.
+"""
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+
+# transformers' tables of class names by model type
+AUTO_CLASSES = {
+    "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
+    "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForAudioClassification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
+    """The name of the class of transformers that an Auto class takes for a model type."""
+    names = AUTO_CLASSES[auto_class].get(plain_model_type)
+    return names[0] if isinstance(names, (tuple, list)) else names
+
+
+def auto_class_of(plain_class: type[PreTrainedModel]) -> str | None:
+    """The Auto class that takes a class of transformers."""
+    for auto_class in AUTO_CLASSES:
+        if plain_class_name(auto_class, plain_class.config_class.model_type) == plain_class.__name__:
+            return auto_class
+    return None
+
+
+def auto_classes_of(plain_model_type: str) -> dict[str, str]:
+    """`{"AutoModel": "LayerShuffleViTModel", ...}` of a model type of transformers, for those Auto classes that have it."""
+    names = {auto_class: plain_class_name(auto_class, plain_model_type) for auto_class in AUTO_CLASSES}
+    return {auto_class: f"LayerShuffle{name}" for auto_class, name in names.items() if name is not None}
+
+
+def auto_map_of(config: PreTrainedConfig) -> dict[str, str]:
+    """What `config.json` says of the code that travels with a model, for each Auto class of its family."""
+    auto_map = {"AutoConfig": f"configuration_layershuffle.{type(config).__name__}"}
+    return auto_map | {
+        auto_class: f"modeling_layershuffle.{name}"
+        for auto_class, name in auto_classes_of(config.plain_model_type).items()
+    }

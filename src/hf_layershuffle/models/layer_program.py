@@ -1,0 +1,182 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The layer program: what a forward pass of any encoder finds when it asks its list of layers for the next one.
+
+Every encoder of transformers says `for layer in self.layers`. So the list is the one place that decides which layer runs
+next. Its class becomes [`LayerProgram`], which follows the program of the running forward pass. The names of parameters,
+hooks, the state dict and gradient checkpointing do not change, and the forward stays transformers' own.
+
+This file travels to the Hub beside the weights, so it imports nothing from this package.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.import_utils import is_torchdynamo_compiling
+from transformers.utils.output_capturing import CompileableContextVar
+
+
+# {id of a list of layers: what it gives to the forward that is running}, for each thread and task by itself
+_RUNNING = CompileableContextVar("layershuffle_program")
+
+
+class LayerProgram(nn.ModuleList):
+    """A list of layers. Inside a forward pass that runs a program ([`run_program`]), iterating it gives the program's layers."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        program = running_program(self)
+        return super().__iter__() if program is None else iter(program)
+
+    def __getitem__(self, index):
+        # `for layer in self.layers[: config.num_hidden_layers]`
+        if isinstance(index, slice) and running_program(self) is not None and index.start in (None, 0):
+            if index.step in (None, 1) and (index.stop is None or index.stop >= len(self)):
+                return list(self)
+        return super().__getitem__(index)
+
+    @classmethod
+    def mark(cls, layers: nn.ModuleList) -> "LayerProgram":
+        """Makes a list of layers follow programs, in place."""
+        if not isinstance(layers, cls):
+            layers.__class__ = cls
+        return layers
+
+
+def running_program(layers: nn.ModuleList) -> Iterable | None:
+    """What the running forward pass gets from `layers`; None where no program runs."""
+    if is_torchdynamo_compiling() and not _RUNNING.compiling:
+        return None  # dynamo cannot trace `ContextVar.get`
+    return (_RUNNING.get() or {}).get(id(layers))
+
+
+class run_program:
+    """Context in which a forward pass finds, in the place of the layers of `layers`, those of `program`.
+
+    Args:
+        layers ([`LayerProgram`]): The model's list of layers.
+        program (`Iterable`): Layers, or what stands in for them. A generator is asked for the next one after the last one ran.
+    """
+
+    def __init__(self, layers: LayerProgram, program: Iterable):
+        self.layers, self.program = layers, program
+
+    def __enter__(self):
+        is_first = is_torchdynamo_compiling() and not _RUNNING.compiling
+        outer = None if is_first else _RUNNING.get()
+        self.token = _RUNNING.set({**(outer or {}), id(self.layers): self.program})
+
+    def __exit__(self, *exception):
+        _RUNNING.reset(self.token)
+
+
+class Run:
+    """One forward pass in an execution order: the program, and what its layers hand over beside the hidden states.
+
+    Args:
+        layers ([`LayerProgram`]): The model's list of layers.
+        order (`list[int]`): Index of the layer at each position.
+        depth_embedding (`nn.Embedding`, *optional*): The vector of each position, for layers that are told theirs.
+    """
+
+    def __init__(self, layers: LayerProgram, order: list[int], depth_embedding: nn.Embedding | None = None):
+        self.order = order
+        self.position_logits: list[torch.Tensor] = []
+        self.depth_embedding = depth_embedding
+        self._depth_vectors: tuple[torch.Tensor, ...] | None = None
+        ordered = [layers._modules[str(index)] for index in order]
+        self.program = [self.at(layer, position) for position, layer in enumerate(ordered)]
+
+    def at(self, layer: nn.Module, position: int) -> "nn.Module | PositionedCall":
+        """A layer as the loop shall call it: itself, or told its position if it is one of [`positioned_layer_class`]."""
+        # Not by its class: a compiled layer is of another
+        return PositionedCall(layer, position, self) if hasattr(layer, "position_head") else layer
+
+    def depth_vector(self, position: int, device: torch.device) -> torch.Tensor | None:
+        """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last one."""
+        if self.depth_embedding is None:
+            return None
+        if self._depth_vectors is None:
+            positions = torch.arange(self.depth_embedding.num_embeddings, device=device)
+            self._depth_vectors = self.depth_embedding(positions).unbind(0)
+        return self._depth_vectors[min(position, len(self._depth_vectors) - 1)]
+
+
+class StandIn:
+    """Stands in for a layer in the loop of a forward. What the loop reads of the layer, it finds here too."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+
+    def __getattr__(self, name: str):
+        return getattr(self.layer, name)
+
+
+class PositionedCall(StandIn):
+    """A layer at a position. It is told the position's vector, and hands its position logits to the [`Run`]."""
+
+    def __init__(self, layer: nn.Module, position: int, run: Run):
+        super().__init__(layer)
+        self.position, self.run = position, run
+
+    def __call__(self, *args, **kwargs):
+        hidden_states = args[0] if args else kwargs.pop("hidden_states")
+        # By position: reentrant gradient checkpointing loses the gradient of what comes by keyword
+        vector = self.run.depth_vector(self.position, hidden_states.device)
+        output = self.layer(hidden_states, vector, *args[1:], **kwargs)
+        if self.layer.position_head is None:
+            return output
+        self.run.position_logits.append(output[-1])
+        # A layer that gives one tensor gives two now
+        return output[0] if len(output) == 2 else output[:-1]
+
+
+def find_layers(model: nn.Module, any_depth: bool = False) -> str:
+    """Path of the list of layers in a model: the list of as many equal modules as the configuration has layers.
+
+    The configuration that counts is that of the nearest module above the list that has one. Where several lists fit, that
+    of layers which support gradient checkpointing is taken, and of these the one that the model's image tower has.
+
+    Args:
+        any_depth: Whether the list may be shorter or longer than the configuration says, as after cutting layers by hand.
+
+    Raises:
+        `ValueError`: if there is no such list, or more than one.
+    """
+    candidates = [name for name, module in model.named_modules() if _is_list_of_layers(model, name, module, any_depth)]
+    candidates = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
+    for is_better in (
+        lambda name: isinstance(model.get_submodule(name)[0], GradientCheckpointingLayer),
+        lambda name: "vision" in name,
+    ):
+        candidates = [name for name in candidates if is_better(name)] or candidates
+    if len(candidates) != 1:
+        found = f"{len(candidates)} lists of layers ({', '.join(candidates)})" if candidates else "no list of layers"
+        raise ValueError(
+            f"{type(model).__name__} has {found}, of as many equal modules as its configuration has layers; a free execution "
+            "order needs exactly one."
+        )
+    return candidates[0]
+
+
+_DEPTHS = ("num_hidden_layers", "encoder_layers", "num_layers", "n_layers", "n_layer", "depth")
+
+
+def _is_list_of_layers(model: nn.Module, name: str, module: nn.Module, any_depth: bool) -> bool:
+    if not isinstance(module, nn.ModuleList) or len(module) == 0:
+        return False
+    layers = list(module.children())
+    if len({type(layer) for layer in layers}) != 1 or not list(layers[0].children()):
+        return False
+    config = _nearest_config(model, name)
+    return any_depth or len(layers) in {getattr(config, depth, None) for depth in _DEPTHS}
+
+
+def _nearest_config(model: nn.Module, name: str):
+    """The configuration of the nearest module above the one of this name that has one."""
+    while name:
+        name = name.rpartition(".")[0]
+        config = getattr(model.get_submodule(name), "config", None)
+        if config is not None:
+            return config
+    return None

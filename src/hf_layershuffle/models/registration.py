@@ -1,0 +1,62 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Makes transformers' Auto classes know the free-order classes of all families, without importing a family before it is used."""
+
+from transformers import PreTrainedConfig
+from transformers.models.auto import configuration_auto, modeling_auto
+
+from .auto_classes import AUTO_CLASSES, auto_classes_of
+
+
+class _MadeOnDemand(dict):
+    """What was registered with an Auto class. An entry of a free-order family is made when it is first asked for."""
+
+    def __contains__(self, key) -> bool:
+        if not super().__contains__(key):
+            value = self.make(key)
+            if value is None:
+                return False
+            self[key] = value
+        return True
+
+    def make(self, key):
+        raise NotImplementedError
+
+
+class _Configurations(_MadeOnDemand):
+    """By model type, such as "layershuffle_vit"."""
+
+    def make(self, key) -> type[PreTrainedConfig] | None:
+        plain_model_type = key.removeprefix("layershuffle_") if isinstance(key, str) else key
+        if plain_model_type == key or plain_model_type not in configuration_auto.CONFIG_MAPPING:
+            return None
+        from .configuration_layershuffle import layershuffle_config_class
+
+        return layershuffle_config_class(configuration_auto.CONFIG_MAPPING[plain_model_type])
+
+
+class _Models(_MadeOnDemand):
+    """By configuration class, for one Auto class."""
+
+    def __init__(self, auto_class: str, registered: dict):
+        super().__init__(registered)
+        self.auto_class = auto_class
+
+    def make(self, key):
+        plain_model_type = getattr(key, "plain_model_type", None)
+        name = auto_classes_of(plain_model_type).get(self.auto_class) if isinstance(plain_model_type, str) else None
+        if name is None:
+            return None
+        from . import modeling_layershuffle
+
+        return getattr(modeling_layershuffle, name)
+
+
+def register_auto_classes() -> None:
+    """`AutoConfig`, `AutoModel` and the Auto classes of classifiers then load saved free-order models of every family."""
+    configurations = configuration_auto.CONFIG_MAPPING
+    if isinstance(configurations._extra_content, _MadeOnDemand):
+        return
+    configurations._extra_content = _Configurations(configurations._extra_content)
+    for name in AUTO_CLASSES:
+        mapping = getattr(modeling_auto, name)._model_mapping
+        mapping._extra_content = _Models(name, mapping._extra_content)
