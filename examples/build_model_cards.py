@@ -1,8 +1,8 @@
 """Builds model_cards/: one folder for each model, exactly what `hf-layershuffle publish` would push, and the model that
 comes with the package.
 
-    python examples/build_model_cards.py               # or `make model-cards`: keeps the weights; renews the code beside
-                                                       # them, pictures, examples and cards; two minutes
+    python examples/build_model_cards.py               # or `make model-cards`: keeps the weights; renews pictures,
+                                                       # examples and cards; two minutes
     python examples/build_model_cards.py --train vit-digits-plain
                                                        # takes the model of its run in outputs/, which is trained if missing
     python examples/build_model_cards.py --train vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
@@ -35,7 +35,7 @@ from hf_layershuffle.folder_records import METRICS, TRAINING_FILE, read_json, re
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import write_model_card
 from hf_layershuffle.plotting import save_report_pictures
-from hf_layershuffle.publishing import CODE_FILES, check_folder, published_files
+from hf_layershuffle.published_files import check_folder, published_files
 from hf_layershuffle.report import REPORT_FILE
 
 
@@ -124,8 +124,7 @@ def prepare_for_the_hub(folder: Path, class_names: list[str]) -> None:
 
 def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
     """Code, report, pictures, example images and card of the model in `folder`; without a dataset, its examples stay."""
-    for name in CODE_FILES:  # of this version, not of the one that the run was saved with
-        shutil.copy(Path(ls.__file__).with_name(name), folder / name)
+    remove_code(folder)
     # The fused kernel for attention on CPUs is slow for sequences as short as these
     precision = {"dtype": torch.float32, "attn_implementation": "eager"}
     model, processor = load_classifier(str(folder), **precision).eval(), load_image_processor(folder)
@@ -156,6 +155,12 @@ def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
     return report
 
 
+def remove_code(folder: Path) -> None:
+    """Publishing adds it."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+
+
 def build_bundled_model(dataset) -> None:
     """The model that comes with the package: half the bytes by float16, which is read as float32, and no code or pictures."""
     folder, source = Path(ls.example_model()), FOLDERS / MERGED_FROM
@@ -165,8 +170,7 @@ def build_bundled_model(dataset) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     del config["auto_map"]  # the code is the package's
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    for name in CODE_FILES:
-        (folder / name).unlink(missing_ok=True)
+    remove_code(folder)
     processor.save_pretrained(folder)
     write_examples(folder, dataset, processor, num_examples=10)
     report = evaluate_robustness(load_classifier(str(folder)), dataset, image_processor=processor, **SETTINGS)

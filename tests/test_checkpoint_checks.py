@@ -19,7 +19,7 @@ from hf_layershuffle.data import load_image_processor
 from hf_layershuffle.layerwise import as_layershuffle, load_classifier
 from hf_layershuffle.merge_plan import MergePlan
 from hf_layershuffle.merging import merge
-from hf_layershuffle.publishing import check_folder
+from hf_layershuffle.published_files import check_folder
 from hf_layershuffle_cli import main
 
 

@@ -11,7 +11,10 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_layershuffle.card_text import split_card
-from hf_layershuffle.publishing import CODE_FILES
+from hf_layershuffle.published_files import package_code
+
+
+CODE_FILES = [path.name for path in package_code()]
 
 
 REPOSITORY = "org/vit-layershuffle"

@@ -77,11 +77,14 @@ def example():
     return {"pixel_values": torch.linspace(-1, 1, 3 * 64).reshape(1, 3, 8, 8)}
 
 
-def test_a_saved_folder_holds_safetensors_and_the_three_code_files_only(saved_folder):
+def test_a_saved_folder_holds_safetensors_and_the_code_files_only(saved_folder):
     assert {path.name for path in saved_folder.iterdir()} == {
         "config.json",
         "configuration_layershuffle.py",
         "execution_order.py",
+        "auto_classes.py",
+        "layer_program.py",
+        "position_modules.py",
         "expected.pt",
         "model.safetensors",
         "modeling_layershuffle.py",

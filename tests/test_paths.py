@@ -20,7 +20,7 @@ from hf_layershuffle.layerwise import load_classifier
 from hf_layershuffle.merge_plan import MergePlan
 from hf_layershuffle.merging import merge
 from hf_layershuffle.model_card import write_model_card
-from hf_layershuffle.publishing import check_folder, published_files
+from hf_layershuffle.published_files import check_folder, published_files
 from hf_layershuffle_cli import main
 
 

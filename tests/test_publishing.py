@@ -22,7 +22,7 @@ from hf_layershuffle.folder_records import record_baseline, record_training
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.plotting import save_report_pictures
-from hf_layershuffle.publishing import check_folder, published_files
+from hf_layershuffle.published_files import check_folder, published_files
 from hf_layershuffle_cli import main
 
 

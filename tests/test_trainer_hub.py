@@ -6,7 +6,10 @@ import pytest
 from conftest import run_python
 from hub_server import HubServer
 
-from hf_layershuffle.publishing import CODE_FILES
+from hf_layershuffle.published_files import package_code
+
+
+CODE_FILES = [path.name for path in package_code()]
 
 
 PUSH = """

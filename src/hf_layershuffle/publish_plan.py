@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from .export import check_exportable
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES
 from .hub_errors import explained_errors
-from .publishing import matches, published_files
+from .published_files import added_code, matches, published_files
 from .report import REPORT_FILE
 
 
@@ -88,6 +88,7 @@ def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:
         made |= {REPORT_FILE, *PICTURES, f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/{EXAMPLES_FILE}"}
     there = [name for name in published_files(folder) if not matches(name, made)]
     sizes = {name: (folder / name).stat().st_size for name in there} | dict.fromkeys(made)
+    sizes |= {path.name: path.stat().st_size for path in added_code(folder)}
     return dict(sorted(sizes.items()))
 
 

@@ -9,47 +9,26 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
-from safetensors import SafetensorError, safe_open
 
 from .card_text import combine_cards, mark_published
-from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
 from .common.files import write_text
-from .common.paths import check_links, inside
+from .common.paths import inside
 from .export import save_plain_vit
 from .folder_records import (
     EXAMPLES_FOLDER,
-    EXPORT_FILE,
     PICTURES,
-    TRAINING_FILE,
     read_card,
-    read_json,
 )
 from .hub_connection import commit_once, retried
 from .hub_errors import explained_errors
-from .layerwise import classes_of
-from .merge_sources import open_source
 from .model_card import write_model_card
+from .published_files import RECORDS, added_code, , check_folder, is_replaced, matches, published_files
 from .report import REPORT_FILE
 
 
-# What belongs to a published model. Checkpoints, logs, optimizer states and pickles (`training_args.bin`) do not
-PUBLISHED = (
-    *("*.safetensors", "*.safetensors.index.json", "*.json", "*.yaml", "*_layershuffle.py", "execution_order.py"),
-    *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
-)
-NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
-# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
-# the records hold and join the folder; if not, all of these are of another model, and the commit removes them
-RECORDS = (*(REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES),)
-REPLACED = (
-    *("*.safetensors", "*.safetensors.index.json", "*_layershuffle.py", "execution_order.py", EXPORT_FILE, *RECORDS),
-)
-CODE_FILES = ("configuration_layershuffle.py", "modeling_layershuffle.py", "execution_order.py")
-AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageClassification")
 PLAIN_REVISION = "plain-vit"
 
 
@@ -133,8 +112,9 @@ def _publish(
         write_model_card(folder, repo_id=repo_id, **card_kwargs)
         write_text(card, mark_published(read_card(card)))
         files = published_files(folder)
-        operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and matches(name, REPLACED)]
+        paths = {name: folder / name for name in files} | {path.name: path for path in added_code(folder)}
+        operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(paths.items())]
+        operations += [CommitOperationDelete(name) for name in there if name not in paths and is_replaced(name)]
         return commit_once(api, repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
 
 
@@ -158,81 +138,6 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
                 target = inside(folder, name)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(inside(download, name), target)
-
-
-def published_files(folder) -> list[str]:
-    """The files of a model's folder that [`publish`] pushes, relative to it.
-
-    Raises:
-        `ValueError`: if one is a link to a file elsewhere.
-    """
-    names = [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    names = [name for name in names if matches(name, PUBLISHED) and name not in NOT_PUBLISHED]
-    check_links(folder, names)
-    return names
-
-
-def check_folder(folder: Path) -> None:
-    """Says what a folder lacks to be loaded from the Hub.
-
-    Raises:
-        `OSError`: if there is no such folder, or a file in it cannot be read.
-        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not finite.
-    """
-    with explained_reading(f"'{folder}'"):
-        _check_files(folder)
-        check_weights(folder)
-
-
-def _check_files(folder: Path) -> None:
-    if not folder.is_dir():
-        raise OSError(f"There is no folder '{folder}' to publish; pass one that `save_pretrained` wrote.")
-    again = "Load the model with hf_layershuffle and save it with `save_pretrained`."
-    published_files(folder)  # refuses links to files elsewhere, before one of them is read
-    check_model_files(folder)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {again}")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"'{folder}' holds no safetensors weights, and pickles are not published. {again}")
-    index = folder / "model.safetensors.index.json"
-    shards = set((read_json(index) or {}).get("weight_map", {}).values())
-    config = read_json(folder / "config.json")
-    code = CODE_FILES if str(config.get("model_type")).startswith("layershuffle_") else ()
-    classes_of(str(config.get("model_type")), f"'{folder}'")
-    missing = sorted(name for name in {*shards, *code} if not (folder / name).exists())
-    if missing:
-        raise ValueError(f"'{folder}' is not complete: {', '.join(missing)} is missing. {again}")
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):  # reads the header and compares the file's length with it
-                pass
-        except SafetensorError as error:
-            raise OSError(f"'{path}' is truncated or corrupted ({error}). {again}") from error
-    lacking = [name for name in AUTO_CLASSES if code and name not in config.get("auto_map", {})]
-    if lacking:
-        raise ValueError(f"'{folder}' cannot be loaded by {', '.join(lacking)}: 'auto_map' lacks it. {again}")
-
-
-def check_weights(folder: Path) -> None:
-    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A LayerShuffle
-    encoder, saved as such, needs no head.
-
-    Raises:
-        `ValueError`: if not, naming the tensors.
-    """
-    source = open_source(folder.name, str(folder))
-    _, _, model_class = classes_of(source.config.model_type, f"'{folder}'")
-    with torch.device("meta"):
-        model = model_class(source.config)
-    if (source.config.architectures or [None])[0] == type(model.base_model).__name__:
-        model = model.base_model
-    expected, found = set(model.state_dict()), set(source.tensors)
-    prefix = f"{model.base_model_prefix}."
-    if not any(name.startswith(prefix) for name in found):  # an encoder saved alone, whose names have none
-        expected = {name.removeprefix(prefix) for name in expected}
-    check_complete(f"'{folder}'", expected - found, found - expected)
-    check_finite(f"'{folder}'", ((name, t) for name, t in source.tensors.items() if t.dtype is not None))
 
 
 def publish_with_plain_vit(
@@ -349,8 +254,3 @@ def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 def _read_hub_card(api: HfApi, repo_id: str, revision: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         return read_card(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder))
-
-
-def matches(name: str, patterns) -> bool:
-    """Whether one pattern has as many folders as the name and fits: `*` does not reach into folders."""
-    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -72,8 +72,9 @@ def publish(
     """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
     from hf_layershuffle.model_card import card_text, write_model_card
     from hf_layershuffle.publish_plan import check_access, check_plain_vit, check_targets
-    from hf_layershuffle.publishing import check_folder, publish_with_plain_vit
+    from hf_layershuffle.published_files import check_folder
     from hf_layershuffle.publishing import publish as push
+    from hf_layershuffle.publishing import publish_with_plain_vit
 
     if repo_id is None and not (card_only or dry_run):
         raise ValueError(

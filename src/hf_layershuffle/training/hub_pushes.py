@@ -13,7 +13,8 @@ from transformers.utils import PushInProgress
 from ..folder_records import record_training
 from ..hub_errors import explained_errors
 from ..model_card import write_model_card
-from ..publishing import matches, publish, published_files
+from ..published_files import matches, published_files
+from ..publishing import publish
 
 
 # Pickled arguments hold the token of the Hub
