@@ -437,9 +437,12 @@ def test_bad_models_and_data_are_refused(vit, monkeypatch):
         analyze(vit.classifier(), make_items(25, num_labels=6), progress=False)
     with pytest.raises(ValueError, match="The model has one layer"):
         analyze(vit.classifier(num_hidden_layers=1), make_items(25), progress=False)
-    bert = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(ValueError, match="model of type 'bert'"):
-        analyze(transformers.BertForSequenceClassification(bert), make_items(25), progress=False)
+    blip = transformers.BlipTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    with pytest.raises(
+        ValueError,
+        match="BlipTextModel is not a classifier of its whole input; models of its family cannot be evaluated",
+    ):
+        analyze(transformers.BlipTextModel(blip), make_items(25), progress=False)
     with pytest.raises(ValueError, match="`execution_orders` is empty"):
         attention_rollout(vit.classifier(), torch.zeros(1, 3, 8, 8), [])
     with pytest.raises(ValueError, match="holds 4 at position 1"):

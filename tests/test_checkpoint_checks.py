@@ -203,5 +203,5 @@ def test_our_faults_keep_their_traceback_and_say_so(folder, monkeypatch, capsys,
 
 
 def test_a_model_in_memory_needs_a_head(architecture):
-    with pytest.raises(ValueError, match="is not an image classifier"):
+    with pytest.raises(ValueError, match="is not a classifier of its whole input"):
         as_layershuffle(architecture.plain_model_class(architecture.plain_classifier().config))

@@ -175,5 +175,9 @@ for folder in sys.argv[1:]:
 
 
 def test_the_examples_answers_are_the_models_own_without_the_package(tmp_path):
-    result = run_python(FRESH_PROCESS, *FOLDERS, environment={"HF_MODULES_CACHE": str(tmp_path)})
+    published = [shutil.copytree(folder, tmp_path / folder.name) for folder in FOLDERS]
+    for folder in published:
+        for path in added_code(folder):
+            shutil.copy(path, folder)
+    result = run_python(FRESH_PROCESS, *published, environment={"HF_MODULES_CACHE": str(tmp_path / "modules")})
     assert result.returncode == 0, result.stderr

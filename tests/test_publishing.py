@@ -22,7 +22,7 @@ from hf_layershuffle.folder_records import record_baseline, record_training
 from hf_layershuffle.layerwise import load_classifier, weights_digest
 from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
 from hf_layershuffle.plotting import save_report_pictures
-from hf_layershuffle.published_files import check_folder, published_files
+from hf_layershuffle.published_files import added_code, check_folder, package_code, published_files
 from hf_layershuffle_cli import main
 
 
@@ -486,7 +486,7 @@ def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
     for name in (".train_run.json", "examples/.hidden.png", ".cache/config.json", "trainer_state.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
-    code = ["configuration_layershuffle.py", "execution_order.py", "modeling_layershuffle.py"]
+    code = [path.name for path in package_code()]
     examples = ["examples/0.png", "examples/examples.json"]
     records = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "robustness.json"]
     assert published_files(folder) == sorted([*code, *examples, *records, "training.json", *PICTURES])
@@ -501,9 +501,11 @@ def test_a_truncated_folder_is_refused(folder, fraction):
 
 
 def test_other_kinds_of_models_are_refused(folder):
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "bert"}
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "blip_text_model"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="is a model of type 'bert'"):
+    with pytest.raises(
+        ValueError, match="is a model of type 'blip_text_model', of which transformers has no classifier"
+    ):
         check_folder(folder)
 
 
@@ -589,7 +591,7 @@ for arguments in (
 """
     folder = tmp_path / "vit-tiny"
     shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("*.png", "examples", "README.md", "robustness.json"))
-    files = published_files(folder)
+    files = [*published_files(folder), *(path.name for path in added_code(folder))]
     result = run_python(code, folder, environment={"HF_TOKEN": "hf_offline"})
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

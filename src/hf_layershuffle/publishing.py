@@ -4,7 +4,6 @@
 Each is one commit: the Hub shows all of it or none of it.
 """
 
-import fnmatch
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,7 +24,7 @@ from .folder_records import (
 from .hub_connection import commit_once, retried
 from .hub_errors import explained_errors
 from .model_card import write_model_card
-from .published_files import RECORDS, added_code, , check_folder, is_replaced, matches, published_files
+from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
 from .report import REPORT_FILE
 
 

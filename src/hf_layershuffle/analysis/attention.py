@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..layerwise import LayerwiseClassifier, as_layerwise
+from ..models.configuration_layershuffle import encoder_config
 from ..models.execution_order import check_execution_order
 
 
@@ -65,7 +66,10 @@ def attention_rollout(
                 hidden_states, _ = parts.run_layer(hidden_states, index, position)
                 weights = attention["weights"].float().mean(1)  # (num_images, heads, tokens, tokens) -> over heads
                 rollout = (0.5 * weights + 0.5 * torch.eye(weights.shape[-1], device=weights.device)) @ rollout
-            to_patches = rollout[:, 0, -rows_columns[0] * rows_columns[1] :]  # from CLS, past the special tokens
+            num_patches = rows_columns[0] * rows_columns[1]
+            # From CLS, past the special tokens; a family without a CLS token takes the mean of all
+            answer = rollout[:, 0] if rollout.shape[1] > num_patches else rollout.mean(1)
+            to_patches = answer[:, -num_patches:]
             maps.append(to_patches.unflatten(-1, rows_columns).cpu().numpy())
             predicted.append(parts.classify(hidden_states).argmax(-1).cpu().numpy())
     return AttentionMaps(
@@ -86,7 +90,7 @@ def _recorded_attention(parts: LayerwiseClassifier):
         recorded["weights"] = output[1]
 
     implementation = parts.model.config._attn_implementation
-    handles = [layer.attention.register_forward_hook(hook) for layer in parts.layers]
+    handles = [attention_of(layer).register_forward_hook(hook) for layer in parts.layers]
     try:
         parts.model.set_attn_implementation("eager")  # the others do not return the weights
         yield recorded
@@ -96,11 +100,23 @@ def _recorded_attention(parts: LayerwiseClassifier):
             handle.remove()
 
 
+def attention_of(layer: torch.nn.Module) -> torch.nn.Module:
+    """The attention of a layer, which gives its output and the weights.
+
+    Raises:
+        `ValueError`: if there is none of a name that is known.
+    """
+    for name in ("attention", "self_attn", "attn"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise ValueError(f"{type(layer).__name__} has no module named attention, self_attn or attn to look into.")
+
+
 def _patch_grid(parts: LayerwiseClassifier) -> tuple[int, int]:
     """Rows and columns of patches."""
+    config = encoder_config(parts.model.config)
     image_size, patch_size = (
-        size if isinstance(size, (tuple, list)) else (size, size)
-        for size in (parts.model.config.image_size, parts.model.config.patch_size)
+        size if isinstance(size, (tuple, list)) else (size, size) for size in (config.image_size, config.patch_size)
     )
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 

@@ -30,7 +30,7 @@ QUANTITIES = {
 @dataclass(frozen=True)
 class LayerContributions:
     """What layers add to the residual stream, by layer and position: the `QUANTITIES`, those of the depth projection with a
-    depth embedding only.
+    depth embedding only, those of attention and MLP where their sum is what the layer adds.
 
     Args:
         mean, std: Of each quantity, over images and random orders; arrays of shape `(num_layers, num_layers)`: layers ×
@@ -95,26 +95,37 @@ def balanced_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -
     return orders
 
 
+# The modules of a layer whose output is added to the hidden states, by the names that families give them, and the
+# parameter by which some multiply it
+_PART_NAMES = (
+    ("depth", ("depth_projection",), ""),
+    ("attention", ("layer_scale1", "attention", "self_attn", "attn"), "lambda_1"),
+    ("mlp", ("layer_scale2", "mlp", "ffn"), "lambda_2"),
+)
+
+
 @contextmanager
 def recorded_updates(parts: LayerwiseClassifier):
     """Yields a dict that holds, after each `run_layer`, what the parts of that layer added to the residual stream.
 
     The keys are "attention", "mlp" and, with a depth embedding, "depth"; the values have the shape of the hidden states,
-    and their sum is the layer's update.
+    and their sum is the layer's update, where the family adds them up.
     """
     updates = {}
 
-    def recorder(name):
+    def recorder(name, scale):
         def hook(module, args, output):
-            updates[name] = output[0] if isinstance(output, tuple) else output
+            output = output[0] if isinstance(output, tuple) else output
+            updates[name] = output if scale is None else output * scale
 
         return hook
 
     handles = []
     for layer in parts.layers:
-        for name, module in (("depth", layer.depth_projection), ("attention", layer.attention), ("mlp", layer.mlp)):
+        for name, modules, scale in _PART_NAMES:
+            module = next((getattr(layer, each) for each in modules if getattr(layer, each, None) is not None), None)
             if module is not None:
-                handles.append(module.register_forward_hook(recorder(name)))
+                handles.append(module.register_forward_hook(recorder(name, getattr(layer, scale, None))))
     try:
         yield updates
     finally:
@@ -156,22 +167,33 @@ def layer_contributions(
         num_channels=parts.num_channels, config=parts.model.config,
     )  # fmt: skip
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
-    names = [name for name in QUANTITIES if not name.startswith("depth") or parts.model.config.depth_embedding]
+    names, sums = None, 0.0
     sequential = list(range(parts.num_layers))
-    # Sums and sums of squares over images; the first row is the sequential order
-    sums = np.zeros((2, 1 + len(orders), parts.num_layers, len(names)))
     num_images = 0
     with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
         for batch in tqdm(loader, desc="Measuring layers' updates", unit="batch", disable=not progress):
             labels = labels_on_device(parts, batch["labels"])
             embedded = parts.embed(inputs_on_device(parts, batch))
+            names = names or _measured_quantities(parts, embedded, updates)
             measured = [
                 _measure_order(parts, embedded, labels, order, updates, names) for order in (sequential, *orders)
             ]
             values = torch.stack(measured).cpu().double().numpy()  # (orders, positions, quantities, batch_size)
-            sums += np.stack((values.sum(-1), (values**2).sum(-1)))
+            # Sums and sums of squares over images; the first row is the sequential order
+            sums = sums + np.stack((values.sum(-1), (values**2).sum(-1)))
             num_images += len(labels)
     return _summarize(sums, names, num_images, orders)
+
+
+def _measured_quantities(parts, embedded: torch.Tensor, updates: dict[str, torch.Tensor]) -> list[str]:
+    """Without those of attention and MLP where a family does not add them up, as one that normalises after adding."""
+    update = parts.run_layer(embedded, 0, 0)[0].float() - embedded.float()
+    added_up = sum(part.float() for part in updates.values()) if updates else torch.zeros_like(update)
+    measured = {"update", *updates}
+    if (added_up - update).norm() > 0.01 * (update.norm() + embedded.float().norm()):
+        measured -= {"attention", "mlp"}
+    left_out = PARTS.keys() - measured
+    return [name for name in QUANTITIES if not name.startswith(tuple(f"{part}_" for part in left_out))]
 
 
 def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch.Tensor:
@@ -185,6 +207,8 @@ def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch
         update = hidden_states.float() - before.float()
         row = {"stream_size": before.float().norm(dim=-1).mean(1)}
         for name, part in {"update": update, **updates}.items():
+            if f"{name}_size" not in names:
+                continue
             row[f"{name}_size"] = part.float().norm(dim=-1).mean(1)
             row[f"{name}_norm"] = row[f"{name}_size"] / row["stream_size"]
         row["cosine"] = torch.cosine_similarity(update, before.float(), dim=-1).mean(1)
