@@ -23,7 +23,7 @@ from train_step import BATCH_SIZES, SIZES
 from transformers import ViTImageProcessor, set_seed
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import load_image_datasets
+from hf_layershuffle.data.datasets import load_image_datasets
 from hf_layershuffle.training import argument_parser, data_building, model_building
 
 

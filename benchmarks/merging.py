@@ -20,8 +20,9 @@ from pathlib import Path
 
 from harness import Pairs, Row, record, timed
 
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.merging import merge, prepare_merge
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.merging.merged_model import prepare_merge
+from hf_layershuffle.merging.plan import MergePlan
 
 
 MEGABYTE = 2**20

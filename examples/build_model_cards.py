@@ -27,16 +27,18 @@ from torch import nn
 
 import hf_layershuffle as ls
 from hf_layershuffle import RobustnessReport, compare_reports, evaluate_robustness
-from hf_layershuffle.card_examples import write_examples
+from hf_layershuffle.checkpoints.identity import weights_digest
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.common.files import write_text
-from hf_layershuffle.data import as_dataloader, load_image_datasets, load_image_processor, match_labels
-from hf_layershuffle.fingerprint import expected_report, other_than
-from hf_layershuffle.folder_records import METRICS, TRAINING_FILE, read_json, record_baseline
-from hf_layershuffle.layerwise import load_classifier, weights_digest
-from hf_layershuffle.model_card import write_model_card
+from hf_layershuffle.data.datasets import as_dataloader, load_image_datasets, match_labels
+from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
+from hf_layershuffle.evaluation.report import REPORT_FILE
+from hf_layershuffle.hub.card_examples import write_examples
+from hf_layershuffle.hub.folder_records import METRICS, TRAINING_FILE, read_json, record_baseline
+from hf_layershuffle.hub.model_card import write_model_card
+from hf_layershuffle.hub.published_files import check_folder, published_files
 from hf_layershuffle.plotting import save_report_pictures
-from hf_layershuffle.published_files import check_folder, published_files
-from hf_layershuffle.report import REPORT_FILE
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

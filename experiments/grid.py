@@ -175,8 +175,9 @@ def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:
 
 def evaluate_folder(args: GridArguments, folder: str) -> None:
     import hf_layershuffle as ls
-    from hf_layershuffle.data import load_image_datasets, load_image_processor
-    from hf_layershuffle.layerwise import load_classifier
+    from hf_layershuffle.checkpoints.image_processors import load_image_processor
+    from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.data.datasets import load_image_datasets
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
     torch.set_float32_matmul_precision("medium")
@@ -228,8 +229,9 @@ def run_grid(args: GridArguments) -> None:
 def run_merges(args: GridArguments) -> None:
     """Evaluates random merges of the models that the seeds of each method gave, and records them."""
     import hf_layershuffle as ls
-    from hf_layershuffle.data import load_image_datasets, load_image_processor
-    from hf_layershuffle.layerwise import load_classifier
+    from hf_layershuffle.checkpoints.image_processors import load_image_processor
+    from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.data.datasets import load_image_datasets
 
     check(args)
     if len(args.seeds) < 2:

@@ -13,9 +13,10 @@ from conftest import REPOSITORY, run_python
 from transformers import AutoModelForImageClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import load_image_datasets, load_image_processor
-from hf_layershuffle.evaluation import arbitrary_execution_orders
-from hf_layershuffle.layerwise import load_classifier
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.data.datasets import load_image_datasets
+from hf_layershuffle.models.execution_order import arbitrary_execution_orders
 
 
 FOLDER = Path(ls.example_model())

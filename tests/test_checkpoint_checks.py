@@ -15,11 +15,11 @@ from transformers import (
     modeling_utils,
 )
 
-from hf_layershuffle.data import load_image_processor
-from hf_layershuffle.layerwise import as_layershuffle, load_classifier
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.merging import merge
-from hf_layershuffle.published_files import check_folder
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.hub.published_files import check_folder
+from hf_layershuffle.merging.plan import MergePlan
 from hf_layershuffle_cli import main
 
 
@@ -183,7 +183,7 @@ def test_every_command_refuses_it_in_one_line_and_writes_nothing(folder, monkeyp
     [
         (KeyError("ours"), 1, "this is a fault of the program"),
         (ImportError("No module named 'umap'", name="umap"), 2, "error: a package is missing or does not fit: No mod"),
-        (ImportError("cannot import", name="hf_layershuffle.data"), 1, "this is a fault of the program"),
+        (ImportError("cannot import", name="hf_layershuffle.data.datasets"), 1, "this is a fault of the program"),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nMore"),
             2,

@@ -9,9 +9,9 @@ from test_data import image_dataset, processor, random_images, save, write_idx
 
 from hf_layershuffle import evaluate_robustness
 from hf_layershuffle.analysis import layer_contributions
-from hf_layershuffle.class_labels import replace_labels
-from hf_layershuffle.data import as_dataloader, load_image_datasets, match_labels
-from hf_layershuffle.pruning import search_layers
+from hf_layershuffle.compression.pruning import search_layers
+from hf_layershuffle.data.class_labels import replace_labels
+from hf_layershuffle.data.datasets import as_dataloader, load_image_datasets, match_labels
 
 
 def labelled(labels: list, feature=None, seed: int = 0) -> Dataset:

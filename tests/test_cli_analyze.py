@@ -7,7 +7,7 @@ from test_cli_evaluate import run_cli, run_cli_cases
 from transformers import ViTImageProcessor
 
 from hf_layershuffle.analysis import AnalysisReport
-from hf_layershuffle.folder_records import record_training
+from hf_layershuffle.hub.folder_records import record_training
 
 
 PICTURES = {

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import hf_layershuffle as ls
 import hf_layershuffle_cli
-from hf_layershuffle.evaluation import score_execution_orders
-from hf_layershuffle.folder_records import record_training
+from hf_layershuffle.evaluation.robustness import score_execution_orders
+from hf_layershuffle.hub.folder_records import record_training
 
 
 def run_cli(*arguments, **kwargs):
@@ -128,7 +128,7 @@ def test_prune_saves_a_shorter_model(folders, tmp_path):
 
 
 def test_prune_searches_on_training_images(folders, tmp_path):
-    from hf_layershuffle.data import load_image_datasets
+    from hf_layershuffle.data.datasets import load_image_datasets
 
     options = ["--search", "--num_layers", "3", "--max_samples", "40", "--output_dir", tmp_path / "short"]
     result = run_cli("prune", folders / "ours", *options)

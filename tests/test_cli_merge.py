@@ -8,8 +8,8 @@ from conftest import ENVIRONMENT, Architecture, run_command, run_python
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 import hf_layershuffle_cli
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.random_merges import RandomMergeReport
+from hf_layershuffle.merging.plan import MergePlan
+from hf_layershuffle.merging.random_merges import RandomMergeReport
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from datasets import Array2D, ClassLabel, Dataset, Features
 from transformers import ViTImageProcessor
 
 import hf_layershuffle as ls
-from hf_layershuffle import evaluation
-from hf_layershuffle.data import as_dataloader
-from hf_layershuffle.fingerprint import data_digest, processor_digest
-from hf_layershuffle.folder_records import record_training
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.random_merges import MergeScore, RandomMergeReport, random_merge_table
-from hf_layershuffle.report import OrderScore, RobustnessReport, compare_reports
-from hf_layershuffle.report_display import render
+from hf_layershuffle.common.tables import render
+from hf_layershuffle.data.datasets import as_dataloader
+from hf_layershuffle.evaluation import order_tree
+from hf_layershuffle.evaluation.fingerprint import data_digest, processor_digest
+from hf_layershuffle.evaluation.report import RobustnessReport, compare_reports
+from hf_layershuffle.evaluation.statistics import OrderScore
+from hf_layershuffle.hub.folder_records import record_training
+from hf_layershuffle.merging.plan import MergePlan
+from hf_layershuffle.merging.random_merges import MergeScore, RandomMergeReport, random_merge_table
 from hf_layershuffle_cli import main, options
 
 
@@ -175,10 +176,10 @@ def test_a_card_does_not_show_a_report_of_other_pixels(work, command):
 
 @pytest.mark.parametrize("change", ["none", "images", "processor", "torn"])
 def test_sums_of_other_images_are_not_gone_on_with(vit, tmp_path, monkeypatch, change, caplog):
-    monkeypatch.setattr(evaluation, "SAVE_EVERY_BATCHES", 1)
+    monkeypatch.setattr(order_tree, "SAVE_EVERY_BATCHES", 1)
     model, file = vit.classifier(), tmp_path / "sums.npz"
     settings = {"num_orders": 2, "num_subsets": 1, "batch_size": 10, "progress": False, "model_name": "m"}
-    score_batch, batches = evaluation._score_batch, []
+    score_batch, batches = order_tree._score_batch, []
 
     def counted(*args):
         batches.append(1)
@@ -187,7 +188,7 @@ def test_sums_of_other_images_are_not_gone_on_with(vit, tmp_path, monkeypatch, c
         return score_batch(*args)
 
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
-    monkeypatch.setattr(evaluation, "_score_batch", counted)
+    monkeypatch.setattr(order_tree, "_score_batch", counted)
     with pytest.raises(MemoryError):
         ls.evaluate_robustness(model, images(), image_processor=processor, progress_file=file, **settings)
     data = images(seed=1) if change == "images" else images()
@@ -306,20 +307,19 @@ def test_what_was_computed_is_shown_even_where_it_cannot_be_saved(work, command,
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    for module in ("report", "random_merges", "analysis.report"):
-        monkeypatch.setattr(f"hf_layershuffle.{module}.write_text", full)
+    monkeypatch.setattr("hf_layershuffle.common.reports.write_text", full)
     code, output, error = command(*arguments, "--output_dir", "out")
     assert code == 2 and "letters" in output and "│" in output and "Saved" not in output
     assert "could not be saved in 'out'" in error and "No space left on device" in error
 
 
 def test_an_evaluation_goes_on_where_its_progress_cannot_be_saved(vit, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(evaluation, "SAVE_EVERY_BATCHES", 1)
+    monkeypatch.setattr(order_tree, "SAVE_EVERY_BATCHES", 1)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluation.np, "savez", full)
+    monkeypatch.setattr(order_tree.np, "savez", full)
     items = [{"pixel_values": torch.randn(3, 8, 8), "labels": 0} for _ in range(4)]
     settings = {"num_orders": 1, "num_subsets": 1, "batch_size": 2, "progress": False, "model_name": "m"}
     report = ls.evaluate_robustness(vit.classifier(), items, progress_file=tmp_path / "sums", **settings)

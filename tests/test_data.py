@@ -8,7 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from hf_layershuffle.data import ImageClassificationDataset, as_dataloader, load_image_datasets, load_image_processor
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader, load_image_datasets
 
 
 def random_images(count: int, size=(8, 8), mode: str = "RGB", seed: int = 0) -> list[PILImage.Image]:
@@ -176,7 +177,7 @@ def test_an_empty_dataset_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be loaded: .* no data"):
         load_image_datasets(str(tmp_path / "parquet"))
     splits = DatasetDict({"train": image_dataset(4), "test": image_dataset(4).select([])})
-    monkeypatch.setattr("hf_layershuffle.dataset_files.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("hf_layershuffle.data.dataset_files.load_dataset", lambda *args, **kwargs: splits)
     with pytest.raises(ValueError, match="is empty in the split used for 'test'"):
         load_image_datasets("someone/images")
     with pytest.raises(ValueError, match="The dataset is empty"):

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from test_data import image_dataset, in_classes, processor, random_images, write_images
 
-from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
 
 
 IMAGES = random_images(10)

@@ -10,11 +10,14 @@ from datasets import ClassLabel, DatasetDict
 from scipy import stats
 
 import hf_layershuffle as ls
-from hf_layershuffle import evaluation
-from hf_layershuffle.evaluation import OrderTree, evaluate_robustness, evenly_spaced_layers, score_execution_orders
+from hf_layershuffle.common.tables import render
+from hf_layershuffle.evaluation import order_tree
+from hf_layershuffle.evaluation.order_plans import evenly_spaced_layers, plan_orders
+from hf_layershuffle.evaluation.order_tree import OrderTree
+from hf_layershuffle.evaluation.report import RobustnessReport, compare_reports
+from hf_layershuffle.evaluation.robustness import evaluate_robustness, score_execution_orders
+from hf_layershuffle.evaluation.statistics import OrderGroup, OrderScore, PositionPrediction, summarize
 from hf_layershuffle.layerwise import LayerwiseClassifier
-from hf_layershuffle.report import OrderGroup, PositionPrediction, RobustnessReport, compare_reports, summarize
-from hf_layershuffle.report_display import render
 
 
 FLAGS = [{}, {"depth_embedding": True, "position_predictor": True}]
@@ -75,7 +78,7 @@ def test_predictions_of_all_prefixes_equal_the_naive_ones_one_by_one(vit, monkey
     model, data = lively(vit.classifier(**flags)), items()
     prefixes = [order[:k] for order in ls.arbitrary_execution_orders(4, 5) for k in range(1, 5)]
     predictions = []
-    score_logits = evaluation._score_logits
+    score_logits = order_tree._score_logits
     monkeypatch.setattr(
         evaluation,
         "_score_logits",
@@ -166,8 +169,8 @@ def test_data_may_be_a_dataset_items_or_a_dataloader(vit):
     from torch.utils.data import DataLoader
     from transformers import ViTImageProcessor, default_data_collator
 
-    from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
-    from hf_layershuffle.image_reading import draw_rows
+    from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
+    from hf_layershuffle.data.image_reading import draw_rows
 
     model = lively(vit.classifier(num_labels=10))
     digits = load_image_datasets("digits")["test"]
@@ -221,7 +224,7 @@ def test_evenly_spaced_layers():
 
 
 def test_random_subsets_run_in_sequential_order():
-    plan = evaluation.plan_orders(6, 3, 8, seed=0)
+    plan = plan_orders(6, 3, 8, seed=0)
     for k in range(1, 7):
         subsets = plan[f"random {k}"]
         assert len(subsets) == (8 if k < 6 else 1)
@@ -241,12 +244,12 @@ def test_sequential_is_sequential_whatever_the_model_is_set_to_run(vit):
 
 @pytest.mark.parametrize("stop, num_resumed", [(KeyboardInterrupt, 3), (MemoryError, 4)])
 def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resumed):
-    monkeypatch.setattr(evaluation, "SAVE_EVERY_BATCHES", 2)
+    monkeypatch.setattr(order_tree, "SAVE_EVERY_BATCHES", 2)
     model, data, file = lively(vit.classifier(position_predictor=True)), items(), tmp_path / "sums.npz"
     options = {"num_orders": 3, "num_subsets": 1, "batch_size": 4, "progress": False, "model_name": "m"}
     whole = evaluate_robustness(model, data, **options)
 
-    score_batch, batches = evaluation._score_batch, []
+    score_batch, batches = order_tree._score_batch, []
 
     def stop_at_the_sixth(parts, batch, tree, tallies):
         if len(batches) == 5:
@@ -255,13 +258,13 @@ def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resu
         batches.append(1)
         return score_batch(parts, batch, tree, tallies)
 
-    monkeypatch.setattr(evaluation, "_score_batch", stop_at_the_sixth)
+    monkeypatch.setattr(order_tree, "_score_batch", stop_at_the_sixth)
     with pytest.raises(stop):
         evaluate_robustness(model, data, **options, progress_file=file)
     assert file.exists()
 
     resumed = []
-    monkeypatch.setattr(evaluation, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
+    monkeypatch.setattr(order_tree, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
     report = evaluate_robustness(model, data, **options, progress_file=file)
     assert len(resumed) == num_resumed  # of eight; a stop keeps five, an error the first four
     assert not file.exists()
@@ -270,13 +273,13 @@ def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resu
 
     # sums of other weights are not gone on with
     batches.clear()
-    monkeypatch.setattr(evaluation, "_score_batch", stop_at_the_sixth)
+    monkeypatch.setattr(order_tree, "_score_batch", stop_at_the_sixth)
     with pytest.raises(stop):
         evaluate_robustness(model, data, **options, progress_file=file)
     with torch.no_grad():
         model.classifier.weight.mul_(2)
     resumed.clear()
-    monkeypatch.setattr(evaluation, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
+    monkeypatch.setattr(order_tree, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
     evaluate_robustness(model, data, **options, progress_file=file)
     assert len(resumed) == 8
 
@@ -312,7 +315,7 @@ def test_bad_data_and_orders_are_refused(vit):
 def test_what_is_no_data_or_no_model_is_refused_up_front(vit, tmp_path):
     from transformers import ViTImageProcessor
 
-    from hf_layershuffle.data import load_image_datasets
+    from hf_layershuffle.data.datasets import load_image_datasets
 
     model, digits = vit.classifier(num_labels=10), load_image_datasets("digits")["test"].select(range(8))
     for data, message in (
@@ -424,7 +427,7 @@ def test_summaries_are_those_of_numpy_and_scipy():
 
 
 def test_groups_without_top5(report):
-    scores = [ls.evaluation.OrderScore([0], 0.5, 1.0), ls.evaluation.OrderScore([1], 1.0, 0.0)]
+    scores = [OrderScore([0], 0.5, 1.0), OrderScore([1], 1.0, 0.0)]
     assert OrderGroup.of(scores).top5_accuracy is None
     assert report.arbitrary.top5_accuracy.mean >= report.arbitrary.accuracy.mean
 

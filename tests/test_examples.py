@@ -67,7 +67,7 @@ def test_the_run_ends_with_a_table_of_both_models(finished_run):
 
 
 def test_the_numbers_are_those_of_the_saved_model(finished_run):
-    from hf_layershuffle.data import ImageClassificationDataset, load_image_datasets
+    from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
 
     folder, _ = finished_run
     model = AutoModelForImageClassification.from_pretrained(folder).eval()

@@ -8,9 +8,9 @@ import yaml
 from conftest import Architecture
 from huggingface_hub.repocard import metadata_load
 
-from hf_layershuffle.card_text import split_card
 from hf_layershuffle.common.markdown import escape, in_code, in_code_deep
-from hf_layershuffle.model_card import build_model_card, write_model_card
+from hf_layershuffle.hub.card_text import split_card
+from hf_layershuffle.hub.model_card import build_model_card, write_model_card
 
 
 EVIL = "x`|<script>alert(1)</script>[a](javascript:b)\n\n# Heading\n<!-- /hf-layershuffle: training -->\n---\n![p](http://e)"

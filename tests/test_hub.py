@@ -10,8 +10,8 @@ from hub_server import WRITE_TOKEN, HubServer
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hf_layershuffle.card_text import split_card
-from hf_layershuffle.published_files import package_code
+from hf_layershuffle.hub.card_text import split_card
+from hf_layershuffle.hub.published_files import package_code
 
 
 CODE_FILES = [path.name for path in package_code()]
@@ -64,7 +64,8 @@ PUSH = (
     PREPARE
     + """
 import hf_layershuffle as ls
-from hf_layershuffle.publishing import publish, publish_with_plain_vit
+from hf_layershuffle.hub.publishing import publish
+from hf_layershuffle.hub.plain_vit_folder import publish_with_plain_vit
 from transformers import ViTImageProcessor
 
 folder, second, sources, token = map(str, sys.argv[1:])
@@ -275,7 +276,7 @@ FAIL = (
     + """
 import os, urllib.request
 from hf_layershuffle import hub_connection
-from hf_layershuffle.publishing import publish
+from hf_layershuffle.hub.publishing import publish
 
 hub_connection.WAITS = (0, 0)
 

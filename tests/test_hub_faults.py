@@ -8,9 +8,9 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from transformers import ViTImageProcessor
 
-import hf_layershuffle.hub_connection as hub_connection
-from hf_layershuffle.hub_errors import check_hub_model
-from hf_layershuffle.publishing import publish
+import hf_layershuffle.checkpoints.hub_connection as hub_connection
+from hf_layershuffle.checkpoints.hub_errors import check_hub_model
+from hf_layershuffle.hub.publishing import publish
 
 
 COMMIT, CREATE = {"method": "POST", "path": "/commit/"}, {"method": "POST", "path": "/api/repos/create"}

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, ViTImageProcessor, default_data_collator
 
 import hf_layershuffle as ls
-from hf_layershuffle.augmentation import crop, crop_indices, finish_batch
-from hf_layershuffle.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
-from hf_layershuffle.image_fingerprint import fingerprint_images
-from hf_layershuffle.pixel_cache import load_pixels
+from hf_layershuffle.data.augmentation import crop, crop_indices, finish_batch
+from hf_layershuffle.data.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
+from hf_layershuffle.data.image_fingerprint import fingerprint_images
+from hf_layershuffle.data.pixel_cache import load_pixels
 
 
 AUGMENTATION = {"augment": True, "crop_padding": 2, "horizontal_flip": True, "seed": 1}
@@ -79,7 +79,7 @@ def test_without_a_place_for_the_file_images_are_the_same(on_disk, decoded, monk
     expected = pixels(ImageClassificationDataset(image_dataset(20), processor()))
     limit, full = 2**30, type("usage", (), {"free": 0})
     if reason == "disabled":
-        monkeypatch.setattr("hf_layershuffle.pixel_cache.is_caching_enabled", lambda: False)
+        monkeypatch.setattr("hf_layershuffle.data.pixel_cache.is_caching_enabled", lambda: False)
     elif reason == "limit":
         limit = 20 * 3 * 8 * 8 - 1
     elif reason == "disk":
@@ -190,8 +190,8 @@ def test_other_labels_of_the_same_images_use_the_same_file(on_disk, decoded):
 
 
 def test_large_stores_are_sampled_but_all_lengths_are_read(monkeypatch):
-    monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 0)
-    monkeypatch.setattr("hf_layershuffle.image_fingerprint.BLOCK", 8)
+    monkeypatch.setattr("hf_layershuffle.data.image_fingerprint.WHOLE_BYTES", 0)
+    monkeypatch.setattr("hf_layershuffle.data.image_fingerprint.BLOCK", 8)
     data = image_dataset(20)
 
     def fingerprint(change) -> str:
@@ -212,7 +212,7 @@ def test_large_stores_are_sampled_but_all_lengths_are_read(monkeypatch):
     same = fingerprint(lambda contents: None)
     assert fingerprint(move_the_boundary) != same and fingerprint(replace_some) != same
     assert fingerprint(replace_one_byte) == same
-    monkeypatch.setattr("hf_layershuffle.image_fingerprint.WHOLE_BYTES", 2**30)
+    monkeypatch.setattr("hf_layershuffle.data.image_fingerprint.WHOLE_BYTES", 2**30)
     assert fingerprint(replace_one_byte) != fingerprint(lambda contents: None)
 
 

@@ -9,9 +9,9 @@ from datasets import Array2D, ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from test_data import image_dataset, processor, random_images
 
-from hf_layershuffle.card_examples import write_examples
-from hf_layershuffle.data import ImageClassificationDataset, as_dataloader, typical_image_size
-from hf_layershuffle.image_reading import draw_rows, to_pil
+from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader, typical_image_size
+from hf_layershuffle.data.image_reading import draw_rows, to_pil
+from hf_layershuffle.hub.card_examples import write_examples
 
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

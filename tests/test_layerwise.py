@@ -3,7 +3,8 @@ import torch
 from conftest import Architecture
 from transformers import BlipTextConfig, BlipTextModel
 
-from hf_layershuffle.layerwise import LayerwiseClassifier, as_layershuffle, load_classifier
+from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
+from hf_layershuffle.layerwise import LayerwiseClassifier
 
 
 @pytest.mark.parametrize("flags", [{}, {"depth_embedding": True, "position_predictor": True}])

@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
-from hf_layershuffle.data import load_image_processor
-from hf_layershuffle.layerwise import load_classifier
-from hf_layershuffle.merge_plan import MergePlan, draw_layers
-from hf_layershuffle.merge_sources import name_sources, open_source
-from hf_layershuffle.merging import MergedTensor, merge
-from hf_layershuffle.pruning import prune_layers
-from hf_layershuffle.random_merges import (
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.checkpoints.locations import name_sources
+from hf_layershuffle.checkpoints.stored_checkpoint import open_source
+from hf_layershuffle.compression.pruning import prune_layers
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.merging.merged_model import MergedTensor
+from hf_layershuffle.merging.plan import MergePlan, draw_layers
+from hf_layershuffle.merging.random_merges import (
     MergePool,
     RandomMergeReport,
     evaluate_random_merges,
@@ -298,7 +300,7 @@ def hub_cache(plain, tmp_path, monkeypatch) -> str:
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
     (cache / "refs" / "v1").write_text(commit)
-    monkeypatch.setattr("hf_layershuffle.merge_sources.snapshot_download", _download_from(cache.parent))
+    monkeypatch.setattr("hf_layershuffle.checkpoints.locations.snapshot_download", _download_from(cache.parent))
     return commit
 
 
@@ -327,8 +329,9 @@ def test_a_missing_hub_source_is_an_error(hub_cache, tmp_path):
 PEAK_MEMORY = """
 import sys
 from pathlib import Path
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.merging import merge, prepare_merge
+from hf_layershuffle.merging.plan import MergePlan
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.merging.merged_model import prepare_merge
 
 def peak():  # of this process since it began or since the last reset; `ru_maxrss` would include the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024

@@ -14,11 +14,13 @@ from huggingface_hub import ModelCard, metadata_load
 from safetensors import safe_open
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import load_image_datasets, load_image_processor
-from hf_layershuffle.layerwise import load_classifier
-from hf_layershuffle.model_card import write_model_card
-from hf_layershuffle.published_files import added_code, check_folder, package_code, published_files
-from hf_layershuffle.report import OrderGroup, pruning_points
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.data.datasets import load_image_datasets
+from hf_layershuffle.evaluation.report import pruning_points
+from hf_layershuffle.evaluation.statistics import OrderGroup
+from hf_layershuffle.hub.model_card import write_model_card
+from hf_layershuffle.hub.published_files import added_code, check_folder, package_code, published_files
 
 
 FOLDERS = sorted((REPOSITORY / "model_cards").iterdir())

@@ -11,16 +11,16 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from hf_layershuffle.card_examples import copy_examples, write_examples
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.common.paths import inside, public_name, public_path
-from hf_layershuffle.data import load_image_processor
-from hf_layershuffle.export import save_plain_vit
-from hf_layershuffle.folder_records import record_training
-from hf_layershuffle.layerwise import load_classifier
-from hf_layershuffle.merge_plan import MergePlan
-from hf_layershuffle.merging import merge
-from hf_layershuffle.model_card import write_model_card
-from hf_layershuffle.published_files import check_folder, published_files
+from hf_layershuffle.hub.card_examples import copy_examples, write_examples
+from hf_layershuffle.hub.folder_records import record_training
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.hub.model_card import write_model_card
+from hf_layershuffle.hub.plain_vit_folder import save_plain_vit
+from hf_layershuffle.hub.published_files import check_folder, published_files
+from hf_layershuffle.merging.plan import MergePlan
 from hf_layershuffle_cli import main
 
 

@@ -18,9 +18,10 @@ from test_analysis import make_items, randomize
 import hf_layershuffle as ls
 from hf_layershuffle import plotting
 from hf_layershuffle.analysis import analyze
+from hf_layershuffle.evaluation.report import RobustnessReport
+from hf_layershuffle.evaluation.statistics import OrderGroup, OrderScore
+from hf_layershuffle.merging.random_merges import MergeScore, RandomMergeReport
 from hf_layershuffle.plotting.style import COLUMN_WIDTH, PAGE_WIDTH, series_style
-from hf_layershuffle.random_merges import MergeScore, RandomMergeReport
-from hf_layershuffle.report import OrderGroup, OrderScore, RobustnessReport
 
 
 def make_report(num_layers: int = 4, num_classes: int = 5, seed: int = 0) -> RobustnessReport:

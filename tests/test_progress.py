@@ -11,7 +11,7 @@ from transformers import ViTImageProcessor
 from transformers.utils import logging as transformers_logging
 
 import hf_layershuffle as ls
-from hf_layershuffle.progress import no_progress_bars, silenceable
+from hf_layershuffle.common.progress import no_progress_bars, silenceable
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from conftest import Architecture
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file
 
-from hf_layershuffle.export import to_plain_vit
-from hf_layershuffle.layerwise import load_classifier
-from hf_layershuffle.merge_plan import PARTS, MergePlan
-from hf_layershuffle.merging import merge
-from hf_layershuffle.pruning import prune_layers
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.compression.pruning import prune_layers
+from hf_layershuffle.deployment.plain_vit import to_plain_vit
+from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.merging.plan import PARTS, MergePlan
 
 
 # derandomize: the examples follow from the test alone, so that each run has the same

@@ -6,8 +6,8 @@ from conftest import record_layer_calls, run_python
 from transformers import AutoModelForImageClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.evaluation import score_execution_orders
-from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
+from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
+from hf_layershuffle.evaluation.robustness import score_execution_orders
 
 
 FLAGS = [{}, {"depth_embedding": True, "position_predictor": True, "shuffle_mode": "window", "shuffle_window": 3}]

@@ -14,15 +14,18 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 import hf_layershuffle as ls
-from hf_layershuffle.card_examples import copy_examples, write_examples
-from hf_layershuffle.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
-from hf_layershuffle.data import load_image_datasets, load_image_processor
-from hf_layershuffle.export import save_plain_vit, to_plain_vit
-from hf_layershuffle.folder_records import record_baseline, record_training
-from hf_layershuffle.layerwise import load_classifier, weights_digest
-from hf_layershuffle.model_card import SOURCE_NAME, build_model_card, write_model_card
+from hf_layershuffle.checkpoints.identity import weights_digest
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.data.datasets import load_image_datasets
+from hf_layershuffle.deployment.plain_vit import to_plain_vit
+from hf_layershuffle.hub.card_examples import copy_examples, write_examples
+from hf_layershuffle.hub.card_text import combine_cards, is_edited, mark_published, split_card, update_card_text
+from hf_layershuffle.hub.folder_records import record_baseline, record_training
+from hf_layershuffle.hub.model_card import SOURCE_NAME, build_model_card, write_model_card
+from hf_layershuffle.hub.plain_vit_folder import save_plain_vit
+from hf_layershuffle.hub.published_files import added_code, check_folder, package_code, published_files
 from hf_layershuffle.plotting import save_report_pictures
-from hf_layershuffle.published_files import added_code, check_folder, package_code, published_files
 from hf_layershuffle_cli import main
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, ViTImageProcessor
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import typical_image_size
+from hf_layershuffle.data.datasets import typical_image_size
 from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
 from hf_layershuffle.training.model_building import scratch_sizes

@@ -6,7 +6,7 @@ import pytest
 from conftest import run_python
 from hub_server import HubServer
 
-from hf_layershuffle.published_files import package_code
+from hf_layershuffle.hub.published_files import package_code
 
 
 CODE_FILES = [path.name for path in package_code()]

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import load_image_datasets, match_labels
-from hf_layershuffle.image_dataset import ImageClassificationDataset
+from hf_layershuffle.data.datasets import load_image_datasets, match_labels
+from hf_layershuffle.data.image_dataset import ImageClassificationDataset
 from hf_layershuffle.models.position_modules import position_loss
 from hf_layershuffle.training.nonfinite import NonFiniteWatch
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from hf_layershuffle.common.yaml_files import MAX_DEPTH, parse_yaml, read_json, read_mapping
-from hf_layershuffle.merge_plan import MergePlan
+from hf_layershuffle.merging.plan import MergePlan
 
 
 def laughs(levels: int) -> str:

@@ -9,6 +9,7 @@ import ast
 from importlib import import_module
 from pathlib import Path
 
+from .common.reports import Report
 from .models.modeling_layershuffle import LayerShuffleMixin
 from .models.registration import register_auto_classes
 
@@ -22,7 +23,9 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 register_auto_classes()
-LayerShuffleMixin.publisher = staticmethod(lambda: import_module(".publishing", __name__))
+# What models and reports do by rooms that stand above theirs
+LayerShuffleMixin.publisher = Report.publishing = staticmethod(lambda: import_module(".hub.publishing", __name__))
+Report.drawing = staticmethod(lambda: import_module(".plotting", __name__))
 
 
 def __getattr__(name: str):

@@ -1,19 +1,27 @@
 """The public names of the package: read by editors, and by `__init__.py`, which imports a name when it is first used."""
 
-from .analysis import AnalysisReport as AnalysisReport
-from .analysis import analyze as analyze
+from .analysis.analysis import analyze as analyze
+from .analysis.report import AnalysisReport as AnalysisReport
 from .bundled import example_model as example_model
-from .data import load_image_datasets as load_image_datasets
-from .data import load_image_processor as load_image_processor
-from .evaluation import evaluate_robustness as evaluate_robustness
-from .evaluation import score_execution_orders as score_execution_orders
-from .export import to_plain_vit as to_plain_vit
-from .image_dataset import ImageClassificationDataset as ImageClassificationDataset
+from .checkpoints.image_processors import load_image_processor as load_image_processor
+from .checkpoints.loading import load_classifier as load_classifier
+from .compression.pruning import layers_for_speedup as layers_for_speedup
+from .compression.pruning import prune_layers as prune_layers
+from .compression.pruning import search_layers as search_layers
+from .data.datasets import load_image_datasets as load_image_datasets
+from .data.image_dataset import ImageClassificationDataset as ImageClassificationDataset
+from .deployment.plain_vit import to_plain_vit as to_plain_vit
+from .evaluation.report import RobustnessReport as RobustnessReport
+from .evaluation.report import compare_reports as compare_reports
+from .evaluation.robustness import evaluate_robustness as evaluate_robustness
+from .evaluation.robustness import score_execution_orders as score_execution_orders
+from .hub.merged_folder import merge as merge
+from .hub.model_card import write_model_card as write_model_card
+from .hub.publishing import publish as publish
 from .layerwise import LayerwiseClassifier as LayerwiseClassifier
-from .layerwise import load_classifier as load_classifier
-from .merge_plan import MergePlan as MergePlan
-from .merging import merge as merge
-from .model_card import write_model_card as write_model_card
+from .merging.plan import MergePlan as MergePlan
+from .merging.random_merges import RandomMergeReport as RandomMergeReport
+from .merging.random_merges import evaluate_random_merges as evaluate_random_merges
 from .models.configuration_layershuffle import LayerShuffleDeiTConfig as LayerShuffleDeiTConfig
 from .models.configuration_layershuffle import LayerShuffleViTConfig as LayerShuffleViTConfig
 from .models.execution_order import arbitrary_execution_orders as arbitrary_execution_orders
@@ -27,14 +35,6 @@ from .models.modeling_layershuffle import (
 )
 from .models.modeling_layershuffle import LayerShuffleViTModel as LayerShuffleViTModel
 from .models.modeling_layershuffle import free_order as free_order
-from .pruning import layers_for_speedup as layers_for_speedup
-from .pruning import prune_layers as prune_layers
-from .pruning import search_layers as search_layers
-from .publishing import publish as publish
-from .random_merges import RandomMergeReport as RandomMergeReport
-from .random_merges import evaluate_random_merges as evaluate_random_merges
-from .report import RobustnessReport as RobustnessReport
-from .report import compare_reports as compare_reports
 from .training import Accuracy as Accuracy
 from .training import LayerShuffleCallback as LayerShuffleCallback
 from .training import LayerShuffleTrainer as LayerShuffleTrainer

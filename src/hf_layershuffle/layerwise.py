@@ -1,129 +1,16 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any classifier as a LayerShuffle one, and its layers run one by one."""
 
-import copy
-import logging
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel, modeling_utils
+from transformers import PreTrainedModel
 
-from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
-from .models.auto_classes import AUTO_CLASSES, auto_class_of, plain_class_name
+from .checkpoints.loading import as_layershuffle, load_classifier
 from .models.configuration_layershuffle import encoder_config
-from .models.layer_program import Run, StandIn, find_layers, run_program
-from .models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
-
-
-_FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
-
-
-def load_classifier(
-    name_or_path: str, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs
-) -> PreTrainedModel:
-    """Loads a classifier of any family, plain or LayerShuffle, from a folder or the Hub, as a LayerShuffle model.
-
-    A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
-
-    Args:
-        name_or_path (`str`): Folder or Hub id.
-        as_saved (`bool`): Whether a plain model stays plain.
-        trust_remote_code (`bool`): Whether code that a model brings may run to read its configuration. The model itself is
-            always one of the classes here.
-        kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
-
-    Raises:
-        `ValueError`: if the model is of another type, was not trained as a classifier, lacks tensors, or holds NaN.
-        `OSError`: if there is no such model, or its files cannot be read.
-    """
-    what = f"'{name_or_path}'"
-    check_model_files(name_or_path)
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    with explained_reading(what):
-        model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
-    plain_class, model_class = classes_of(model_type, what)
-    if as_saved and not model_type.startswith("layershuffle_"):
-        model_class = plain_class
-    with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
-        model, found = model_class.from_pretrained(
-            name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
-        )
-    check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs)
-    check_finite(what, model.state_dict().items())
-    return model
-
-
-@contextmanager
-def _quiet(logger: logging.Logger):
-    """Nothing but errors of a logger. Its level stays: a higher one makes transformers list what it did not shard."""
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(is_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_error)
-
-
-def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
-    """The model itself if it is a LayerShuffle classifier; a plain classifier as one that shares its weights.
-
-    Raises:
-        `ValueError`: if it is not a classifier, its layers cannot be reordered, or they were cut by hand.
-    """
-    if isinstance(model, LayerShuffleMixin):
-        check_is_classifier(type(model).plain_class)
-        model.check_depth()
-        return model
-    check_is_classifier(type(model))
-    # A copy of the modules, but not of their tensors
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, tensors)
-    layers = twin.get_submodule(find_layers(twin, any_depth=True))
-    encoder_config(twin.config).num_hidden_layers = len(layers)
-    return free_order(twin)
-
-
-def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
-    """Refuses a class of transformers that none of the Auto classes of classifiers takes.
-
-    Raises:
-        `ValueError`: naming the class to take instead.
-    """
-    auto_class = auto_class_of(plain_class)
-    if auto_class in (None, "AutoModel"):
-        model_type = getattr(plain_class.config_class, "model_type", None)
-        heads = list(classifiers_of(model_type).values()) if model_type else []
-        advice = f"pass a {' or '.join(heads)}." if heads else "models of its family cannot be evaluated."
-        raise ValueError(f"{plain_class.__name__} is not a classifier of its whole input; {advice}")
-
-
-def classifiers_of(plain_model_type: str) -> dict[str, str]:
-    """The classifiers of a family by the Auto class that takes them, by the names of transformers."""
-    names = {name: plain_class_name(name, plain_model_type) for name in AUTO_CLASSES if name != "AutoModel"}
-    return {auto_class: name for auto_class, name in names.items() if name is not None}
-
-
-def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[LayerShuffleMixin]]:
-    """The plain classifier of a model type, and the one with free layer order.
-
-    Raises:
-        `ValueError`: naming `what`, if the family has no classifier.
-    """
-    plain_model_type = model_type.removeprefix("layershuffle_")
-    name = next(iter(classifiers_of(plain_model_type).values()), None)
-    if name is None:
-        raise ValueError(
-            f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that classifies "
-            "images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
-        )
-    return getattr(transformers, name), layershuffle_class(getattr(transformers, name))
+from .models.layer_program import Run, StandIn, run_program
 
 
 class LayerwiseModel(Protocol):
@@ -347,26 +234,13 @@ def labels_on_device(parts, labels) -> torch.Tensor:
     return labels.to(parts.device)
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Tells checkpoints apart: a digest of a model's parameters, eight hexadecimal digits, the same on every device."""
-    digest = 0
-    for parameter in model.parameters():
-        # Their bytes: sums depend on the device and the number of threads
-        digest = zlib.crc32(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), digest)
-    return f"{digest:08x}"
-
-
-def describe_model(model: PreTrainedModel) -> dict:
-    """What a report says of the model it is about: its type, its LayerShuffle flags and a digest of its weights."""
-    return {name: getattr(model.config, name, None) for name in _FLAGS} | {"weights": weights_digest(model)}
-
-
-def check_integers(**values) -> None:
-    """Each `name=(value, least)` must be an integer of at least `least`.
-
-    Raises:
-        `ValueError`: if one is not.
-    """
-    for name, (value, least) in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
+__all__ = [
+    "LayerwiseClassifier",
+    "LayerwiseModel",
+    "as_layershuffle",
+    "as_layerwise",
+    "check_evaluable",
+    "inputs_on_device",
+    "labels_on_device",
+    "load_classifier",
+]

@@ -43,7 +43,7 @@ def analyze(
     linear probe, and compares outputs and attention maps between orders. Prints a table and writes analysis.json and
     pictures (PNG and SVG) into the output folder, where they replace those of an earlier analysis.
     """
-    from hf_layershuffle import analysis
+    from hf_layershuffle.analysis import analysis
 
     analysis.check_embedding(embedding)
     options.check_can_be_written(output_dir)

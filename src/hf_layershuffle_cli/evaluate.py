@@ -100,9 +100,9 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
         `ValueError`: if there is another one.
     """
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.data import as_dataloader
-    from hf_layershuffle.fingerprint import expected_report, other_than
-    from hf_layershuffle.report import REPORT_FILE
+    from hf_layershuffle.data.datasets import as_dataloader
+    from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
+    from hf_layershuffle.evaluation.report import REPORT_FILE
 
     if not (folder / REPORT_FILE).exists():
         return None

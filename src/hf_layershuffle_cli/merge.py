@@ -82,7 +82,7 @@ def merge(
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         evaluate_merges(named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
         return
-    from hf_layershuffle.merge_plan import MergePlan
+    from hf_layershuffle.merging.plan import MergePlan
 
     if is_plan:
         plan = MergePlan.load(sources[0], trust_paths=trust_paths)
@@ -119,8 +119,8 @@ def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare,
 
 def name_sources(sources: list[str], base: int) -> dict:
     """The sources by short names; `base` is checked to be one of them."""
-    from hf_layershuffle.merge_plan import MergeSource
-    from hf_layershuffle.merge_sources import is_local, name_sources
+    from hf_layershuffle.checkpoints.locations import is_local, name_sources
+    from hf_layershuffle.merging.plan import MergeSource
 
     revisions = [("@" in source and not is_local(source) and source.split("@", 1)[1]) or None for source in sources]
     paths = [source.split("@", 1)[0] if revision else source for source, revision in zip(sources, revisions)]
@@ -131,7 +131,8 @@ def name_sources(sources: list[str], base: int) -> dict:
 
 
 def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
-    from hf_layershuffle.merging import check_output_folder, merge, prepare_merge, split_into_shards
+    from hf_layershuffle.hub.merged_folder import merge
+    from hf_layershuffle.merging.merged_model import check_output_folder, prepare_merge, split_into_shards
 
     if output_dir is not None:
         options.check_can_be_written(output_dir)
@@ -165,14 +166,14 @@ def check_same_data(reports: list, dataset: str, num_images: int) -> None:
 def evaluate_merges(
     sources: dict, output_dir: Path, dataset_name: str, split: dict, loading: dict, compare: list[Path], **kwargs
 ) -> None:
-    from hf_layershuffle.merge_sources import resolve_folder
-    from hf_layershuffle.random_merges import (
+    from hf_layershuffle.checkpoints.locations import resolve_folder
+    from hf_layershuffle.merging.random_merges import (
         REPORT_FILE,
         RandomMergeReport,
         evaluate_random_merges,
-        plot_random_merges,
         random_merge_table,
     )
+    from hf_layershuffle.plotting.merges import plot_random_merges
 
     options.check_output_dir(output_dir, REPORT_FILE)
     others = [RandomMergeReport.load(path) for path in compare]

@@ -64,8 +64,9 @@ def load_model(
     """The classifier, as a LayerShuffle model on its device in evaluation mode, and its image processor."""
     import torch
 
-    from hf_layershuffle.data import load_image_processor
-    from hf_layershuffle.layerwise import check_evaluable, load_classifier
+    from hf_layershuffle.checkpoints.image_processors import load_image_processor
+    from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.layerwise import check_evaluable
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
@@ -84,8 +85,8 @@ def check_model(name_or_path: str, revision: str | None = None) -> None:
     Raises:
         `OSError`: if it is neither a folder, nor a Hub id of a model that can be had.
     """
-    from hf_layershuffle.hub_errors import check_hub_model
-    from hf_layershuffle.merge_sources import is_local
+    from hf_layershuffle.checkpoints.hub_errors import check_hub_model
+    from hf_layershuffle.checkpoints.locations import is_local
 
     if Path(name_or_path).is_dir():
         return
@@ -144,7 +145,7 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    from hf_layershuffle.folder_records import TRAINING_FILE, read_json
+    from hf_layershuffle.hub.folder_records import TRAINING_FILE, read_json
 
     path = Path(model, TRAINING_FILE)
     if not Path(model).is_dir():
@@ -160,7 +161,7 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
 def load_split(model, split: str, dataset_name: str, **kwargs):
     """The split "train" or "test" (the one to evaluate on) with the columns `image` and `label`, its labels as the model
     numbers its classes. `kwargs` are those of `load_image_datasets`."""
-    from hf_layershuffle.data import load_image_datasets, match_labels
+    from hf_layershuffle.data.datasets import load_image_datasets, match_labels
 
     class_names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     splits = load_image_datasets(dataset_name, class_names=class_names, **kwargs)

@@ -40,12 +40,13 @@ def prune(
 
     Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
     """
+    from hf_layershuffle.checkpoints.image_processors import load_image_processor
+    from hf_layershuffle.checkpoints.loading import load_classifier
     from hf_layershuffle.common.paths import check_links
-    from hf_layershuffle.data import load_image_processor
-    from hf_layershuffle.folder_records import license_of
-    from hf_layershuffle.layerwise import check_evaluable, load_classifier
-    from hf_layershuffle.model_card import write_model_card
-    from hf_layershuffle.pruning import layers_for_speedup, prune_layers, search_layers
+    from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
+    from hf_layershuffle.hub.folder_records import license_of
+    from hf_layershuffle.hub.model_card import write_model_card
+    from hf_layershuffle.layerwise import check_evaluable
 
     check_arguments(keep, speedup, search, num_kept)
     options.check_model(model, revision)

@@ -70,11 +70,11 @@ def publish(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
-    from hf_layershuffle.model_card import card_text, write_model_card
-    from hf_layershuffle.publish_plan import check_access, check_plain_vit, check_targets
-    from hf_layershuffle.published_files import check_folder
-    from hf_layershuffle.publishing import publish as push
-    from hf_layershuffle.publishing import publish_with_plain_vit
+    from hf_layershuffle.hub.model_card import card_text, write_model_card
+    from hf_layershuffle.hub.plain_vit_folder import check_plain_vit, publish_with_plain_vit
+    from hf_layershuffle.hub.publish_plan import check_access, check_targets
+    from hf_layershuffle.hub.published_files import check_folder
+    from hf_layershuffle.hub.publishing import publish as push
 
     if repo_id is None and not (card_only or dry_run):
         raise ValueError(
@@ -121,8 +121,8 @@ def publish(
 
 def _print_plan(folder: Path, repo_id, revision, plain_repo_id, plain_vit: bool, evaluates: bool) -> None:
     """What would be pushed, where to, and how large; what has no size is made before."""
-    from hf_layershuffle.publish_plan import planned_files, planned_plain_files
-    from hf_layershuffle.publishing import PLAIN_REVISION
+    from hf_layershuffle.hub.plain_vit_folder import PLAIN_REVISION, planned_plain_files
+    from hf_layershuffle.hub.publish_plan import planned_files
 
     repo_id = repo_id or "the repository (--repo_id)"
     files = planned_files(folder, evaluates=evaluates)
@@ -147,7 +147,7 @@ def _load_data(folder: Path, dataset_name: str, device: str | None, trust_remote
 def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> None:
     """Writes the report, unless it is there, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
-    from hf_layershuffle.card_examples import write_examples
+    from hf_layershuffle.hub.card_examples import write_examples
     from hf_layershuffle.plotting import save_report_pictures
 
     from .options import short_name
@@ -171,9 +171,9 @@ def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> 
 def _find_report(folder: Path, loaded, dataset, settings: dict):
     """The report in the folder, if it is of these weights, images and settings; else None, and it is made anew."""
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.data import as_dataloader
-    from hf_layershuffle.fingerprint import expected_report, other_than
-    from hf_layershuffle.report import REPORT_FILE
+    from hf_layershuffle.data.datasets import as_dataloader
+    from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
+    from hf_layershuffle.evaluation.report import REPORT_FILE
 
     if not (folder / REPORT_FILE).exists():
         return None

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data import as_dataloader
-from ..layerwise import LayerwiseClassifier, as_layerwise, check_integers, inputs_on_device, labels_on_device
-from ..progress import silenceable
+from ..common.checks import check_integers
+from ..common.progress import silenceable
+from ..data.datasets import as_dataloader
+from ..evaluation.order_plans import balanced_execution_orders
+from ..layerwise import LayerwiseClassifier, as_layerwise, inputs_on_device, labels_on_device
 
 
 # x is a token's hidden state before a layer and f(x) the one after it; f(x) - x is the sum of what attention, MLP and (with a
@@ -74,25 +76,6 @@ class LayerContributions:
         `(num_layers,)`.
         """
         return self.mean[quantity].min(axis=1) / self.mean[quantity].max(axis=1)
-
-
-def balanced_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -> list[list[int]]:
-    """Random permutations of the layers in which each layer runs equally often at each position.
-
-    They are the rows of random Latin squares (a cyclic square with rows, columns and symbols permuted), so each order by
-    itself is uniform over permutations; unlike independent draws, no (layer, position) pair is left out.
-
-    Args:
-        num_layers (`int`): Of the model.
-        num_orders (`int`): At least 1; rounded up to a multiple of `num_layers`.
-        seed (`int`): At least 0.
-    """
-    orders, positions = [], np.arange(num_layers)
-    for square in range(-(-num_orders // num_layers)):
-        rng = np.random.default_rng((seed, square))
-        rows, columns, layers = (rng.permutation(num_layers) for _ in range(3))
-        orders += layers[(rows[:, None] + columns[positions]) % num_layers].tolist()
-    return orders
 
 
 # The modules of a layer whose output is added to the hidden states, by the names that families give them, and the

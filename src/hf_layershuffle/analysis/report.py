@@ -1,15 +1,13 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What an analysis found: numbers that can be saved, loaded and read on a terminal."""
 
-import json
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from ..common.files import write_text
-from ..common.yaml_files import read_json
-from ..report_display import ReportDisplay, render
+from ..common.reports import Report
+from ..common.tables import render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
 from .representations import Embedding, PositionProbe, Similarity
@@ -28,7 +26,7 @@ _LISTS = ("execution_orders",)
 
 
 @dataclass(frozen=True, repr=False)
-class AnalysisReport(ReportDisplay):
+class AnalysisReport(Report):
     """What each layer of a model does at each position, from [`analyze`].
 
     Args:
@@ -43,6 +41,10 @@ class AnalysisReport(ReportDisplay):
         config: The model's type, its LayerShuffle flags and a digest of its weights.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
+
+    file_name: ClassVar[str] = ANALYSIS_FILE
+    kind: ClassVar[str] = "an analysis"
+    indent: ClassVar[int | None] = None
 
     model: str
     dataset: str
@@ -80,25 +82,6 @@ class AnalysisReport(ReportDisplay):
         parts = {name: part_class(**_arrays(values[name])) for name, part_class in _PARTS.items()}
         return cls(**{**values, **parts})
 
-    def save(self, folder) -> Path:
-        """Writes `analysis.json` into `folder`, which is made if missing; returns the file's path."""
-        return write_text(Path(folder) / ANALYSIS_FILE, json.dumps(self.to_dict()) + "\n")
-
-    @classmethod
-    def load(cls, path) -> "AnalysisReport":
-        """Reads an analysis from its file or from the folder that holds it.
-
-        Raises:
-            `OSError`: if there is none.
-            `ValueError`: if the file is not an analysis.
-        """
-        path = Path(path)
-        path = path / ANALYSIS_FILE if path.is_dir() else path
-        try:
-            return cls.from_dict(read_json(path, dict))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"'{path}' is not an analysis: {error}") from error
-
     def table(self):
         """The report by layer as a [`rich.table.Table`]; `print(report)` shows it too."""
         from rich.table import Table
@@ -132,16 +115,6 @@ class AnalysisReport(ReportDisplay):
         table.add_section()
         table.add_row("mean", *(f"{np.mean(values):.3f}" for values in columns.values()))
         return table
-
-    def plot(self, class_names=None):
-        """Its pictures by name, which a notebook shows; `report.plot().save(folder)` writes them.
-
-        Args:
-            class_names (`list[str]`, *optional*): For the attention maps, which else show numbers.
-        """
-        from ..plotting import analysis_pictures
-
-        return analysis_pictures(self, class_names)
 
     def _summary(self) -> str:
         away = np.mean(self.contributions.away_from_home())

@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import as_dataloader
-from ..layerwise import as_layerwise, check_integers, inputs_on_device
-from ..progress import silenceable
-from .contributions import balanced_execution_orders
+from ..common.checks import check_integers
+from ..common.progress import silenceable
+from ..data.datasets import as_dataloader
+from ..evaluation.order_plans import balanced_execution_orders
+from ..layerwise import as_layerwise, inputs_on_device
 
 
 EMBEDDINGS = ("pca", "umap")

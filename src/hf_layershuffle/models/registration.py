@@ -46,7 +46,7 @@ class _Models(_MadeOnDemand):
         name = auto_classes_of(plain_model_type).get(self.auto_class) if isinstance(plain_model_type, str) else None
         if name is None:
             return None
-        from . import modeling_layershuffle
+        from ..models import modeling_layershuffle
 
         return getattr(modeling_layershuffle, name)
 

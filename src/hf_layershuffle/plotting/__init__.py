@@ -14,6 +14,8 @@ from .analysis import (
     plot_position_probe,
     plot_updates_by_position,
 )
+from .merges import plot_random_merges
+from .reports import pictures_of
 from .robustness import (
     plot_accuracy_distribution,
     plot_layer_ablation,
@@ -28,6 +30,7 @@ from .style import Pictures, save_figure
 __all__ = [
     "Pictures",
     "analysis_pictures",
+    "pictures_of",
     "plot_accuracy_distribution",
     "plot_attention_maps",
     "plot_embedding",
@@ -37,6 +40,7 @@ __all__ = [
     "plot_output_similarity",
     "plot_position_probe",
     "plot_pruning_curves",
+    "plot_random_merges",
     "plot_updates_by_position",
     "robustness_pictures",
     "save_figure",

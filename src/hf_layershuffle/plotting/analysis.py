@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..analysis import PARTS, AnalysisReport, AttentionMaps
+from ..analysis.attention import AttentionMaps
+from ..analysis.contributions import PARTS
+from ..analysis.report import AnalysisReport
 from .style import (
     CHANCE,
     COLUMN_WIDTH,

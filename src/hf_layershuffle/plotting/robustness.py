@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..report import RobustnessReport
+from ..evaluation.report import RobustnessReport
 from .style import (
     CHANCE,
     PAGE_WIDTH,

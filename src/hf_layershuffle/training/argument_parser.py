@@ -11,8 +11,8 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.training_args import TrainingArguments
 
+from ..checkpoints.locations import is_local
 from ..common.yaml_files import read_mapping
-from ..merge_sources import is_local
 from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
 from .recipes import PRESETS, SCRATCH_DEFAULTS, initializer_range_of

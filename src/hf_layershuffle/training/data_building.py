@@ -3,8 +3,8 @@
 
 from types import SimpleNamespace
 
-from ..data import ImageClassificationDataset, load_image_datasets, match_labels
-from ..image_reading import is_grey, read_images
+from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
+from ..data.image_reading import is_grey, read_images
 from .script_arguments import DataArguments
 
 

@@ -10,11 +10,11 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..folder_records import record_training
-from ..hub_errors import explained_errors
-from ..model_card import write_model_card
-from ..published_files import matches, published_files
-from ..publishing import publish
+from ..checkpoints.hub_errors import explained_errors
+from ..hub.folder_records import record_training
+from ..hub.model_card import write_model_card
+from ..hub.published_files import matches, published_files
+from ..hub.publishing import publish
 
 
 # Pickled arguments hold the token of the Hub

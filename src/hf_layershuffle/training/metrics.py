@@ -6,7 +6,7 @@ import evaluate
 import numpy as np
 from transformers import EvalPrediction
 
-from ..report import summarize
+from ..evaluation.statistics import summarize
 
 
 class Accuracy(evaluate.Metric):

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available, logging
 
-from ..checkpoint_checks import check_complete, check_finite
-from ..data import load_image_processor
-from ..layerwise import classes_of, weights_digest
+from ..checkpoints.checks import check_complete, check_finite
+from ..checkpoints.identity import weights_digest
+from ..checkpoints.image_processors import load_image_processor
+from ..checkpoints.loading import classes_of
 from ..models.execution_order import EXECUTION_ORDERS
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments

@@ -5,8 +5,8 @@ import datasets
 import torch
 from transformers import BaseImageProcessor
 
-from ..data import match_labels, with_standard_columns
-from ..image_dataset import ImageClassificationDataset
+from ..data.datasets import match_labels, with_standard_columns
+from ..data.image_dataset import ImageClassificationDataset
 
 
 def as_model_inputs(dataset, image_processor, config, name: str):

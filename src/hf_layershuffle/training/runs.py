@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..common.files import remove_leftovers, write_text
 from ..common.paths import public_name
-from ..folder_records import read_json
+from ..hub.folder_records import read_json
 from .checkpointing import IncompleteCheckpoint, check_checkpoint, check_weights, newest_whole_checkpoint
 from .model_building import LAYERSHUFFLE_FLAGS
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments

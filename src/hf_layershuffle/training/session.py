@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
-from ..data import typical_image_size
-from ..folder_records import record_baseline
-from ..model_card import write_model_card
+from ..data.datasets import typical_image_size
+from ..hub.folder_records import record_baseline
+from ..hub.model_card import write_model_card
 from .argument_parser import parse_arguments
 from .checkpointing import check_weights
 from .data_building import build_datasets, load_splits
@@ -32,14 +32,7 @@ from .model_building import (
 )
 from .outcome import next_command, print_table
 from .recipes import default_output_dir, method_name
-from .runs import (
-    check_space,
-    claimed_folder,
-    find_checkpoint,
-    is_finished_run,
-    prepare_folder,
-    recorded_arguments,
-)
+from .runs import check_space, claimed_folder, find_checkpoint, is_finished_run, prepare_folder, recorded_arguments
 from .script_arguments import DataArguments, ScriptTrainingArguments
 
 
@@ -88,7 +81,7 @@ class TrainingSession:
 
     Attributes:
         runs (`list[Run]`): The model, and with `--baseline` the plain one.
-        train_dataset, eval_dataset ([`~hf_layershuffle.data.ImageClassificationDataset`])
+        train_dataset, eval_dataset ([`~hf_layershuffle.data.datasets.ImageClassificationDataset`])
         rows (`dict`): Metrics of the runs so far, by name.
 
     Raises:

@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..augmentation import finish_batch
-from ..image_dataset import ImageBatch, collate_for_device
+from ..data.augmentation import finish_batch
+from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
 from .callback import LayerShuffleCallback

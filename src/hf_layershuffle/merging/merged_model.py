@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -18,17 +18,15 @@ from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from .common.files import remove_leftovers, replaced_folder, write_text
-from .common.paths import inside
-from .folder_records import agreed_license
-from .layerwise import classes_of
-from .merge_plan import PLAN_FILE, MergePart, MergePlan
-from .merge_sources import INDEX_FILE, SourceCheckpoint, check_image_processors, open_source
-from .model_card import write_model_card
-from .models.auto_classes import auto_map_of
-from .models.configuration_layershuffle import num_layers_of
-from .progress import silenceable
-from .tensor_files import StoredTensor, write_safetensors
+from ..checkpoints.loading import classes_of
+from ..checkpoints.locations import INDEX_FILE
+from ..checkpoints.stored_checkpoint import SourceCheckpoint, check_image_processors, open_source
+from ..checkpoints.tensor_files import StoredTensor, write_safetensors
+from ..common.files import remove_leftovers, replaced_folder, write_text
+from ..common.paths import inside
+from ..models.auto_classes import auto_map_of
+from ..models.configuration_layershuffle import num_layers_of
+from .plan import PLAN_FILE, MergePart, MergePlan
 
 
 logger = logging.getLogger(__name__)
@@ -153,23 +151,20 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
     return PreparedMerge(plan, sources, config, model, tensors)
 
 
-@silenceable
-def merge(
-    plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
+def write_merged_model(
+    plan: MergePlan,
+    output_dir,
+    *,
+    max_shard_size: int | str = "5GB",
+    token: str | None = None,
+    progress: bool = True,
+    finish: Callable[[PreparedMerge, Path, str], None] | None = None,
 ) -> Path:
-    """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources' licence
-    if the cards of all of them state the same.
-
-    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
-    where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
-    of the base that is a list of layers is kept where the depth is the same, else it becomes `"sequential"`.
+    """Writes the merged model into a new folder, of which the arguments of [`merge`] say more.
 
     Args:
-        plan ([`MergePlan`]): Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
-        output_dir (`str` or `os.PathLike`): Must not exist, or be empty. It appears when all is written.
-        max_shard_size (`int` or `str`): Bytes of a weight file, such as `"200MB"`; a larger tensor has its own.
-        token (`str`, *optional*): For the Hub; defaults to the logged-in one.
+        finish: Called with the merge, the folder while it is being written, and the folder's name to be; what it adds is
+            part of the folder when that appears.
 
     Raises:
         `ValueError`, `OSError`: see [`prepare_merge`] and [`PreparedMerge.check_values`]; then nothing is written.
@@ -181,7 +176,8 @@ def merge(
     with replaced_folder(output_dir) as partial:
         _write_weights(prepared, shards, partial, progress)
         _write_the_rest(prepared, partial)
-        _write_card(prepared, partial, output_dir.name)
+        if finish is not None:
+            finish(prepared, partial, output_dir.name)
     return output_dir
 
 
@@ -321,11 +317,6 @@ def _result_dtypes(inputs: dict[str, list[tuple[StoredTensor, float]]]) -> dict[
         dtypes = [stored.dtype for stored, _ in inputs[name]]
         widest[kind] = reduce(torch.promote_types, dtypes, widest.get(kind, dtypes[0]))
     return {name: widest[kind] for name, kind in kinds.items()}
-
-
-def _write_card(prepared: PreparedMerge, folder: Path, name: str) -> None:
-    license = agreed_license(source.folder for source in prepared.sources.values())
-    write_model_card(folder, repo_id=f"your-name/{name}", license=license)
 
 
 def _write_weights(prepared: PreparedMerge, shards, folder: Path, progress: bool) -> None:

@@ -22,7 +22,7 @@ from datasets import Dataset, are_progress_bars_disabled, is_caching_enabled
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
-from .common.files import remove_leftovers, replaced_file
+from ..common.files import remove_leftovers, replaced_file
 from .image_fingerprint import fingerprint_images
 
 

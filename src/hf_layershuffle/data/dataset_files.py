@@ -22,9 +22,9 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from ..checkpoints.locations import is_local
 from .array_datasets import load_digits_dataset, load_idx_folder
 from .class_labels import quoted
-from .merge_sources import is_local
 
 
 logger = logging.getLogger(__name__)

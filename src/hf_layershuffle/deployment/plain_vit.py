@@ -2,23 +2,16 @@
 """LayerShuffle models as plain ViT or DeiT models, which run without code of this package."""
 
 import copy
-import json
 from dataclasses import fields
-from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .card_examples import copy_examples
-from .common.files import write_text
-from .common.paths import public_name
-from .data import load_image_processor
-from .folder_records import EXPORT_FILE, read_license
-from .layerwise import as_layershuffle, load_classifier
-from .models.configuration_layershuffle import LayerShuffleConfigMixin, encoder_config, num_layers_of
-from .models.execution_order import check_execution_order
-from .models.modeling_layershuffle import LayerShuffleMixin
-from .models.position_modules import PositionedLayerMixin
+from ..checkpoints.loading import as_layershuffle
+from ..models.configuration_layershuffle import LayerShuffleConfigMixin, encoder_config, num_layers_of
+from ..models.execution_order import check_execution_order
+from ..models.modeling_layershuffle import LayerShuffleMixin
+from ..models.position_modules import PositionedLayerMixin
 
 
 _DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"architectures", "auto_map"}
@@ -39,7 +32,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
         `ValueError`: if the model has a depth embedding, or the order is not one fixed valid order.
 
     ```python
-    >>> from hf_layershuffle.export import to_plain_vit
+    >>> from hf_layershuffle.deployment.plain_vit import to_plain_vit
     >>> from hf_layershuffle.layerwise import load_classifier
 
     >>> plain = to_plain_vit(load_classifier("outputs/digits-layershuffle"), execution_order=[0, 2, 4])
@@ -81,26 +74,6 @@ def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig
         plain.__dict__.pop(name, None)
     encoder_config(plain).num_hidden_layers = num_layers
     return plain
-
-
-def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`, which records
-    its origin and the licence that the folder's card states.
-
-    Args:
-        source (`str`): What the plain ViT's card names as its origin: the Hub id of the model.
-
-    Raises:
-        `ValueError`: as in [`to_plain_vit`].
-    """
-    model = load_classifier(str(folder)).eval()
-    order = fixed_execution_order(model.config, execution_order)
-    to_plain_vit(model, order).save_pretrained(plain_folder)
-    processor = load_image_processor(folder)
-    processor.save_pretrained(plain_folder)
-    export = {"source": public_name(source), "execution_order": order, "license": read_license(folder)}
-    write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
-    copy_examples(folder, plain_folder, processor)
 
 
 def check_exportable(config, execution_order=None) -> list[int]:

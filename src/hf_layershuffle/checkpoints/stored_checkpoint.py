@@ -1,28 +1,23 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints to merge from: found, checked, and read one tensor at a time."""
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from .checkpoint_checks import check_no_adapter, explained_reading
-from .common.paths import inside
-from .common.yaml_files import read_json
-from .hub_errors import explained_download
-from .layerwise import classes_of
-from .models.auto_classes import plain_class_name
-from .models.configuration_layershuffle import layershuffle_config_class
+from ..common.paths import inside
+from ..common.yaml_files import read_json
+from ..models.auto_classes import plain_class_name
+from ..models.configuration_layershuffle import layershuffle_config_class
+from .checks import check_no_adapter, explained_reading
+from .loading import classes_of
+from .locations import IMAGE_PROCESSOR_FILES, INDEX_FILE, WEIGHTS_FILE, resolve_folder
 from .tensor_files import StoredTensor, list_tensors
 
 
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _PIXEL_DEFAULTS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _PIXEL_SETTINGS = (*_PIXEL_DEFAULTS, "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
 
@@ -41,24 +36,6 @@ class SourceCheckpoint:
     image_processor: dict[str, dict] = field(default_factory=dict)
 
 
-def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
-    """Names folders and Hub ids by their last part, numbered from 2 where one is taken."""
-    named = {}
-    for path in map(os.fspath, paths):
-        short = (Path(path).expanduser().resolve() if is_local(path) else Path(path)).name or path
-        name, count = short, 1
-        while name in named:
-            count += 1
-            name = f"{short}-{count}"
-        named[name] = path
-    return named
-
-
-def is_local(path: str) -> bool:
-    """Whether this means a folder rather than a Hub id."""
-    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
-
-
 def open_source(name: str, path: str, revision: str | None = None, token: str | None = None) -> SourceCheckpoint:
     """Finds a classifier, plain or LayerShuffle, with old or new tensor names, in one file or several.
 
@@ -75,24 +52,6 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
         for file in _weight_files(name, folder):
             tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
     return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
-
-
-def resolve_folder(
-    name: str, path: str, revision: str | None = None, token: str | None = None
-) -> tuple[Path, str | None]:
-    """The folder of a source, downloaded if it is on the Hub, and then its commit."""
-    if is_local(path):
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"Source '{name}': there is no folder '{path}'.")
-        if revision is not None:
-            raise ValueError(f"Source '{name}' is the folder '{path}'; `revision` ('{revision}') is for Hub ids only.")
-        return folder, None
-    # Nothing but weights, JSON and the card: a merge never runs code of its sources
-    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE, "README.md"]
-    with explained_download(path, revision, f"Source '{name}': "):
-        folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
-    return folder, folder.name  # the cache has one folder a commit
 
 
 def read_config(name: str, folder: Path):

@@ -12,7 +12,7 @@ import re
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
-from .common.yaml_files import parse_yaml
+from ..common.yaml_files import parse_yaml
 
 
 _SECTION = re.compile(r"<!-- hf-layershuffle: (\w+) -->.*?<!-- /hf-layershuffle: \1 -->", re.DOTALL)

@@ -5,13 +5,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig
 
-from .export import check_exportable
-from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES
-from .hub_errors import explained_errors
+from ..checkpoints.hub_errors import explained_errors
+from ..evaluation.report import REPORT_FILE
+from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, PICTURES
 from .published_files import added_code, matches, published_files
-from .report import REPORT_FILE
 
 
 def check_targets(*repo_ids: str | None) -> None:
@@ -68,15 +66,6 @@ def _why_no_access(repo_id: str, owner: str, owners: dict, role: str, fine: dict
     return None
 
 
-def check_plain_vit(folder: Path, execution_order=None) -> list[int]:
-    """Whether the folder's model can be published as a plain ViT: the layer indices in its order.
-
-    Raises:
-        `ValueError`: as in [`to_plain_vit`].
-    """
-    return check_exportable(AutoConfig.from_pretrained(folder, trust_remote_code=False), execution_order)
-
-
 def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:
     """The files that [`publish`] would push and their sizes in bytes; None for what is made, or made anew, before.
 
@@ -90,9 +79,3 @@ def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:
     sizes = {name: (folder / name).stat().st_size for name in there} | dict.fromkeys(made)
     sizes |= {path.name: path.stat().st_size for path in added_code(folder)}
     return dict(sorted(sizes.items()))
-
-
-def planned_plain_files(files) -> list[str]:
-    """Of the planned files of a model, those that its plain ViT has too, and the record of its origin."""
-    shared = ("README.md", "config.json", "*processor_config.json", f"{EXAMPLES_FOLDER}/*")
-    return sorted([*(name for name in files if matches(name, shared)), EXPORT_FILE, "model.safetensors"])

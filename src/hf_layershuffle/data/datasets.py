@@ -4,13 +4,10 @@
 import logging
 from pathlib import Path
 
-import transformers
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, Value
-from transformers import AutoImageProcessor, ImageProcessingMixin
 
-from .checkpoint_checks import explained_reading
+from ..checkpoints.image_processors import load_image_processor
 from .class_labels import has_labels, match_labels, quoted, with_class_labels
-from .common.paths import check_links
 from .dataloading import as_dataloader
 from .dataset_files import IMAGE_SUFFIXES, image_files, load_splits
 from .image_dataset import ImageClassificationDataset
@@ -31,7 +28,6 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 PATH_COLUMNS = ("file_name", "filename", "file", "path", "filepath", "image_path", "image_file")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_image_datasets(
@@ -223,37 +219,3 @@ def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> 
             "dataset's folder; a CSV file cannot hold the images themselves, a Parquet file can."
         )
     return resolved
-
-
-def load_image_processor(name_or_path: str, **kwargs):
-    """The image processor of a model, as `AutoImageProcessor` loads it; also without torchvision, which that class
-    needs in transformers before 5.23 although the processors themselves do not.
-
-    Args:
-        name_or_path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `token`, ... Code that a model brings runs only with
-            `trust_remote_code=True`.
-
-    Raises:
-        `OSError`: if there is none, or it cannot be read.
-        `ValueError`: if it needs code that the model brings.
-    """
-    folder = Path(name_or_path)
-    kwargs = {"trust_remote_code": False} | kwargs
-    if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
-        raise OSError(
-            f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model "
-            "was trained with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, "
-            "image_mean=[0.5, 0.5, 0.5], "
-            f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
-        )
-    if folder.is_dir():
-        check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
-    try:
-        with explained_reading(f"The image processor of '{name_or_path}'"):
-            return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
-    except ImportError:
-        del kwargs["trust_remote_code"]
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
-        name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
-        return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)

@@ -6,8 +6,8 @@ import zlib
 
 import torch
 
-from .image_dataset import ImageClassificationDataset
-from .layerwise import weights_digest
+from ..checkpoints.identity import weights_digest
+from ..data.image_dataset import ImageClassificationDataset
 
 
 # All of an image processor that changes pixels; the rest of its fields differs between versions of transformers

@@ -9,12 +9,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .common.paths import public_name
-from .data import as_dataloader
-from .evaluation import evenly_spaced_layers, score_execution_orders
-from .models.configuration_layershuffle import encoder_config
-from .models.layer_program import find_layers
-from .progress import silenceable
+from ..common.paths import public_name
+from ..common.progress import silenceable
+from ..data.datasets import as_dataloader
+from ..evaluation.order_plans import evenly_spaced_layers
+from ..evaluation.robustness import score_execution_orders
+from ..models.configuration_layershuffle import encoder_config
+from ..models.layer_program import find_layers
 
 
 def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:

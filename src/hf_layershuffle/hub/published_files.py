@@ -9,14 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
-from .checkpoint_checks import check_complete, check_finite, check_model_files, explained_reading
-from .common.paths import check_links
+from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
+from ..checkpoints.loading import classes_of
+from ..checkpoints.stored_checkpoint import open_source
+from ..common.paths import check_links
+from ..evaluation.report import REPORT_FILE
+from ..models.auto_classes import auto_classes_of
+from ..models.modeling_layershuffle import LayerShuffleMixin
 from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
-from .layerwise import classes_of
-from .merge_sources import open_source
-from .models.auto_classes import auto_classes_of
-from .models.modeling_layershuffle import LayerShuffleMixin
-from .report import REPORT_FILE
 
 
 # What belongs to a published model, beside its code. Checkpoints, logs, optimizer states and pickles do not

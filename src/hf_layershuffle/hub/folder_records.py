@@ -19,16 +19,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .card_text import split_card
-from .checkpoint_checks import explained_reading
-from .common import yaml_files
-from .common.files import write_text
-from .common.paths import inside, public_dataset, public_name
-from .data import load_image_processor
-from .fingerprint import processor_digest
-from .layerwise import load_classifier, weights_digest
-from .merge_sources import IMAGE_PROCESSOR_FILES
-from .record_checks import (
+from ..checkpoints.checks import explained_reading
+from ..checkpoints.identity import weights_digest
+from ..checkpoints.image_processors import load_image_processor
+from ..checkpoints.loading import load_classifier
+from ..checkpoints.locations import IMAGE_PROCESSOR_FILES
+from ..checkpoints.record_checks import (
     Example,
     ExportRecord,
     MergedSource,
@@ -36,7 +32,12 @@ from .record_checks import (
     TrainingRecord,
     check_record,
 )
-from .report import REPORT_FILE, RobustnessReport
+from ..common import yaml_files
+from ..common.files import write_text
+from ..common.paths import inside, public_dataset, public_name
+from ..evaluation.fingerprint import processor_digest
+from ..evaluation.report import REPORT_FILE, RobustnessReport
+from .card_text import split_card
 
 
 TRAINING_FILE, EXPORT_FILE, MERGE_FILE = "training.json", "export.json", "merge_plan.yaml"

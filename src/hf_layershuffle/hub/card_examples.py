@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .common.files import replaced_folder, write_text
-from .common.paths import inside
+from ..checkpoints.loading import load_classifier
+from ..common.files import replaced_folder, write_text
+from ..common.paths import inside
+from ..data.image_reading import is_grey, read_images, to_pil
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, read_examples
-from .image_reading import is_grey, read_images, to_pil
-from .layerwise import load_classifier
 
 
 TRIED_IMAGES = 20  # of a class

@@ -1,26 +1,24 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Many random merges of some models, evaluated in memory: none of them is built or written (arXiv 2407.04513)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from .checkpoint_checks import check_finite
-from .common.files import write_text
-from .common.paths import public_name
-from .common.yaml_files import read_json
-from .data import as_dataloader
-from .evaluation import score_execution_orders
-from .layerwise import LayerwiseClassifier, check_evaluable
-from .merge_plan import draw_layers
-from .merging import COMPARED_FIELDS, check_configs_agree
-from .progress import silenceable
-from .report import OrderScore, describe_environment, json_values, summarize, with_nan
-from .report_display import ReportDisplay
+from ..checkpoints.checks import check_finite
+from ..common.environment import describe_environment
+from ..common.paths import public_name
+from ..common.progress import silenceable
+from ..common.reports import Report
+from ..data.datasets import as_dataloader
+from ..evaluation.robustness import score_execution_orders
+from ..evaluation.statistics import OrderScore, json_values, summarize, with_nan
+from ..layerwise import LayerwiseClassifier, check_evaluable
+from .merged_model import COMPARED_FIELDS, check_configs_agree
+from .plan import draw_layers
 
 
 REPORT_FILE = "random_merges.json"
@@ -88,7 +86,7 @@ class MergeScore:
 
 
 @dataclass(frozen=True, repr=False)
-class RandomMergeReport(ReportDisplay):
+class RandomMergeReport(Report):
     """Accuracy of random merges beside that of their sources.
 
     Args:
@@ -101,6 +99,9 @@ class RandomMergeReport(ReportDisplay):
         merges: One a merge.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
+
+    file_name: ClassVar[str] = REPORT_FILE
+    kind: ClassVar[str] = "a report of random merges"
 
     name: str
     dataset: str
@@ -129,37 +130,22 @@ class RandomMergeReport(ReportDisplay):
         """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
         return random_merge_table([self])
 
-    def plot(self):
-        """Its picture, which a notebook shows: the accuracies of the sources and of the merges."""
-        return plot_random_merges([self])
-
     def _summary(self) -> str:
         merges = summarize([merge.accuracy for merge in self.merges])
         return (
             f"accuracy {merges.mean:.4f} ± {merges.std:.4f} of {len(self.merges)} merges of {len(self.sources)} models"
         )
 
-    def save(self, folder) -> Path:
-        """Writes `random_merges.json` into `folder`, which is made if missing; returns the file's path."""
-        return write_text(Path(folder) / REPORT_FILE, json.dumps(json_values(asdict(self)), indent=1) + "\n")
+    def to_dict(self) -> dict:
+        """JSON types only; NaN and infinity as None."""
+        return json_values(asdict(self))
 
     @classmethod
-    def load(cls, path) -> "RandomMergeReport":
-        """Reads a report from its file or from the folder that holds it.
-
-        Raises:
-            `OSError`: if there is none.
-            `ValueError`: if the file is not such a report.
-        """
-        path = Path(path)
-        path = path / REPORT_FILE if path.is_dir() else path
-        try:
-            values = read_json(path, dict)
-            scores = {name: OrderScore(**with_nan(score)) for name, score in values["source_scores"].items()}
-            merges = [MergeScore(**with_nan(merge)) for merge in values["merges"]]
-            return cls(**{**values, "source_scores": scores, "merges": merges})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"'{path}' is not a report of random merges: {error!r}") from error
+    def from_dict(cls, values: dict) -> "RandomMergeReport":
+        """Undoes [`to_dict`]."""
+        scores = {name: OrderScore(**with_nan(score)) for name, score in values["source_scores"].items()}
+        merges = [MergeScore(**with_nan(merge)) for merge in values["merges"]]
+        return cls(**{**values, "source_scores": scores, "merges": merges})
 
 
 @silenceable
@@ -239,15 +225,6 @@ def evaluate_random_merges(
 def _public(source: Mapping) -> dict:
     """Path and revision of a source, without where on this machine it lies."""
     return {**source, "path": public_name(source["path"])} if "path" in source else dict(source)
-
-
-def plot_random_merges(reports: Sequence[RandomMergeReport]):
-    """One picture, `random_merges`, of reports on the same dataset: a row for the sources and one for the merges of each."""
-    from .plotting import Pictures, plot_accuracy_distribution
-
-    rows = {label: values for report in reports for label, values in report.accuracies().items()}
-    title = f"Random merges on {reports[0].dataset} ({reports[0].num_images:,} images)"
-    return Pictures(random_merges=plot_accuracy_distribution(rows, title=title, point_label="one model"))
 
 
 def random_merge_table(reports: Sequence[RandomMergeReport]):

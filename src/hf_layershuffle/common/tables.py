@@ -1,20 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""How reports show themselves: a line, a table on a terminal, a table with pictures in a notebook."""
+"""Tables on a terminal, in Markdown and in HTML."""
 
 import html
-
-
-class ReportDisplay:
-    """Of a report with `model`, `dataset`, `num_images`, `table()`, `plot()` and `_summary()`, one sentence."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model} on {self.dataset}, {self.num_images:,} images: {self._summary()})"
-
-    def __str__(self) -> str:
-        return render(self.table())
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.table())}\n{self.plot()._repr_html_()}"
 
 
 def render(table, width: int = 200) -> str:

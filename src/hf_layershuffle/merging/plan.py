@@ -22,10 +22,11 @@ from pydantic import (
     model_validator,
 )
 
-from .common.files import write_text
-from .common.paths import public_path
-from .common.yaml_files import read_mapping
-from .merge_sources import is_local, name_sources, read_config, resolve_folder
+from ..checkpoints.locations import is_local, name_sources, resolve_folder
+from ..checkpoints.stored_checkpoint import read_config
+from ..common.files import write_text
+from ..common.paths import public_path
+from ..common.yaml_files import read_mapping
 
 
 PLAN_FILE = "merge_plan.yaml"

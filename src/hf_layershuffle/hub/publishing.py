@@ -12,23 +12,16 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
 
+from ..checkpoints.hub_connection import commit_once, retried
+from ..checkpoints.hub_errors import explained_errors
+from ..common.files import write_text
+from ..common.paths import inside
+from ..evaluation.report import REPORT_FILE
+from ..plotting.robustness import save_report_pictures
 from .card_text import combine_cards, mark_published
-from .common.files import write_text
-from .common.paths import inside
-from .export import save_plain_vit
-from .folder_records import (
-    EXAMPLES_FOLDER,
-    PICTURES,
-    read_card,
-)
-from .hub_connection import commit_once, retried
-from .hub_errors import explained_errors
+from .folder_records import EXAMPLES_FOLDER, PICTURES, read_card
 from .model_card import write_model_card
 from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
-from .report import REPORT_FILE
-
-
-PLAIN_REVISION = "plain-vit"
 
 
 def publish(
@@ -65,7 +58,7 @@ def publish(
         `OSError`: if the Hub cannot be reached or refuses. The folder is complete; the message says how to go on.
     """
     go_on = f"'{folder}' is complete: publish it again when that is mended"
-    return _publish(
+    return publish_folder(
         Path(folder),
         repo_id,
         go_on,
@@ -80,7 +73,7 @@ def publish(
     )
 
 
-def _publish(
+def publish_folder(
     folder: Path,
     repo_id: str,
     go_on: str,
@@ -139,41 +132,6 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
                 shutil.copyfile(inside(download, name), target)
 
 
-def publish_with_plain_vit(
-    folder,
-    repo_id: str,
-    *,
-    plain_repo_id: str | None = None,
-    execution_order=None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    **kwargs,
-) -> tuple[CommitInfo, CommitInfo]:
-    """Pushes a LayerShuffle model's folder and, beside it, the model as a plain ViT (see [`to_plain_vit`]).
-
-    Args:
-        plain_repo_id (`str`, *optional*): A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
-            `repo_id`.
-        execution_order (*optional*): The plain ViT's fixed order. Defaults to the configuration's.
-        revision, commit_message (`str`, *optional*): Of the LayerShuffle model.
-        kwargs: As for [`publish`], for both.
-
-    Raises:
-        `ValueError`: as in [`publish`] and, before anything is pushed, in [`to_plain_vit`].
-        `OSError`: as in [`publish`].
-    """
-    folder, target = Path(folder), plain_repo_id or repo_id
-    check_folder(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        plain_folder = Path(temporary) / target.split("/")[-1]
-        save_plain_vit(folder, plain_folder, source=repo_id, execution_order=execution_order)
-        commit = publish(folder, repo_id, revision=revision, commit_message=commit_message, **kwargs)
-        go_on = f"'{folder}' is complete and the LayerShuffle model is on the Hub: publish again when that is mended"
-        plain_revision = None if plain_repo_id else PLAIN_REVISION
-        kwargs |= {"commit_message": "Upload plain ViT", "revision": plain_revision}
-        return commit, _publish(plain_folder, target, go_on, **kwargs)
-
-
 def push_model(
     model,
     repo_id: str,
@@ -200,7 +158,7 @@ def push_model(
         kwargs = {"commit_message": "Upload model"} | {
             name: value for name, value in kwargs.items() if value is not None
         }
-        return _publish(folder, repo_id, go_on, tags=tags or (), **kwargs)
+        return publish_folder(folder, repo_id, go_on, tags=tags or (), **kwargs)
 
 
 def push_report(
@@ -217,8 +175,6 @@ def push_report(
     Raises:
         `OSError`: as in [`publish`].
     """
-    from .plotting import save_report_pictures
-
     go_on = "The report is untouched: push it again when that is mended"
     with explained_errors(repo_id, go_on), tempfile.TemporaryDirectory() as temporary:
         api = HfApi(token=token)

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..common.files import write_text
+from ..common.markdown import escape, in_code, in_code_deep, one_line
+from ..common.paths import inside
+from ..common.tables import markdown_table
+from ..evaluation.report import pruning_points
 from .card_text import mark_published, update_card_text
-from .common.files import write_text
-from .common.markdown import escape, in_code, in_code_deep, one_line
-from .common.paths import inside
 from .folder_records import METRICS, FolderRecords, hub_id, read_card
-from .report import pruning_points
-from .report_display import markdown_table
 
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,100 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
+
+import torch
+
+from ..checkpoints.identity import describe_model
+from ..common.checks import check_integers
+from ..common.environment import describe_environment
+from ..common.progress import silenceable
+from ..data.datasets import as_dataloader
+from ..layerwise import as_layerwise
+from ..models.execution_order import arbitrary_execution_orders
+from .attention import AttentionMaps, attention_rollout
+from .contributions import layer_contributions
+from .report import AnalysisReport
+from .representations import (
+    MIN_IMAGES,
+    check_embedding,
+    collect_representations,
+    embed_representations,
+    output_similarity,
+    probe_position,
+)
+
+
+@silenceable
+def analyze(
+    model,
+    data,
+    *,
+    image_processor=None,
+    num_orders: int = 32,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    embedding: str = "pca",
+    num_attention_images: int = 3,
+    model_name: str | None = None,
+    dataset_name: str = "unnamed",
+    progress: bool = True,
+) -> AnalysisReport:
+    """What each layer of a model does at each position.
+
+    All images run in `num_orders` orders for [`layer_contributions`]; at most 256 of them in twice as many orders as there
+    are layers for the probe, the similarity and the embedding (see [`collect_representations`] for the memory); the first
+    `num_attention_images` in four orders for the attention maps.
+
+    Args:
+        model: A LayerShuffle, ViT or DeiT image classifier of at least two layers, or a [`LayerwiseClassifier`].
+        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20 images.
+        num_orders (`int`): At least 1; rounded up to a multiple of the number of layers.
+        seed (`int`): Of the orders, the images that `max_samples` draws, the folds of the probe and the embedding; at least 0.
+        embedding (`str`): "pca", or "umap" (needs the extra `analysis`).
+        num_attention_images (`int`): At least 1.
+        model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
+
+    Raises:
+        `ValueError`: if an argument or a label is not valid, or there are too few images or layers.
+    """
+    check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
+    check_embedding(embedding)
+    parts = as_layerwise(model)
+    if parts.num_layers < 2:
+        raise ValueError(
+            "The model has one layer, which has one position only; analyse a model of at least two layers."
+        )
+    loader = as_dataloader(
+        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
+        num_channels=parts.num_channels, config=parts.model.config,
+    )  # fmt: skip
+    if len(loader.dataset) < MIN_IMAGES:
+        raise ValueError(
+            f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."
+        )
+    contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
+    outputs = collect_representations(parts, loader, seed=seed, progress=progress)
+    config = parts.model.config
+    return AnalysisReport(
+        model=model_name or config.name_or_path or type(model).__name__,
+        dataset=dataset_name,
+        num_images=contributions.num_images,
+        num_classes=parts.num_labels,
+        num_layers=parts.num_layers,
+        seed=seed,
+        contributions=contributions,
+        probe=probe_position(outputs, seed=seed, progress=progress),
+        similarity=output_similarity(outputs),
+        embedding=embed_representations(outputs, method=embedding, seed=seed),
+        attention=_attention_of_first_images(parts, loader, num_attention_images, seed),
+        config=describe_model(parts.model),
+        environment=describe_environment(parts.model),
+    )
+
+
+def _attention_of_first_images(parts, loader, num_images: int, seed: int) -> AttentionMaps:
+    batch = next(iter(loader))
+    sequential = list(range(parts.num_layers))
+    orders = [sequential, sequential[::-1], *arbitrary_execution_orders(parts.num_layers, 2, seed)]
+    labels = torch.as_tensor(batch["labels"])[:num_images].tolist()
+    return attention_rollout(parts, batch["pixel_values"][:num_images], orders, labels=labels)

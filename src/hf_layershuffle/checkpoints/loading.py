@@ -1,0 +1,119 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Classifiers of any family, loaded or given as models with free layer order."""
+
+import copy
+import logging
+from contextlib import contextmanager
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel, modeling_utils
+
+from ..models.auto_classes import AUTO_CLASSES, auto_class_of, plain_class_name
+from ..models.configuration_layershuffle import encoder_config
+from ..models.layer_program import find_layers
+from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
+from .checks import check_complete, check_finite, check_model_files, explained_reading
+
+
+def load_classifier(
+    name_or_path: str, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs
+) -> PreTrainedModel:
+    """Loads a classifier of any family, plain or LayerShuffle, from a folder or the Hub, as a LayerShuffle model.
+
+    A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id.
+        as_saved (`bool`): Whether a plain model stays plain.
+        trust_remote_code (`bool`): Whether code that a model brings may run to read its configuration. The model itself is
+            always one of the classes here.
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
+
+    Raises:
+        `ValueError`: if the model is of another type, was not trained as a classifier, lacks tensors, or holds NaN.
+        `OSError`: if there is no such model, or its files cannot be read.
+    """
+    what = f"'{name_or_path}'"
+    check_model_files(name_or_path)
+    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    with explained_reading(what):
+        model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
+    plain_class, model_class = classes_of(model_type, what)
+    if as_saved and not model_type.startswith("layershuffle_"):
+        model_class = plain_class
+    with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
+        model, found = model_class.from_pretrained(
+            name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+    check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs)
+    check_finite(what, model.state_dict().items())
+    return model
+
+
+@contextmanager
+def _quiet(logger: logging.Logger):
+    """Nothing but errors of a logger. Its level stays: a higher one makes transformers list what it did not shard."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
+
+
+def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
+    """The model itself if it is a LayerShuffle classifier; a plain classifier as one that shares its weights.
+
+    Raises:
+        `ValueError`: if it is not a classifier, its layers cannot be reordered, or they were cut by hand.
+    """
+    if isinstance(model, LayerShuffleMixin):
+        check_is_classifier(type(model).plain_class)
+        model.check_depth()
+        return model
+    check_is_classifier(type(model))
+    # A copy of the modules, but not of their tensors
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, tensors)
+    layers = twin.get_submodule(find_layers(twin, any_depth=True))
+    encoder_config(twin.config).num_hidden_layers = len(layers)
+    return free_order(twin)
+
+
+def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
+    """Refuses a class of transformers that none of the Auto classes of classifiers takes.
+
+    Raises:
+        `ValueError`: naming the class to take instead.
+    """
+    auto_class = auto_class_of(plain_class)
+    if auto_class in (None, "AutoModel"):
+        model_type = getattr(plain_class.config_class, "model_type", None)
+        heads = list(classifiers_of(model_type).values()) if model_type else []
+        advice = f"pass a {' or '.join(heads)}." if heads else "models of its family cannot be evaluated."
+        raise ValueError(f"{plain_class.__name__} is not a classifier of its whole input; {advice}")
+
+
+def classifiers_of(plain_model_type: str) -> dict[str, str]:
+    """The classifiers of a family by the Auto class that takes them, by the names of transformers."""
+    names = {name: plain_class_name(name, plain_model_type) for name in AUTO_CLASSES if name != "AutoModel"}
+    return {auto_class: name for auto_class, name in names.items() if name is not None}
+
+
+def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[LayerShuffleMixin]]:
+    """The plain classifier of a model type, and the one with free layer order.
+
+    Raises:
+        `ValueError`: naming `what`, if the family has no classifier.
+    """
+    plain_model_type = model_type.removeprefix("layershuffle_")
+    name = next(iter(classifiers_of(plain_model_type).values()), None)
+    if name is None:
+        raise ValueError(
+            f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that classifies "
+            "images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
+        )
+    return getattr(transformers, name), layershuffle_class(getattr(transformers, name))

@@ -1,0 +1,52 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Where checkpoints are, and what their files are called."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from .hub_errors import explained_download
+
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
+    """Names folders and Hub ids by their last part, numbered from 2 where one is taken."""
+    named = {}
+    for path in map(os.fspath, paths):
+        short = (Path(path).expanduser().resolve() if is_local(path) else Path(path)).name or path
+        name, count = short, 1
+        while name in named:
+            count += 1
+            name = f"{short}-{count}"
+        named[name] = path
+    return named
+
+
+def is_local(path: str) -> bool:
+    """Whether this means a folder rather than a Hub id."""
+    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def resolve_folder(
+    name: str, path: str, revision: str | None = None, token: str | None = None
+) -> tuple[Path, str | None]:
+    """The folder of a source, downloaded if it is on the Hub, and then its commit."""
+    if is_local(path):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"Source '{name}': there is no folder '{path}'.")
+        if revision is not None:
+            raise ValueError(f"Source '{name}' is the folder '{path}'; `revision` ('{revision}') is for Hub ids only.")
+        return folder, None
+    # Nothing but weights, JSON and the card: a merge never runs code of its sources
+    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE, "README.md"]
+    with explained_download(path, revision, f"Source '{name}': "):
+        folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
+    return folder, folder.name  # the cache has one folder a commit

@@ -1,0 +1,13 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Checks of arguments."""
+
+
+def check_integers(**values) -> None:
+    """Each `name=(value, least)` must be an integer of at least `least`.
+
+    Raises:
+        `ValueError`: if one is not.
+    """
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
