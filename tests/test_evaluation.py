@@ -80,7 +80,7 @@ def test_predictions_of_all_prefixes_equal_the_naive_ones_one_by_one(vit, monkey
     predictions = []
     score_logits = order_tree._score_logits
     monkeypatch.setattr(
-        evaluation,
+        order_tree,
         "_score_logits",
         lambda logits, labels: predictions.append(logits.argmax(-1)) or score_logits(logits, labels),
     )
