@@ -12,6 +12,9 @@ from .image_dataset import STREAM, ImageClassificationDataset, collate_images
 from .image_reading import draw_rows
 
 
+TEXT_INPUT = "input_ids"
+
+
 def as_dataloader(
     data,
     image_processor=None,
@@ -27,7 +30,8 @@ def as_dataloader(
 
     Args:
         data: A `datasets.Dataset` with the columns `image` and `label`, as from [`load_image_datasets`] (needs
-            `image_processor`); a sequence of `{"pixel_values", "labels"}` items; or a DataLoader, taken as it is.
+            `image_processor`), or with those of a tokenizer, all of one length, and `label`; a sequence of `{"pixel_values",
+            "labels"}` or `{"input_ids", ..., "labels"}` items; or a DataLoader, taken as it is.
         image_processor: A transformers image processor.
         batch_size (`int`): Images a batch, at least 1.
         max_samples (`int`, *optional*): Only so many images, at least 1, drawn by `seed`: the same rows of a
@@ -56,7 +60,9 @@ def as_dataloader(
     if len(data) == 0:
         raise ValueError("The evaluation set is empty; pass at least one image.")
     rows = None if max_samples is None or max_samples >= len(data) else draw_rows(len(data), max_samples, seed)
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and TEXT_INPUT in data.column_names:
+        data = _tokenized(data if rows is None else data.select(rows))
+    elif isinstance(data, Dataset):
         if image_processor is None:
             raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
         data = data if rows is None else data.select(rows)
@@ -66,6 +72,20 @@ def as_dataloader(
     elif rows is not None:
         data = torch.utils.data.Subset(data, rows)
     return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate_images)
+
+
+def _standing_for_images(data: Dataset) -> set[str]:
+    """Columns that a dataset of texts has in the place of images and their labels."""
+    is_tokenized = TEXT_INPUT in data.column_names and {"label", "labels"} & set(data.column_names)
+    return {"image", "label"} if is_tokenized else set()
+
+
+def _tokenized(data: Dataset) -> Dataset:
+    """The columns of numbers of a dataset of texts, as tensors, of which `labels` are the classes."""
+    if "labels" not in data.column_names:
+        data = data.rename_column("label", "labels")
+    words = [name for name, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "binary")]
+    return data.remove_columns(words).with_format("torch")
 
 
 def _check_data(data) -> None:
@@ -89,9 +109,9 @@ def _check_data(data) -> None:
         raise TypeError(f"`data` is the name {str(data)!r}; load it by `load_image_datasets`, or {allowed}.")
     if not hasattr(data, "__len__") or isinstance(data, dict):
         raise TypeError(f"`data` is a {type(data).__name__}; {allowed}.")
-    if isinstance(data, Dataset) and not {"image", "label"} <= set(data.column_names):
+    if isinstance(data, Dataset) and not {"image", "label"} <= set(data.column_names) | _standing_for_images(data):
         raise ValueError(f"`data` has the columns {', '.join(data.column_names)}; {allowed}.")
     if isinstance(data, Sequence) and len(data):
         item = data[0]
-        if not (isinstance(item, Mapping) and {"pixel_values", "labels"} <= set(item)):
+        if not (isinstance(item, Mapping) and "labels" in item and {"pixel_values", TEXT_INPUT} & set(item)):
             raise TypeError(f"`data` holds items of type {type(item).__name__}, or without these keys; {allowed}.")

@@ -31,13 +31,18 @@ def data_digest(loader) -> str:
     Returns:
         `str`: Sixteen hexadecimal digits.
     """
-    pixels = labels = 0
+    inputs: dict[str, int] = {}
+    labels = 0
     normalization = torch.zeros(0)
     for batch in _unfinished_batches(loader):
-        pixels = zlib.crc32(_bytes(batch["pixel_values"]), pixels)
+        for name in ("pixel_values",) if "pixel_values" in batch else sorted(batch.keys() - {"labels"}):
+            inputs[name] = zlib.crc32(_bytes(batch[name]), inputs.get(name, 0))
         labels = zlib.crc32(_bytes(torch.as_tensor(batch["labels"]).long()), labels)
         normalization = batch.get("normalization", [normalization])[0]
-    return f"{zlib.crc32(_bytes(normalization), pixels):08x}{labels:08x}"
+    digest = _bytes(normalization)
+    for value in inputs.values():
+        digest = zlib.crc32(digest, value).to_bytes(4, "big")
+    return f"{digest.hex()}{labels:08x}"
 
 
 def _unfinished_batches(loader):

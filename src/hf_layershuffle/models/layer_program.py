@@ -168,6 +168,11 @@ def _is_list_of_layers(model: nn.Module, name: str, module: nn.Module, any_depth
     layers = list(module.children())
     if len({type(layer) for layer in layers}) != 1 or not list(layers[0].children()):
         return False
+    shapes: dict[str, torch.Size] = {}
+    for layer in layers:  # stages of a hierarchy are of one class, but of different sizes
+        for key, parameter in layer.named_parameters():
+            if shapes.setdefault(key, parameter.shape) != parameter.shape:
+                return False
     config = _nearest_config(model, name)
     return any_depth or len(layers) in {getattr(config, depth, None) for depth in _DEPTHS}
 

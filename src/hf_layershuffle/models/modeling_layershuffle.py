@@ -127,7 +127,14 @@ class LayerShuffleMixin:
 
     @torch.no_grad()
     def _scale_residual_weight(self, module: nn.Linear) -> None:
-        module.weight.mul_(self.config.residual_init_scale)
+        for parameter in module.parameters():
+            parameter.mul_(self.config.residual_init_scale)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """transformers passes over modules of custom code that have no weights of their own, by which some families
+        initialise the weights of their children. Ours are initialised as the family's."""
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module):
