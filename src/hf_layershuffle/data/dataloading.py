@@ -84,7 +84,9 @@ def _tokenized(data: Dataset) -> Dataset:
     """The columns of numbers of a dataset of texts, as tensors, of which `labels` are the classes."""
     if "labels" not in data.column_names:
         data = data.rename_column("label", "labels")
-    words = [name for name, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "binary")]
+    words = [
+        name for name, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "binary")
+    ]
     return data.remove_columns(words).with_format("torch")
 
 

@@ -185,3 +185,22 @@ def _nearest_config(model: nn.Module, name: str):
         if config is not None:
             return config
     return None
+
+
+# Linear maps that do not write into the residual stream, though they are as wide as it
+_READERS = ("q", "k", "v", "query", "key", "value", "lambda", "gate", "up")
+
+
+def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
+    """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
+
+    They are as wide as the hidden states and are not named as one of attention's inputs.
+    """
+    return [
+        module
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == hidden_size
+        and not name.startswith(("depth_projection", "position_head"))
+        and name.rpartition(".")[2].split("_")[0] not in _READERS
+    ]

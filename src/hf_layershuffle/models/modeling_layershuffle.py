@@ -8,17 +8,12 @@ the weights: it may import `from .x import y` only.
 
 import copy
 import inspect
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
-from types import ModuleType
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import (
@@ -28,15 +23,15 @@ from transformers.conversion_mapping import (
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .auto_classes import auto_class_of, auto_map_of, plain_class_name
+from .auto_classes import auto_class_of, plain_class_name
 from .configuration_layershuffle import (
     LayerShuffleConfigMixin,
     encoder_config,
     layershuffle_config_class,
-    num_layers_of,
 )
-from .execution_order import ExecutionOrderStream, check_execution_order, draw_execution_order
-from .layer_program import LayerProgram, Run, find_layers, run_program, running_program
+from .execution_order import ExecutionOrderStream
+from .free_layers import FreeLayersMixin
+from .layer_program import LayerProgram, Run, find_layers, residual_writers, run_program, running_program
 from .position_modules import (
     DepthProjection,
     PositionedLayerMixin,
@@ -44,23 +39,14 @@ from .position_modules import (
     position_loss,
     positioned_layer_class,
 )
+from .saved_model import SavedModelMixin
 
 
-# What a checkpoint may lack of an encoder, each as a whole, since a model can be given it anew
-_MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".mask_token", ".pooler.", ".head.")
-# Linear maps that do not write into the residual stream, though they are as wide as it
-_READERS = ("q", "k", "v", "query", "key", "value", "lambda", "gate", "up")
-
-
-class LayerShuffleMixin:
+class LayerShuffleMixin(SavedModelMixin, FreeLayersMixin):
     """What every model with free layer order has beside its transformers class.
 
     New modules start as no-ops, random orders come from one stream, and loading refuses what it cannot read.
     """
-
-    # Gives the module that publishes models with their cards; the package sets it, and a model from the Hub has none
-    publisher: Callable[[], ModuleType] | None = None
-    layers_path: str  # of the list of layers that run in free order, for `get_submodule`
 
     # --- Building ---
 
@@ -145,76 +131,6 @@ class LayerShuffleMixin:
         if getattr(module, "writes_to_residual", False) and is_new:
             self._scale_residual_weight(module)
 
-    # --- Orders ---
-
-    @property
-    def free_layers(self) -> LayerProgram:
-        """The list of the layers that run in free order, each by its index in the checkpoint."""
-        return self.get_submodule(self.layers_path)
-
-    def seed_execution_order(self, seed: int, step: int = 0) -> None:
-        """Makes the random orders from here on a function of `seed`, `step` and the number of forwards since this call.
-
-        [`LayerShuffleCallback`] calls it before each optimizer step of a `Trainer`. In a training loop of your own under
-        FSDP, DeepSpeed ZeRO-3 or tensor parallelism call it on every process, and again with the step on a resume.
-        """
-        self.execution_order_stream.seek(seed, step)
-
-    def check_depth(self) -> None:
-        """Whether the list of layers is as long as the configuration says; depth vectors and position heads depend on it too.
-
-        Raises:
-            `ValueError`: if it is not, as after cutting layers by hand.
-        """
-        layers = self.free_layers
-        num_layers, depths = len(layers), {"`config.num_hidden_layers`": num_layers_of(self.config)}
-        depth_embedding = self._depth_embedding
-        if depth_embedding is not None:
-            depths["the number of depth vectors"] = getattr(depth_embedding, "num_embeddings", num_layers)
-        for layer in layers._modules.values():
-            if getattr(layer, "position_head", None) is not None:
-                depths["the number of outputs of a position head"] = layer.position_head.dense.out_features
-        for what, depth in depths.items():
-            if depth != num_layers:
-                raise ValueError(
-                    f"This model has {num_layers} layers, but {what} is {depth}. Layers cut by hand leave the "
-                    "configuration, the depth vectors and the position heads as they were. Shorten them all by "
-                    f"`hf_layershuffle.prune_layers(model, {list(range(num_layers))})`, of the whole model or of this one."
-                )
-
-    @property
-    def _depth_embedding(self) -> nn.Embedding | None:
-        return getattr(self.base_model, "depth_embedding", None)
-
-    def resolve_execution_order(self, execution_order=None) -> list[int]:
-        """The order of the next forward pass: `execution_order` if given; else in training one drawn by
-        `config.shuffle_mode` and `config.layerdrop`, in evaluation `config.execution_order`."""
-        self.check_depth()
-        num_layers, config = len(self.free_layers), self.config
-        if execution_order is None and self.training:
-            if config.shuffle_mode == "none" and config.layerdrop == 0.0:
-                return list(range(num_layers))
-            return self._draw_execution_order(config.shuffle_mode, config.shuffle_window, config.layerdrop)
-        if execution_order is None:
-            execution_order = config.execution_order
-        if isinstance(execution_order, str) and execution_order == "sequential":
-            return list(range(num_layers))
-        if isinstance(execution_order, str) and execution_order == "arbitrary":
-            return self._draw_execution_order("arbitrary")
-        return check_execution_order(execution_order, num_layers)
-
-    # Orders that do not change can stand in one graph of the whole model; a graph for each random one would be one too many
-    @torch.compiler.disable
-    def _draw_execution_order(self, *how) -> list[int]:
-        stream = self.execution_order_stream
-        if stream.seed is None and _is_sharded(self):
-            raise ValueError(
-                "This model's parameters are sharded over several processes, and a random execution order that is not "
-                "the same on each of them would silently mix different layers' weights. Add `LayerShuffleCallback()` "
-                "to the Trainer's callbacks, or call `seed_execution_order(seed, step)` on the model on every process."
-            )
-        return draw_execution_order(len(self.free_layers), stream.next_generator(self.training), *how)
-
     def _finish(self, outputs, run: Run, labels: torch.Tensor | None, num_items_in_batch):
         """The plain model's outputs with the order that ran, the position logits and, in training, the position loss."""
         if not isinstance(outputs, ModelOutput):
@@ -253,127 +169,6 @@ class LayerShuffleMixin:
                 f"`labels` holds {outside[0].item()}, but this model has {self.num_labels} classes; labels are integers "
                 f"from 0 to {self.num_labels - 1}, or -100 to be ignored. Set `num_labels` to the dataset's."
             )
-
-    # --- Loading and saving ---
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
-    ):
-        """As in transformers, for LayerShuffle checkpoints and for plain ones of the family with old or new tensor names.
-
-        Raises:
-            `ValueError`: if a tensor has another shape than in the checkpoint, a tensor of the encoder is missing there (the
-                head, the depth path and the position heads may be new), or the configuration is not valid.
-            `OSError`: if a file is missing, truncated or corrupted.
-        """
-        try:
-            model, loading_info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise OSError(
-                f"The weights of '{pretrained_model_name_or_path}' cannot be read ({error}); the safetensors file is "
-                "truncated or corrupted. Copy or download it again."
-            ) from error
-        if loading_info["mismatched_keys"] and not ignore_mismatched_sizes:
-            mismatches = "; ".join(
-                f"{name} is {tuple(stored)} there and {tuple(wanted)} here"
-                for name, stored, wanted in sorted(loading_info["mismatched_keys"])
-            )
-            raise ValueError(
-                f"'{pretrained_model_name_or_path}' holds tensors of other shapes than this model: {mismatches}. A "
-                "classifier has `num_labels` outputs, a position predictor `num_hidden_layers`. Pass "
-                "`ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
-            )
-        _check_nothing_lost(model, loading_info, pretrained_model_name_or_path)
-        return (model, loading_info) if output_loading_info else model
-
-    def save_pretrained(
-        self, save_directory, *args, save_original_format: bool = False, push_to_hub: bool = False, **kwargs
-    ):
-        """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
-        serves the family's Auto classes, whichever class was saved, with this package or by `trust_remote_code=True`.
-
-        Raises:
-            `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`].
-        """
-        self.check_depth()
-        # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
-        self.config.auto_map = auto_map_of(self.config)
-        publishes = push_to_hub and self.publisher is not None
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if publishes and name in kwargs}
-        # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and reloads
-        # the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
-        super().save_pretrained(
-            save_directory,
-            *args,
-            save_original_format=save_original_format,
-            push_to_hub=push_to_hub and not publishes,
-            **kwargs,
-        )
-        if publishes and kwargs.get("is_main_process", True):
-            repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
-            self.publisher().publish(save_directory, repo_id, **hub)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """As in transformers; with this package also with its card, and with an `image_processor` if one is given (see
-        [`push_model`]). All files arrive in one commit."""
-        if self.publisher is None:
-            return super().push_to_hub(repo_id, **kwargs)
-        return self.publisher().push_model(self, repo_id, **kwargs)
-
-
-_HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
-
-
-def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
-    """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
-
-    They are as wide as the hidden states and are not named as one of attention's inputs.
-    """
-    return [
-        module
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == hidden_size
-        and not name.startswith(("depth_projection", "position_head"))
-        and name.rpartition(".")[2].split("_")[0] not in _READERS
-    ]
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether layers' weights are gathered from several processes when they run (FSDP, FSDP2, ZeRO-3, tensor parallel)."""
-    return any(
-        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") or hasattr(parameter, "_is_flat_param")
-        for parameter in model.parameters()
-    ) or any(hasattr(module, "_fsdp_wrapped_module") for module in model.modules())
-
-
-def _check_nothing_lost(model: nn.Module, loading_info: dict, name) -> None:
-    """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    new = {key: _new_part(key, prefix) for key, _ in model.named_parameters()}
-    incomplete = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
-    lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
-    if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise ValueError(
-            f"'{name}' lacks tensors of this model: {', '.join(lost[:3])}{more}. Its weights are incomplete, or "
-            f"`num_hidden_layers` ({num_layers_of(model.config)}) is more than it has layers. Copy or download it "
-            "again, or correct its config.json."
-        )
-
-
-def _new_part(key: str, prefix: str) -> str | None:
-    """What a tensor belongs to that a checkpoint may lack as a whole; None for the rest of the encoder."""
-    if not key.startswith(prefix):
-        return key.partition(".")[0]  # the classifier
-    return next((part for part in _MAY_BE_NEW if part in f".{key}"), None)
 
 
 # --- Classes made on demand ---

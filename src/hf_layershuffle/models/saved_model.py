@@ -1,0 +1,120 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Loading and saving models with free layer order.
+
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
+"""
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+from safetensors import SafetensorError
+from torch import nn
+
+from .auto_classes import auto_map_of
+from .configuration_layershuffle import num_layers_of
+
+
+# What a checkpoint may lack of an encoder, each as a whole, since a model can be given it anew
+_MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".mask_token", ".pooler.", ".head.")
+_HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
+
+
+class SavedModelMixin:
+    """Loading refuses what it cannot read; saved folders serve all Auto classes; pushing adds a card."""
+
+    # Gives the module that publishes models with their cards; the package sets it, and a model from the Hub has none
+    publisher: Callable[[], ModuleType] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
+    ):
+        """As in transformers, for LayerShuffle checkpoints and for plain ones of the family with old or new tensor names.
+
+        Raises:
+            `ValueError`: if a tensor has another shape than in the checkpoint, a tensor of the encoder is missing there (the
+                head, the depth path and the position heads may be new), or the configuration is not valid.
+            `OSError`: if a file is missing, truncated or corrupted.
+        """
+        try:
+            model, loading_info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of '{pretrained_model_name_or_path}' cannot be read ({error}); the safetensors file is "
+                "truncated or corrupted. Copy or download it again."
+            ) from error
+        if loading_info["mismatched_keys"] and not ignore_mismatched_sizes:
+            mismatches = "; ".join(
+                f"{name} is {tuple(stored)} there and {tuple(wanted)} here"
+                for name, stored, wanted in sorted(loading_info["mismatched_keys"])
+            )
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' holds tensors of other shapes than this model: {mismatches}. A "
+                "classifier has `num_labels` outputs, a position predictor `num_hidden_layers`. Pass "
+                "`ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
+            )
+        _check_nothing_lost(model, loading_info, pretrained_model_name_or_path)
+        return (model, loading_info) if output_loading_info else model
+
+    def save_pretrained(
+        self, save_directory, *args, save_original_format: bool = False, push_to_hub: bool = False, **kwargs
+    ):
+        """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
+        serves the family's Auto classes, whichever class was saved, with this package or by `trust_remote_code=True`.
+
+        Raises:
+            `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`].
+        """
+        self.check_depth()
+        # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
+        self.config.auto_map = auto_map_of(self.config)
+        publishes = push_to_hub and self.publisher is not None
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if publishes and name in kwargs}
+        # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and reloads
+        # the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
+        super().save_pretrained(
+            save_directory,
+            *args,
+            save_original_format=save_original_format,
+            push_to_hub=push_to_hub and not publishes,
+            **kwargs,
+        )
+        if publishes and kwargs.get("is_main_process", True):
+            repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.publisher().publish(save_directory, repo_id, **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """As in transformers; with this package also with its card, and with an `image_processor` if one is given (see
+        [`push_model`]). All files arrive in one commit."""
+        if self.publisher is None:
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.publisher().push_model(self, repo_id, **kwargs)
+
+
+def _check_nothing_lost(model: nn.Module, loading_info: dict, name) -> None:
+    """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    new = {key: _new_part(key, prefix) for key, _ in model.named_parameters()}
+    incomplete = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
+    lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ValueError(
+            f"'{name}' lacks tensors of this model: {', '.join(lost[:3])}{more}. Its weights are incomplete, or "
+            f"`num_hidden_layers` ({num_layers_of(model.config)}) is more than it has layers. Copy or download it "
+            "again, or correct its config.json."
+        )
+
+
+def _new_part(key: str, prefix: str) -> str | None:
+    """What a tensor belongs to that a checkpoint may lack as a whole; None for the rest of the encoder."""
+    if not key.startswith(prefix):
+        return key.partition(".")[0]  # the classifier
+    return next((part for part in _MAY_BE_NEW if part in f".{key}"), None)
