@@ -116,6 +116,14 @@ class AnalysisReport(Report):
         table.add_row("mean", *(f"{np.mean(values):.3f}" for values in columns.values()))
         return table
 
+    def plot(self, class_names: list[str] | None = None):
+        """Its pictures by name, which a notebook shows; `report.plot().save(folder)` writes them.
+
+        Args:
+            class_names: For the attention maps, which else show numbers.
+        """
+        return super().plot(class_names=class_names)
+
     def _summary(self) -> str:
         away = np.mean(self.contributions.away_from_home())
         read = np.mean(self.probe.accuracy)
