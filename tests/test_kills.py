@@ -1,6 +1,5 @@
 """A run that is killed, at random moments and while it saves, ends with the weights of the uninterrupted one."""
 
-import os
 import random
 import signal
 import subprocess
@@ -79,7 +78,7 @@ def kill(process: subprocess.Popen) -> bool:
 def test_killed_at_a_random_moment(run, tmp_path, seed):
     process = run.start(tmp_path / "run")
     time.sleep(random.Random(seed).uniform(0.2, 0.95) * run.seconds)
-    print("killed" if kill(process) else "ended before", sorted(os.listdir(tmp_path / "run")))
+    print("killed" if kill(process) else "ended before", sorted(tmp_path.glob("run/*")))
     run.assert_goes_on(tmp_path / "run")
 
 
@@ -91,5 +90,5 @@ def test_killed_while_it_saves(run, tmp_path, number):
         time.sleep(0.001)
     time.sleep(0.004 * number)  # between the first and the last file
     assert kill(process)
-    print(checkpoint.name, sorted(os.listdir(checkpoint)))
+    print(sorted(checkpoint.iterdir()))
     run.assert_goes_on(tmp_path / "run")
