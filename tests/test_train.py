@@ -240,7 +240,7 @@ def test_a_run_that_an_earlier_version_started_goes_on(whole, stopped):
 def test_a_folder_in_use_is_refused_with_the_other_process(tmp_path):
     folder = tmp_path / "run"
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom hf_layershuffle.training.runs import claimed_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom hf_layershuffle.common.claims import claimed_folder\n"
         "with claimed_folder(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(120)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE)

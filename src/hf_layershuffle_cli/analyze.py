@@ -11,6 +11,7 @@ from . import options
 
 
 def analyze(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
@@ -47,6 +48,7 @@ def analyze(
 
     analysis.check_embedding(embedding)
     options.check_can_be_written(output_dir)
+    options.claim(context, output_dir)
     loaded = options.load_model(model, device, dtype, revision, trust_remote_code)
     dataset_name = options.dataset_of([model], dataset_name, revision)
     data = options.load_evaluation_split(

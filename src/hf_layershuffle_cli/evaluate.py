@@ -10,6 +10,7 @@ from . import options
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids.")],
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
@@ -45,6 +46,7 @@ def evaluate(
     folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
     for folder in folders:
         options.check_can_be_written(folder)
+    options.claim(context, output_dir, *folders)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     # All is loaded before the first evaluation starts, so that bad input shows at once
     loaded_models = [options.load_model(each, device, dtype, revision, trust_remote_code) for each in models]

@@ -13,6 +13,7 @@ PLAN_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def merge(
+    context: typer.Context,
     sources: Annotated[
         list[str], typer.Argument(metavar="PLAN | SOURCE...", help="A plan's file, or folders and Hub ids.")
     ],
@@ -80,7 +81,7 @@ def merge(
         sizes = {"batch_size": batch_size, "max_samples": max_samples}
         drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        evaluate_merges(named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
+        evaluate_merges(context, named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
         return
     from hf_layershuffle.merge_plan import MergePlan
 
@@ -163,7 +164,14 @@ def check_same_data(reports: list, dataset: str, num_images: int) -> None:
 
 
 def evaluate_merges(
-    sources: dict, output_dir: Path, dataset_name: str, split: dict, loading: dict, compare: list[Path], **kwargs
+    context: typer.Context,
+    sources: dict,
+    output_dir: Path,
+    dataset_name: str,
+    split: dict,
+    loading: dict,
+    compare: list[Path],
+    **kwargs,
 ) -> None:
     from hf_layershuffle.merge_sources import resolve_folder
     from hf_layershuffle.random_merges import (
@@ -175,6 +183,7 @@ def evaluate_merges(
     )
 
     options.check_output_dir(output_dir, REPORT_FILE)
+    options.claim(context, output_dir)
     others = [RandomMergeReport.load(path) for path in compare]
     folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
     loaded = {name: options.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}

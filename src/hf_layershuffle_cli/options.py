@@ -271,11 +271,26 @@ def shown_before(table, output_dir: Path):
     print(f"Saved to {output_dir}")
 
 
+def claim(context: typer.Context, *folders: Path, **kwargs) -> None:
+    """Claims folders for this process until the command ends; see [`~hf_layershuffle.common.claims.claimed_folder`].
+
+    Raises:
+        `ValueError`: if another process writes into one of them.
+    """
+    from hf_layershuffle.common.claims import claimed_folder
+
+    for folder in dict.fromkeys(folders):
+        context.with_resource(claimed_folder(folder, **kwargs))
+
+
 def check_output_dir(folder: Path, holds: str) -> Path:
     """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
+    from hf_layershuffle.common.claims import CLAIM_FILES
+
     folder = Path(folder)
     check_can_be_written(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not any(folder.rglob(holds)):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - CLAIM_FILES and not any(folder.rglob(holds)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."
         )

@@ -16,10 +16,12 @@ from .options import (
     MaxSamples,
     Seed,
     TrustRemoteCode,
+    claim,
 )
 
 
 def publish(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Of the model, as save_pretrained, train.py or merge wrote it.")
     ],
@@ -100,6 +102,7 @@ def publish(
         _print_plan(folder, repo_id, revision, plain_vit_repo_id, plain_vit, dataset_name is not None)
         return
     if dataset_name is not None:
+        claim(context, folder, remedy="evaluate a copy of it")
         sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
         _evaluate(folder, loaded, data, dataset_name, sizes)
     if card_only:

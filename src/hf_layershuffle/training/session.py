@@ -34,7 +34,7 @@ from .outcome import next_command, print_table
 from .recipes import default_output_dir, method_name
 from .runs import (
     check_space,
-    claimed_folder,
+    claimed_run_folder,
     find_checkpoint,
     is_finished_run,
     prepare_folder,
@@ -162,7 +162,7 @@ class TrainingSession:
             raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
         arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
         if args.should_save:
-            self._claims.enter_context(claimed_folder(folder))
+            self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, image_processor, teacher, args, arguments, model.dtype)
         run.checkpoint = find_checkpoint(args, model.config, arguments)
         run.is_finished = is_finished_run(folder, run.checkpoint)
