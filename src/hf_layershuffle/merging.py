@@ -17,7 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
-from .common.files import remove_leftovers, replaced_folder, write_text
+from .common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
 from .common.paths import inside
 from .folder_records import agreed_license
 from .merge_plan import PARTS, PLAN_FILE, MergePart, MergePlan
@@ -196,6 +196,7 @@ def check_output_folder(output_dir, sources: dict[str, SourceCheckpoint]) -> Pat
             raise ValueError(f"The output folder '{output_dir}' is the source '{name}'; choose another.")
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise ValueError(f"The output folder '{output_dir}' is a file or a link; choose another.")
+    refuse_second_writer(output_dir)
     remove_leftovers(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"The output folder '{output_dir}' is not empty; choose another, or empty it.")

@@ -285,12 +285,10 @@ def claim(context: typer.Context, *folders: Path, **kwargs) -> None:
 
 def check_output_dir(folder: Path, holds: str) -> Path:
     """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
-    from hf_layershuffle.common.claims import CLAIM_FILES
-
     folder = Path(folder)
     check_can_be_written(folder)
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - CLAIM_FILES and not any(folder.rglob(holds)):
+    is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if is_used and not any(folder.rglob(holds)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."
         )

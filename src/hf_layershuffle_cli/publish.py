@@ -92,6 +92,8 @@ def publish(
         go_on = f"'{folder}' is complete: publish it again when that is mended"
         targets = [repo_id] if plain_vit_repo_id is None else [repo_id, plain_vit_repo_id]
         check_access(*targets, token=token, go_on=go_on)
+    if dataset_name is not None and not dry_run:
+        claim(context, folder, remedy="evaluate a copy of it")
     if dataset_name is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
         columns |= {"dataset_config_name": dataset_config_name}
@@ -102,7 +104,6 @@ def publish(
         _print_plan(folder, repo_id, revision, plain_vit_repo_id, plain_vit, dataset_name is not None)
         return
     if dataset_name is not None:
-        claim(context, folder, remedy="evaluate a copy of it")
         sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
         _evaluate(folder, loaded, data, dataset_name, sizes)
     if card_only:

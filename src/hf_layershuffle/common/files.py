@@ -66,7 +66,7 @@ def replaced_folder(target: str | os.PathLike, *, overwrite: bool = False) -> It
     """
     target = Path(target)
     if not overwrite:
-        _refuse_second_writer(target)
+        refuse_second_writer(target)
     with temporary_folder(target) as folder:
         content, replaced = folder / target.name, folder / _REPLACED
         content.mkdir()
@@ -136,7 +136,11 @@ def in_use_by(folder: Path, owner_file: Path) -> str:
     return f"'{folder}' is in use by {who}; wait for it"
 
 
-def _refuse_second_writer(target: Path) -> None:
+def refuse_second_writer(target: Path) -> None:
+    """
+    Raises:
+        `ValueError`: if a living process writes the folder `target` by [`replaced_folder`].
+    """
     for path in _partial_folders(target.parent, target.name):
         lock = _take_dead_lock(path / LOCK_FILE)
         if lock is not None:
