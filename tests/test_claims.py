@@ -49,6 +49,14 @@ COMMANDS = {
         *("claim", "out"),
         ["merge", "model", "--random", "2", "--evaluate", "letters", "--device", "cpu", "--output_dir", "out"],
     ),
+    "train": (
+        *("claim", "out"),
+        [
+            *("train", *DATA, "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
+            *("--max_steps", "1", "--final_eval_orders", "8", "--eval_strategy", "no", "--use_cpu"),
+            *("--num_threads", "1", "--output_dir", "out"),
+        ],
+    ),
     "prune": ("folder", "out", ["prune", "model", "--keep", "0,2", "--output_dir", "out"]),
     "merge": ("folder", "out", ["merge", "model", "other", "--average", "--output_dir", "out"]),
 }
@@ -111,17 +119,27 @@ def leftovers(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if ".partial-" in path.name or path.name.startswith(".in_use")}
 
 
+def listing(folder: Path) -> list[Path]:
+    """Without what `datasets` keeps beside a dataset."""
+    return sorted(path for path in folder.rglob("*") if not path.name.startswith("cache-"))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_folder_in_use_is_refused_and_what_its_killed_writer_left_is_removed(work, command, start_writer, name):
     kind, target, arguments = COMMANDS[name]
     start_writer("file", "elsewhere")
-    start_writer("file", f"{target}/elsewhere" if kind == "claim" else "elsewhere-too")
+    if kind == "claim":
+        start_writer("file", "letters/layershuffle-pixels-a.uint8")
+    if name not in ("prune", "merge", "train"):
+        start_writer("file", f"{target}/elsewhere")
     of_the_living = leftovers(work)
+    if kind == "claim":  # decodes images, so what was killed in decoding is removed too
+        start_writer("file", "letters/layershuffle-pixels-b.uint8").kill()
     writer = start_writer(kind, target)
-    before = sorted(work.rglob("*"))
+    before = listing(work)
     code, error = command(*arguments)
     assert code == 2 and f"{target}' is in use by process {writer.pid} on " in error and "; wait for it, or " in error
-    assert "Traceback" not in error and sorted(work.rglob("*")) == before
+    assert "Traceback" not in error and listing(work) == before
     writer.kill()
     writer.wait()
     assert leftovers(work) > of_the_living
