@@ -31,6 +31,7 @@ def analyze(
         int, typer.Option("--num_attention_images", help="Images with attention maps, at least 1.")
     ] = 3,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -59,6 +60,8 @@ def analyze(
         image_column=image_column_name,
         label_column=label_column_name,
     )
+    if skip_damaged:
+        data = options.without_damaged(data, loaded, max_samples, seed)
     report = analysis.analyze(
         loaded.model,
         data,

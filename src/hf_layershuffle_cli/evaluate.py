@@ -25,6 +25,7 @@ def evaluate(
         int, typer.Option("--num_subsets", help="Random subsets of each number of layers, at least 1.")
     ] = 8,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -61,6 +62,8 @@ def evaluate(
             image_column=image_column_name,
             label_column=label_column_name,
         )
+        if skip_damaged:
+            data = options.without_damaged(data, loaded, max_samples, seed)
         evaluations.append((name, loaded, data))
 
     dataset, reports, unsaved = options.short_name(dataset_name), {}, None

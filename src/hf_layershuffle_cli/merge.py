@@ -49,6 +49,7 @@ def merge(
     image_column_name: options.ImageColumn = None,
     label_column_name: options.LabelColumn = None,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -78,7 +79,7 @@ def merge(
     if evaluate is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name}
         split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
-        sizes = {"batch_size": batch_size, "max_samples": max_samples}
+        sizes = {"batch_size": batch_size, "max_samples": max_samples, "skip_damaged": skip_damaged}
         drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         evaluate_merges(context, named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
@@ -189,6 +190,8 @@ def evaluate_merges(
     loaded = {name: options.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
     base = loaded[kwargs["base"]]
     data = options.load_evaluation_split(base.model, dataset_name, **split)
+    if kwargs.pop("skip_damaged"):
+        data = options.without_damaged(data, base, kwargs["max_samples"], kwargs["seed"])
     check_same_data(others, options.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))
     report = evaluate_random_merges(
         {name: each.model for name, each in loaded.items()},

@@ -31,6 +31,9 @@ EvalSplit = Annotated[
 ImageColumn = Annotated[str | None, typer.Option("--image_column_name", help="Defaults to the one found.")]
 LabelColumn = Annotated[str | None, typer.Option("--label_column_name", help="Defaults to the one found.")]
 MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only so many images, drawn by --seed.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip_damaged", help="Leave out images that cannot be read, instead of stopping at them.")
+]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Images a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random; at least 0.")]
 Device = Annotated[
@@ -170,6 +173,14 @@ def load_split(model, split: str, dataset_name: str, **kwargs):
 def load_evaluation_split(model, dataset_name: str, **kwargs):
     """[`load_split`] of the images to evaluate on."""
     return load_split(model, "test", dataset_name, **kwargs)
+
+
+def without_damaged(data, loaded: LoadedModel, max_samples: int | None = None, seed: int = 0):
+    """The images that can be read, of all or of so many as `seed` draws; a warning names the others."""
+    from hf_layershuffle.data import as_dataloader
+
+    draw = {"max_samples": max_samples, "seed": seed, "num_channels": loaded.model.config.num_channels}
+    return as_dataloader(data, loaded.image_processor, skip_damaged=True, **draw).dataset.dataset
 
 
 def parse_layers(text: str, name: str) -> list[int]:

@@ -15,8 +15,10 @@ from .options import (
     LabelColumn,
     MaxSamples,
     Seed,
+    SkipDamaged,
     TrustRemoteCode,
     claim,
+    without_damaged,
 )
 
 
@@ -65,6 +67,7 @@ def publish(
     image_column_name: ImageColumn = None,
     label_column_name: LabelColumn = None,
     max_samples: MaxSamples = None,
+    skip_damaged: SkipDamaged = False,
     num_orders: Annotated[int, typer.Option("--num_orders", help="Arbitrary orders of the evaluation.")] = 32,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
@@ -98,6 +101,8 @@ def publish(
         columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
         columns |= {"dataset_config_name": dataset_config_name}
         loaded, data = _load_data(folder, dataset_name, device, trust_remote_code, **columns)
+        if skip_damaged and not dry_run:
+            data = without_damaged(data, loaded, max_samples, seed)
     else:
         card_text(folder)  # refuses records that are broken or of other weights
     if dry_run:
