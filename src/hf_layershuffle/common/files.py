@@ -6,6 +6,7 @@ a lock in that folder. A process that was killed loses its lock, whatever its nu
 same target knows which of these folders are left over from the dead, and removes them.
 """
 
+import errno
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ try:
 except ImportError:  # on Windows names are as unique, but leftovers stay
     fcntl = None
 
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # or a limit is reached
 LOCK_FILE = ".hf-layershuffle.lock"
 _REPLACED = ".replaced"
 

@@ -16,6 +16,7 @@ logger = logging.get_logger(__name__)
 # Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters, sharded by FSDP
 # and by DeepSpeed
 WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
+TORN = (OSError, ValueError, SafetensorError, zipfile.BadZipFile)  # what the readers of such files raise
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
 
 
@@ -58,9 +59,20 @@ def check_weights(checkpoint: Path) -> TrainerState:
     for path in sorted(checkpoint.iterdir()):
         try:
             _check_file(path)
-        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        except TORN as error:
             raise IncompleteCheckpoint(f"its {path.name} is not whole ({error})") from None
     return state
+
+
+def holds_whole_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, written to their end."""
+    files = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    try:
+        for path in files:
+            _check_file(path)
+    except TORN:
+        return False
+    return bool(files)
 
 
 def _check_file(path: Path) -> None:

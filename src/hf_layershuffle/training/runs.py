@@ -12,7 +12,13 @@ from ..common.claims import CLAIM_FILES, claimed_folder
 from ..common.files import write_text
 from ..common.paths import public_name
 from ..folder_records import read_json
-from .checkpointing import IncompleteCheckpoint, check_checkpoint, check_weights, newest_whole_checkpoint
+from .checkpointing import (
+    IncompleteCheckpoint,
+    check_checkpoint,
+    check_weights,
+    holds_whole_weights,
+    newest_whole_checkpoint,
+)
 from .model_building import LAYERSHUFFLE_FLAGS
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 
@@ -90,8 +96,8 @@ def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> s
     found = checkpoint or next(iter(skipped), None)
     if found is None and recorded is not None and not requested and is_finished_run(folder, str(folder)):
         checkpoint = found = folder  # of a run without checkpoints
-    # A run that was stopped before its first checkpoint starts anew
-    if found is None and (requested or recorded is None or (folder / "config.json").exists()):
+    # A run that was stopped before its first checkpoint, or in its only save, starts anew
+    if found is None and (requested or recorded is None or holds_whole_weights(folder)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
             "--output_dir, or add --overwrite_output_dir to write into it all the same."

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
+from ..common.files import DISK_FULL
 from ..data import typical_image_size
 from ..folder_records import record_baseline
 from ..model_card import write_model_card
@@ -286,11 +287,14 @@ def _announce(run: Run) -> None:
 
 @contextmanager
 def _explained_write_errors(folder: str):
-    """What safetensors and torch raise where a file cannot be written, as an `OSError` that says what to do."""
+    """What safetensors, torch and the system raise where a file cannot be written, as an `OSError` that says what to do."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
-        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+    except (SafetensorError, RuntimeError, OSError) as error:
+        of_torch = ("PytorchStreamWriter", "inline_container")
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in of_torch):
+            raise
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
             raise
         raise OSError(
             f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from the last "
