@@ -173,8 +173,8 @@ def is_finished_run(folder: Path, checkpoint: str | None) -> bool:
     try:
         check_weights(folder)
         state = check_weights(Path(checkpoint))
-        results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results = dict(json.loads((folder / "all_results.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
     return state.global_step >= state.max_steps and "train_samples" in results
 
