@@ -1,6 +1,7 @@
 """What is no whole, trained, finite model is refused wherever one enters, in one line, and no code of it runs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from hf_layershuffle_cli import main
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     Architecture("vit").classifier(shuffle_mode="arbitrary").save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -128,8 +130,8 @@ def test_layers_may_be_left_out_by_request(folder):
     assert load_classifier(str(folder), num_hidden_layers=2).config.num_hidden_layers == 2
 
 
-@pytest.mark.parametrize("where", ["config", "image processor"])
-def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatch, capsys):
+def bring_code(folder, where: str):
+    """Gives a model code for its configuration or its image processor; returns the file by which it shows that it ran."""
     marker = folder / "ran"
     code = "import pathlib\npathlib.Path({!r}).touch()\nfrom transformers import {} as Base\n\n\nclass Theirs(Base):\n    pass\n"
     kind = "ViTConfig" if where == "config" else "ViTImageProcessor"
@@ -139,6 +141,12 @@ def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatc
     else:
         values = {"image_processor_type": "Theirs", "auto_map": {"AutoImageProcessor": "theirs.Theirs"}}
         (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    return marker
+
+
+@pytest.mark.parametrize("where", ["config", "image processor"])
+def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatch, capsys):
+    marker = bring_code(folder, where)
     load = load_classifier if where == "config" else load_image_processor
     monkeypatch.setattr("builtins.input", lambda *prompt: "yes")
     with pytest.raises(ValueError, match=r"comes with code of its own, which is not run.*--trust_remote_code"):
@@ -148,6 +156,61 @@ def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatc
     assert code == 2 and "--trust_remote_code" in errors.splitlines()[-1] and not marker.exists()
     run(monkeypatch, capsys, *arguments, "--trust_remote_code")
     assert marker.exists()
+
+
+TRAIN = [
+    *("train", "--max_train_samples", "64", "--max_eval_samples", "40", "--max_steps", "1", "--save_strategy", "no"),
+    *("--eval_strategy", "no", "--final_eval_orders", "8", "--use_cpu", "--num_threads", "1"),
+    *("--ignore_mismatched_sizes", "--output_dir", "out"),
+]
+
+
+@pytest.mark.parametrize(
+    ("argument", "where"),
+    [
+        ("--model_name_or_path", "image processor"),
+        ("--teacher_model_name_or_path", "image processor"),
+        ("--teacher_model_name_or_path", "config"),
+    ],
+)
+def test_training_runs_the_code_of_a_checkpoint_or_teacher_only_by_request(
+    folder, argument, where, monkeypatch, capsys
+):
+    marker = bring_code(folder, where)
+    monkeypatch.setattr("builtins.input", lambda *prompt: "yes")
+    arguments = [*TRAIN, argument, folder]
+    code, _, errors = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and "comes with code of its own" in errors.splitlines()[-1], errors
+    assert not marker.exists() and not (folder.parent / "out").exists()
+    run(monkeypatch, capsys, *arguments, "--trust_remote_code")
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "how"),
+    [
+        *(("--teacher_model_name_or_path", how) for how in BROKEN),
+        # whose classifier starts anew, whatever it was
+        *(("--model_name_or_path", how) for how in BROKEN if how not in ("no head", "infinity")),
+    ],
+)
+def test_training_refuses_a_broken_checkpoint_or_teacher_in_one_line(folder, argument, how, monkeypatch, capsys):
+    break_it, message = BROKEN[how]
+    break_it(folder)
+    before = sorted(folder.parent.rglob("*"))
+    code, output, errors = run(monkeypatch, capsys, *TRAIN, argument, folder)
+    lines = [line for line in errors.splitlines() if line.startswith("hf-layershuffle")]
+    assert (code, output, len(lines)) == (2, "", 1), errors
+    assert sorted(folder.parent.rglob("*")) == before and len(lines[0]) < 1000
+    assert re.search(f"{message}|holds no .*; only a trained classifier can teach", lines[0]), lines[0]
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', '{"id2label": []}'])
+def test_a_configuration_of_another_kind_is_one_line(folder, content, monkeypatch, capsys):
+    (folder / "config.json").write_text(content)
+    for argument in ("--model_name_or_path", "--teacher_model_name_or_path"):
+        code, _, errors = run(monkeypatch, capsys, *TRAIN, argument, folder)
+        assert code == 2 and "Traceback" not in errors and not (folder.parent / "out").exists(), errors
 
 
 def run(monkeypatch, capsys, *arguments):

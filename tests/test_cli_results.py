@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Architecture
 from datasets import Array2D, ClassLabel, Dataset, Features
+from PIL import Image
 from transformers import ViTImageProcessor
 
 import hf_layershuffle as ls
@@ -324,6 +325,42 @@ def test_an_evaluation_goes_on_where_its_progress_cannot_be_saved(vit, tmp_path,
     settings = {"num_orders": 1, "num_subsets": 1, "batch_size": 2, "progress": False, "model_name": "m"}
     report = ls.evaluate_robustness(vit.classifier(), items, progress_file=tmp_path / "sums", **settings)
     assert report.num_images == 4 and "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "model", *FEW, "--dataset_name", "photos", "--output_dir", "out"],
+        ["analyze", "model", *FEW[:2], "--device", "cpu", "--dataset_name", "photos", "--output_dir", "out"],
+        ["prune", "model", "--search", "--num_layers", "3", "--dataset_name", "photos", "--output_dir", "out"],
+        ["merge", "model", "--random", "2", "--evaluate", "photos", "--device", "cpu", "--output_dir", "out"],
+        ["publish", "model", "--card_only", "--num_orders", "2", "--dataset_name", "photos"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_damaged_images_are_left_out_by_request(work, command, arguments, caplog):
+    for split in ("train", "test"):
+        for i, pixels in enumerate(images()["image"]):
+            path = work / "photos" / split / NAMES[i % 5] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+            if i in (7, 23):
+                path.write_bytes(path.read_bytes()[:60])
+    before = sorted(work.glob("model/*"))
+    code, _, error = command(*arguments)
+    assert code == 2 and "2 of 30 images cannot be read: row" in error and "(--skip_damaged)" in error
+    assert not (work / "out").exists() and sorted(work.glob("model/*")) == before
+    code, _, error = command(*arguments, "--skip_damaged")
+    assert code == 0, error
+    assert "7.png" in caplog.text and "They are left out." in caplog.text
+    if arguments[0] != "prune":
+        (report,) = (
+            path
+            for name in ("out", "model")
+            for path in work.glob(f"{name}/*.json")
+            if "num_images" in path.read_text()
+        )
+        assert json.loads(report.read_text())["num_images"] == 28
 
 
 # --- Names ---

@@ -79,3 +79,21 @@ def test_links_lead_to_files(path):
 
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 120
+
+
+def test_each_of_the_25_faults_names_tests_that_exist():
+    page, numbers = (REPOSITORY / "docs/reliability.md").read_text(), []
+    for row in re.findall(r"^\|(.*)\|$", page, re.MULTILINE):
+        *cells, tests = (cell.strip() for cell in row.split(" | "))
+        if tests == "test" or set(row) <= set("-| "):
+            continue
+        numbers += [int(cells[0])] if len(cells) == 3 else []
+        file = None
+        for name in re.findall(r"`([^`]*)`", tests):
+            if name.endswith(".py"):
+                (path,) = (REPOSITORY / "tests").rglob(name)
+                file = path.read_text()
+            else:
+                assert f"\ndef {name}(" in file, f"{cells}: {name}"
+        assert file is not None, row
+    assert numbers == list(range(1, 26))

@@ -76,7 +76,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from files import replaced_folder
-with replaced_folder(Path(sys.argv[1], "a")) as folder:
+with replaced_folder(Path(sys.argv[1], "a"), overwrite=True) as folder:
     (folder / "half").write_text("half")
     print(os.getpid(), flush=True)
     time.sleep(60)
@@ -101,7 +101,12 @@ def test_the_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
         assert len(leftovers(tmp_path)) == 2
         write_text(tmp_path / "other", "")  # of another target
         assert len(leftovers(tmp_path)) == 2
-        with replaced_folder(tmp_path / "a") as folder:
+        with pytest.raises(
+            ValueError, match=f"in use by process {living.pid} on .* since 20.*; wait for it, or choose"
+        ):
+            with replaced_folder(tmp_path / "a"):
+                pass
+        with replaced_folder(tmp_path / "a", overwrite=True) as folder:
             assert len(leftovers(tmp_path)) == 2  # the living one's and ours
             write_text(folder / "whole", "")
         (left,) = leftovers(tmp_path)

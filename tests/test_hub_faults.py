@@ -10,6 +10,7 @@ from transformers import ViTImageProcessor
 
 import hf_layershuffle.checkpoints.hub_connection as hub_connection
 from hf_layershuffle.checkpoints.hub_errors import check_hub_model
+from hf_layershuffle.data import load_image_datasets
 from hf_layershuffle.hub.publishing import publish
 
 
@@ -68,6 +69,16 @@ def test_the_same_is_said_of_a_model_to_load(hub, status, message):
         OSError, match=f"'org/tiny' is neither a folder here nor a model that could be downloaded.*{message}"
     ):
         check_hub_model("org/tiny")
+
+
+@pytest.mark.parametrize(("status", "message"), [("stall", NO_ANSWER), ("html", NOT_THE_HUB)])
+def test_the_same_is_said_of_a_dataset_to_load(hub, monkeypatch, status, message):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    hub.faults[:] = [{"method": method, "path": "", "status": status, "times": 99} for method in ("GET", "HEAD")]
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"'org/letters' cannot be loaded: .*{message}.*HF_HUB_OFFLINE=1"):
+        load_image_datasets("org/letters")
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("status", ["drop", "stall", 503])

@@ -12,55 +12,83 @@ from conftest import ENVIRONMENT
 from safetensors.torch import load_file
 
 
-COMMAND = [
-    *(sys.executable, "-m", "hf_layershuffle_cli", "train", "--use_cpu", "--hidden_size", "32"),
-    *("--num_hidden_layers", "4", "--max_steps", "60", "--save_steps", "6", "--final_eval_orders", "8"),
-    *("--layerdrop", "0.2", "--depth_embedding", "--position_predictor", "--save_total_limit", "2"),
-]
+COMMAND = [sys.executable, "-m", "hf_layershuffle_cli", "train"]
+# Arguments, and the steps between two checkpoints. The default run takes minutes
+RUNS = {
+    "small": (
+        [
+            *(
+                "--use_cpu",
+                "--hidden_size",
+                "32",
+                "--num_hidden_layers",
+                "4",
+                "--max_steps",
+                "60",
+                "--save_steps",
+                "6",
+            ),
+            *("--final_eval_orders", "8", "--layerdrop", "0.2", "--depth_embedding", "--position_predictor"),
+        ],
+        6,
+    ),
+    "default": ([], 270),
+}
+pytestmark = pytest.mark.slow
 
 
-def start(folder) -> subprocess.Popen:
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([*COMMAND, "--output_dir", str(folder)], env=ENVIRONMENT, **silent)
+class Run:
+    """One of `RUNS`, with the weights of an uninterrupted run and the seconds that it took."""
+
+    def __init__(self, name: str, folder):
+        self.arguments, self.save_steps = RUNS[name]
+        began = time.monotonic()
+        self.weights = self.finish(folder)
+        self.seconds = time.monotonic() - began
+
+    def start(self, folder) -> subprocess.Popen:
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*COMMAND, *self.arguments, "--output_dir", str(folder)], env=ENVIRONMENT, **silent)
+
+    def finish(self, folder) -> dict[str, torch.Tensor]:
+        assert self.start(folder).wait() == 0
+        assert not [path for path in folder.rglob("*") if ".partial-" in path.name]
+        return load_file(folder / "model.safetensors")
+
+    def assert_goes_on(self, folder) -> None:
+        found = self.finish(folder)
+        assert list(found) == list(self.weights)
+        assert all(torch.equal(found[name], tensor) for name, tensor in self.weights.items())
 
 
-def kill(process: subprocess.Popen) -> None:
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory) -> Run:
+    return Run(request.param, tmp_path_factory.mktemp("whole") / "run")
+
+
+def kill(process: subprocess.Popen) -> bool:
+    """Whether it was still alive."""
+    was_alive = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+    return was_alive
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Its weights, and the seconds that it took."""
-    folder, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
-    assert start(folder).wait() == 0
-    return load_file(folder / "model.safetensors"), time.monotonic() - began
-
-
-def finish(folder) -> dict[str, torch.Tensor]:
-    assert start(folder).wait() == 0
-    return load_file(folder / "model.safetensors")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_at_a_random_moment(whole, tmp_path, seed):
-    weights, seconds = whole
-    process = start(tmp_path / "run")
-    time.sleep(random.Random(seed).uniform(0.3, 1.0) * seconds)
-    kill(process)
-    found = finish(tmp_path / "run")
-    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+def test_killed_at_a_random_moment(run, tmp_path, seed):
+    process = run.start(tmp_path / "run")
+    time.sleep(random.Random(seed).uniform(0.2, 0.95) * run.seconds)
+    print("killed" if kill(process) else "ended before", sorted(tmp_path.glob("run/*")))
+    run.assert_goes_on(tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
-def test_killed_while_it_saves(whole, tmp_path, number):
-    weights, _ = whole
-    process, checkpoint = start(tmp_path / "run"), tmp_path / "run" / f"checkpoint-{6 * (number + 1)}"
+def test_killed_while_it_saves(run, tmp_path, number):
+    process = run.start(tmp_path / "run")
+    checkpoint = tmp_path / "run" / f"checkpoint-{run.save_steps * (number + 1)}"
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.001)
     time.sleep(0.004 * number)  # between the first and the last file
-    kill(process)
-    found = finish(tmp_path / "run")
-    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert kill(process)
+    print(sorted(checkpoint.iterdir()))
+    run.assert_goes_on(tmp_path / "run")

@@ -107,7 +107,15 @@ def remove_all(checkpoint):
         path.unlink()
 
 
-TEARS = [remove_state, remove_random_state, remove_all]
+def write(name, text):
+    def tear(checkpoint):
+        (checkpoint / name).write_text(text)
+
+    return tear
+
+
+TEARS = [remove_state, remove_random_state, remove_all, write("config.json", "null")]
+TEARS += [write("trainer_state.json", text) for text in ("{}", "[" * 100_000)]
 TEARS += [
     halve(name) for name in ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 ]
@@ -203,9 +211,10 @@ def test_a_finished_run_without_checkpoints_is_evaluated_and_torn_results_do_not
     assert "Already trained" in caplog.text
     assert_same_weights(folder, whole)
     shutil.copytree(whole / "checkpoint-7", folder / "checkpoint-7")
-    halve("all_results.json")(folder)
-    assert train(folder)["train_samples"] == 64
-    assert_same_weights(folder, whole)
+    for tear in (halve("all_results.json"), write("all_results.json", "null"), write("config.json", "[" * 100_000)):
+        tear(folder)
+        assert train(folder)["train_samples"] == 64
+        assert_same_weights(folder, whole)
 
 
 def test_a_run_of_another_number_of_processes_is_refused(stopped):
@@ -240,7 +249,7 @@ def test_a_run_that_an_earlier_version_started_goes_on(whole, stopped):
 def test_a_folder_in_use_is_refused_with_the_other_process(tmp_path):
     folder = tmp_path / "run"
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom hf_layershuffle.training.runs import claimed_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom hf_layershuffle.common.claims import claimed_folder\n"
         "with claimed_folder(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(120)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE)

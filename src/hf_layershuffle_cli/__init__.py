@@ -56,6 +56,9 @@ for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, pu
 REPORT_AT = "https://github.com/hf-layershuffle/hf-layershuffle/issues"
 
 
+MAKE_ROOM = ". Make room on the disk, or write to another one"
+
+
 def main() -> None:
     """Runs a command. What a user can cause is one line on the standard error and exit code 2; what is a fault of this
     program keeps its traceback, says so, and has exit code 1.
@@ -71,7 +74,7 @@ def main() -> None:
         fail(stopped, 130)
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
-        fail(f"error: {' '.join(str(error).split())}", 2)
+        fail(f"error: {' '.join(str(error).split())}{MAKE_ROOM if is_disk_full(error) else ''}", 2)
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -87,6 +90,14 @@ def main() -> None:
     sys.exit(code)
 
 
+def is_disk_full(error: Exception) -> bool:
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    from hf_layershuffle.common.files import DISK_FULL
+
+    return error.errno in DISK_FULL
+
+
 def explain(error: Exception) -> str | None:
     """What a user can do about an error that is no `ValueError` or `OSError`, in one line; None if it is our fault."""
     if hasattr(error, "format_message"):  # the usage errors of typer have no public base class
@@ -94,6 +105,8 @@ def explain(error: Exception) -> str | None:
         return f"{message}{'' if message.endswith('?') else '.'} See --help."
     if isinstance(error, ImportError) and not (error.name or "").startswith("hf_layershuffle"):
         return f"a package is missing or does not fit: {' '.join(str(error).split())}"
+    if type(error).__name__ == "SafetensorError" and "Error while serializing" in str(error):
+        return f"{error}{MAKE_ROOM}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         detail = (str(error).strip().splitlines() or ["out of memory"])[0]
         return (

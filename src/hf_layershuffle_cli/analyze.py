@@ -11,6 +11,7 @@ from . import options
 
 
 def analyze(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
@@ -30,6 +31,7 @@ def analyze(
         int, typer.Option("--num_attention_images", help="Images with attention maps, at least 1.")
     ] = 3,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -47,6 +49,7 @@ def analyze(
 
     analysis.check_embedding(embedding)
     options.check_can_be_written(output_dir)
+    options.claim(context, output_dir)
     loaded = options.load_model(model, device, dtype, revision, trust_remote_code)
     dataset_name = options.dataset_of([model], dataset_name, revision)
     data = options.load_evaluation_split(
@@ -57,6 +60,8 @@ def analyze(
         image_column=image_column_name,
         label_column=label_column_name,
     )
+    if skip_damaged:
+        data = options.without_damaged(data, loaded, max_samples, seed)
     report = analysis.analyze(
         loaded.model,
         data,

@@ -10,6 +10,7 @@ from . import options
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids.")],
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
@@ -24,6 +25,7 @@ def evaluate(
         int, typer.Option("--num_subsets", help="Random subsets of each number of layers, at least 1.")
     ] = 8,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -45,6 +47,7 @@ def evaluate(
     folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
     for folder in folders:
         options.check_can_be_written(folder)
+    options.claim(context, output_dir, *folders)
     settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     # All is loaded before the first evaluation starts, so that bad input shows at once
     loaded_models = [options.load_model(each, device, dtype, revision, trust_remote_code) for each in models]
@@ -59,6 +62,8 @@ def evaluate(
             image_column=image_column_name,
             label_column=label_column_name,
         )
+        if skip_damaged:
+            data = options.without_damaged(data, loaded, max_samples, seed)
         evaluations.append((name, loaded, data))
 
     dataset, reports, unsaved = options.short_name(dataset_name), {}, None

@@ -13,6 +13,7 @@ PLAN_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def merge(
+    context: typer.Context,
     sources: Annotated[
         list[str], typer.Argument(metavar="PLAN | SOURCE...", help="A plan's file, or folders and Hub ids.")
     ],
@@ -48,6 +49,7 @@ def merge(
     image_column_name: options.ImageColumn = None,
     label_column_name: options.LabelColumn = None,
     max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -77,10 +79,10 @@ def merge(
     if evaluate is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name}
         split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
-        sizes = {"batch_size": batch_size, "max_samples": max_samples}
+        sizes = {"batch_size": batch_size, "max_samples": max_samples, "skip_damaged": skip_damaged}
         drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        evaluate_merges(named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
+        evaluate_merges(context, named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
         return
     from hf_layershuffle.merging.plan import MergePlan
 
@@ -164,7 +166,14 @@ def check_same_data(reports: list, dataset: str, num_images: int) -> None:
 
 
 def evaluate_merges(
-    sources: dict, output_dir: Path, dataset_name: str, split: dict, loading: dict, compare: list[Path], **kwargs
+    context: typer.Context,
+    sources: dict,
+    output_dir: Path,
+    dataset_name: str,
+    split: dict,
+    loading: dict,
+    compare: list[Path],
+    **kwargs,
 ) -> None:
     from hf_layershuffle.checkpoints.locations import resolve_folder
     from hf_layershuffle.merging.random_merges import (
@@ -176,11 +185,14 @@ def evaluate_merges(
     from hf_layershuffle.plotting.merges import plot_random_merges
 
     options.check_output_dir(output_dir, REPORT_FILE)
+    options.claim(context, output_dir)
     others = [RandomMergeReport.load(path) for path in compare]
     folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
     loaded = {name: options.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
     base = loaded[kwargs["base"]]
     data = options.load_evaluation_split(base.model, dataset_name, **split)
+    if kwargs.pop("skip_damaged"):
+        data = options.without_damaged(data, base, kwargs["max_samples"], kwargs["seed"])
     check_same_data(others, options.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))
     report = evaluate_random_merges(
         {name: each.model for name, each in loaded.items()},

@@ -31,6 +31,9 @@ EvalSplit = Annotated[
 ImageColumn = Annotated[str | None, typer.Option("--image_column_name", help="Defaults to the one found.")]
 LabelColumn = Annotated[str | None, typer.Option("--label_column_name", help="Defaults to the one found.")]
 MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only so many images, drawn by --seed.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip_damaged", help="Leave out images that cannot be read, instead of stopping at them.")
+]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Images a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random; at least 0.")]
 Device = Annotated[
@@ -173,6 +176,14 @@ def load_evaluation_split(model, dataset_name: str, **kwargs):
     return load_split(model, "test", dataset_name, **kwargs)
 
 
+def without_damaged(data, loaded: LoadedModel, max_samples: int | None = None, seed: int = 0):
+    """The images that can be read, of all or of so many as `seed` draws; a warning names the others."""
+    from hf_layershuffle.data import as_dataloader
+
+    draw = {"max_samples": max_samples, "seed": seed, "num_channels": loaded.model.config.num_channels}
+    return as_dataloader(data, loaded.image_processor, skip_damaged=True, **draw).dataset.dataset
+
+
 def parse_layers(text: str, name: str) -> list[int]:
     """Layer indices such as "0,2,5".
 
@@ -272,11 +283,24 @@ def shown_before(table, output_dir: Path):
     print(f"Saved to {output_dir}")
 
 
+def claim(context: typer.Context, *folders: Path, **kwargs) -> None:
+    """Claims folders for this process until the command ends; see [`~hf_layershuffle.common.claims.claimed_folder`].
+
+    Raises:
+        `ValueError`: if another process writes into one of them.
+    """
+    from hf_layershuffle.common.claims import claimed_folder
+
+    for folder in dict.fromkeys(folders):
+        context.with_resource(claimed_folder(folder, **kwargs))
+
+
 def check_output_dir(folder: Path, holds: str) -> Path:
     """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
     folder = Path(folder)
     check_can_be_written(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not any(folder.rglob(holds)):
+    is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if is_used and not any(folder.rglob(holds)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no '{holds}'; choose another --output_dir."
         )

@@ -30,6 +30,7 @@ def prune(
     max_samples: Annotated[
         int, typer.Option("--max_samples", help="For --search: training images, drawn by seed.")
     ] = 512,
+    skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -77,6 +78,8 @@ def prune(
             if max_samples < 1:
                 raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
             data = data.shuffle(seed=seed).select(range(min(max_samples, len(data))))
+            if skip_damaged:
+                data = options.without_damaged(data, options.LoadedModel(model, whole, image_processor))
             sizes = {"image_processor": image_processor, "batch_size": batch_size}
             num_kept = len(layers) if num_kept is None else num_kept
             layers = search_layers(whole.to(options.choose_device(device)), data, num_kept, **sizes)

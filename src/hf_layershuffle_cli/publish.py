@@ -15,11 +15,15 @@ from .options import (
     LabelColumn,
     MaxSamples,
     Seed,
+    SkipDamaged,
     TrustRemoteCode,
+    claim,
+    without_damaged,
 )
 
 
 def publish(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Of the model, as save_pretrained, train.py or merge wrote it.")
     ],
@@ -63,6 +67,7 @@ def publish(
     image_column_name: ImageColumn = None,
     label_column_name: LabelColumn = None,
     max_samples: MaxSamples = None,
+    skip_damaged: SkipDamaged = False,
     num_orders: Annotated[int, typer.Option("--num_orders", help="Arbitrary orders of the evaluation.")] = 32,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
@@ -91,10 +96,14 @@ def publish(
         go_on = f"'{folder}' is complete: publish it again when that is mended"
         targets = [repo_id] if plain_vit_repo_id is None else [repo_id, plain_vit_repo_id]
         check_access(*targets, token=token, go_on=go_on)
+    if dataset_name is not None and not dry_run:
+        claim(context, folder, remedy="evaluate a copy of it")
     if dataset_name is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
         columns |= {"dataset_config_name": dataset_config_name}
         loaded, data = _load_data(folder, dataset_name, device, trust_remote_code, **columns)
+        if skip_damaged and not dry_run:
+            data = without_damaged(data, loaded, max_samples, seed)
     else:
         card_text(folder)  # refuses records that are broken or of other weights
     if dry_run:

@@ -35,6 +35,9 @@ def explained_reading(what: str):
             raise ValueError(
                 f"{what} holds no safetensors weights; pickles, which may run code when they are read, are not opened."
             ) from error
+        text, _, all_types = str(error).partition(", or one of the following")
+        if all_types:  # hundreds of transformers' model types
+            raise type(error)(f"{text}.") from error
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(

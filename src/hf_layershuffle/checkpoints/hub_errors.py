@@ -54,6 +54,21 @@ def check_hub_model(name: str, revision: str | None = None) -> None:
             retried(HfApi().model_info, name, revision=revision)
 
 
+def check_hub_answers(dataset_name: str) -> None:
+    """Asks the Hub for a dataset, with a limit on waiting: `load_dataset` alone waits minutes for a server that is silent.
+
+    Raises:
+        `OSError`: if there is no answer, or not the Hub's. Of all else `load_dataset` tells.
+    """
+    limit_waiting()
+    try:
+        retried(HfApi().dataset_info, dataset_name)
+    except (HTTPError, OSError, ValueError) as error:
+        reason = _explain_no_answer(error)
+        if reason is not None:
+            raise OSError(f"{reason}. What is in the cache is taken with HF_HUB_OFFLINE=1") from error
+
+
 def _explain_no_answer(error: Exception) -> str | None:
     """Of a server that is silent, or answers as another than the Hub would."""
     if any(base.__name__ == "TimeoutException" for base in type(error).__mro__):

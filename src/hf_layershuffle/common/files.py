@@ -6,11 +6,15 @@ a lock in that folder. A process that was killed loses its lock, whatever its nu
 same target knows which of these folders are left over from the dead, and removes them.
 """
 
+import errno
+import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 
@@ -19,6 +23,7 @@ try:
 except ImportError:  # on Windows names are as unique, but leftovers stay
     fcntl = None
 
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # or a limit is reached
 LOCK_FILE = ".hf-layershuffle.lock"
 _REPLACED = ".replaced"
 
@@ -58,9 +63,12 @@ def replaced_folder(target: str | os.PathLike, *, overwrite: bool = False) -> It
         overwrite (`bool`): Whether it takes the place of a folder that holds something.
 
     Raises:
+        `ValueError`: if another process is writing it, and it may not be replaced.
         `OSError`: if `target` holds something at the end and may not be replaced.
     """
     target = Path(target)
+    if not overwrite:
+        refuse_second_writer(target)
     with temporary_folder(target) as folder:
         content, replaced = folder / target.name, folder / _REPLACED
         content.mkdir()
@@ -94,17 +102,53 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 def remove_leftovers(folder: str | os.PathLike, name: str | None = None) -> None:
     """Removes what writers that are surely dead left in `folder`: all of it, or that of the target `name`."""
     folder = Path(folder)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        target, _, random = path.name.removeprefix(".").rpartition(".partial-")
-        if not path.name.startswith(".") or not target or not random or name not in (None, target):
-            continue
-        lock = None if path.is_symlink() else _take_dead_lock(path / LOCK_FILE)
+    for path, target in _partial_folders(folder, name).items():
+        lock = _take_dead_lock(path / LOCK_FILE)
         if lock is not None:
             # The writer was killed between the two steps of a replacement: its folder is complete
             if (path / _REPLACED).exists() and (path / target).exists() and not (folder / target).exists():
                 (path / target).rename(folder / target)
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def _partial_folders(folder: Path, name: str | None) -> dict[Path, str]:
+    """The hidden folders of writers, dead or living, and their targets."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        target, _, random = path.name.removeprefix(".").rpartition(".partial-")
+        is_ours = path.name.startswith(".") and target and random and not path.is_symlink()
+        if is_ours and name in (None, target):
+            found[path] = target
+    return found
+
+
+def describe_process() -> dict:
+    """This process, as others are told of it: its number, machine and time."""
+    return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now().isoformat(" ", "seconds")}
+
+
+def in_use_by(folder: Path, owner_file: Path) -> str:
+    """The beginning of a message, by what [`describe_process`] said in `owner_file`."""
+    try:
+        owner = json.loads(owner_file.read_bytes())
+        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # on Windows a locked file cannot be read
+        who = "another process"
+    return f"'{folder}' is in use by {who}; wait for it"
+
+
+def refuse_second_writer(target: Path) -> None:
+    """
+    Raises:
+        `ValueError`: if a living process writes the folder `target` by [`replaced_folder`].
+    """
+    for path in _partial_folders(target.parent, target.name):
+        lock = _take_dead_lock(path / LOCK_FILE)
+        if lock is not None:
+            os.close(lock)
+        elif (path / LOCK_FILE).exists():
+            raise ValueError(f"The folder {in_use_by(target, path / LOCK_FILE)}, or choose another.")
 
 
 def _hold_lock(folder: Path) -> int | None:
@@ -115,6 +159,7 @@ def _hold_lock(folder: Path) -> int | None:
     descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(descriptor, json.dumps(describe_process()).encode())
         unnamed.rename(folder / LOCK_FILE)  # under the name that others look at it is locked from the start
     except OSError:  # some network file systems
         os.close(descriptor)

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -22,6 +23,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .array_datasets import load_digits_dataset, load_idx_folder
 from .class_labels import quoted
@@ -55,6 +57,8 @@ def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -
     unlabelled = []
     try:
         if not folder.is_dir():
+            if not datasets.config.HF_HUB_OFFLINE:
+                check_hub_answers(dataset_name)
             loaded = load_dataset(dataset_name, config_name, **load_kwargs)
         elif (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             loaded = load_from_disk(str(folder))

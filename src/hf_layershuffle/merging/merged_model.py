@@ -22,7 +22,7 @@ from ..checkpoints.loading import classes_of
 from ..checkpoints.locations import INDEX_FILE
 from ..checkpoints.stored_checkpoint import SourceCheckpoint, check_image_processors, open_source
 from ..checkpoints.tensor_files import StoredTensor, write_safetensors
-from ..common.files import remove_leftovers, replaced_folder, write_text
+from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
 from ..common.paths import inside
 from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import num_layers_of
@@ -189,6 +189,7 @@ def check_output_folder(output_dir, sources: dict[str, SourceCheckpoint]) -> Pat
             raise ValueError(f"The output folder '{output_dir}' is the source '{name}'; choose another.")
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise ValueError(f"The output folder '{output_dir}' is a file or a link; choose another.")
+    refuse_second_writer(output_dir)
     remove_leftovers(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"The output folder '{output_dir}' is not empty; choose another, or empty it.")

@@ -16,6 +16,13 @@ logger = logging.get_logger(__name__)
 # Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters, sharded by FSDP
 # and by DeepSpeed
 WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
+TORN = (
+    OSError,
+    ValueError,
+    RecursionError,
+    SafetensorError,
+    zipfile.BadZipFile,
+)  # what the readers of such files raise
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
 
 
@@ -39,10 +46,13 @@ def read_state(checkpoint: Path) -> TrainerState:
         [`IncompleteCheckpoint`]: if it is not there, or not whole.
     """
     try:
-        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < 1 or state.max_steps < 1:  # would pass for the end of a training of no steps
+            raise ValueError("it names no step")
+        return state
     except FileNotFoundError:
         raise IncompleteCheckpoint(f"it holds no {TRAINER_STATE_NAME}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise IncompleteCheckpoint(f"its {TRAINER_STATE_NAME} cannot be read ({error})") from None
 
 
@@ -58,9 +68,20 @@ def check_weights(checkpoint: Path) -> TrainerState:
     for path in sorted(checkpoint.iterdir()):
         try:
             _check_file(path)
-        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        except TORN as error:
             raise IncompleteCheckpoint(f"its {path.name} is not whole ({error})") from None
     return state
+
+
+def holds_whole_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, written to their end."""
+    files = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    try:
+        for path in files:
+            _check_file(path)
+    except TORN:
+        return False
+    return bool(files)
 
 
 def _check_file(path: Path) -> None:
@@ -72,6 +93,8 @@ def _check_file(path: Path) -> None:
             pass  # the list of contents stands at the end
     elif path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "config.json" and not isinstance(content, dict):
+            raise ValueError("it holds no names and values")
         if path.name.endswith(".index.json"):
             for name in set(content["weight_map"].values()):
                 path.with_name(name).stat()
@@ -88,7 +111,7 @@ def check_checkpoint(checkpoint: Path, num_processes: int) -> TrainerState:
         raise IncompleteCheckpoint(
             f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh optimizer"
         )
-    if not (checkpoint / SCHEDULER_NAME).exists() and not any(checkpoint.glob("global_step*")):
+    if not (checkpoint / SCHEDULER_NAME).is_file() and not any(checkpoint.glob("global_step*")):
         raise IncompleteCheckpoint(f"it holds no {SCHEDULER_NAME}, and the learning rate would start anew")
     other = "rng_state_0.pth" if num_processes == 1 else "rng_state.pth"
     if (checkpoint / other).exists() or (checkpoint / f"rng_state_{num_processes}.pth").exists():

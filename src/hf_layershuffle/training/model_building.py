@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available, logging
 
-from ..checkpoints.checks import check_complete, check_finite
+from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import classes_of
@@ -89,7 +89,8 @@ def build_model(
 
 def _build_from_scratch(args, flags, labels, image_size, normalization):
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
-    _, config_class, model_class = classes_of(name, f"`architecture` is '{name}', which")
+    _, model_class = classes_of(name, f"`architecture` is '{name}', which")
+    config_class = model_class.config_class
     config = config_class.from_dict(
         {"shuffle_mode": "arbitrary", **labels, **scratch_sizes(args, image_size)}, **flags
     )
@@ -106,33 +107,45 @@ def _vit_image_processor(**kwargs):
     return (without if without and not is_torchvision_available() else transformers.ViTImageProcessor)(**kwargs)
 
 
+def _stored_config(args: ModelArguments) -> dict:
+    """The values of the checkpoint's `config.json`."""
+    with explained_reading(f"'{args.model_name_or_path}'"):
+        stored, _ = PreTrainedConfig.get_config_dict(
+            args.model_name_or_path, revision=args.model_revision, token=args.token
+        )
+        return dict(stored.items())  # JSON of another kind has none
+
+
 def _load_checkpoint(args, flags, labels, image_size, normalization):
-    hub = {"revision": args.model_revision, "token": args.token}
-    stored, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, **hub)
+    hub, what = {"revision": args.model_revision, "token": args.token}, f"'{args.model_name_or_path}'"
+    check_model_files(args.model_name_or_path)
+    stored = _stored_config(args)
     model_type = str(stored.get("model_type"))
-    _, config_class, model_class = classes_of(model_type, f"'{args.model_name_or_path}'")
-    _refuse_scratch_options(
-        args, config_class.from_dict({**stored, "model_type": config_class.model_type}), model_type
-    )
+    _, model_class = classes_of(model_type, what)
+    config_class = model_class.config_class
+    with explained_reading(what):
+        config = config_class.from_dict({**stored, "model_type": config_class.model_type})
+    _refuse_scratch_options(args, config, model_type)
     if not model_type.startswith("layershuffle_"):
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
-    what = f"'{args.model_name_or_path}'"
-    model, found = model_class.from_pretrained(
-        args.model_name_or_path,
-        output_loading_info=True,
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        dtype="float32",  # what it is stored in is for storing
-        **flags,
-        **labels,
-        **_attention(args),
-        **hub,
-    )
+    with explained_reading(what):
+        model, found = model_class.from_pretrained(
+            args.model_name_or_path,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            dtype="float32",  # what it is stored in is for storing
+            **flags,
+            **labels,
+            **_attention(args),
+            **hub,
+        )
     # What is missing is refused there, but for a classifier, which may start anew
     check_complete(what, (), found["unexpected_keys"], requested=flags)
     check_finite(what, model.named_parameters())
-    return model, load_image_processor(args.model_name_or_path, **hub)
+    return model, load_image_processor(args.model_name_or_path, trust_remote_code=args.trust_remote_code, **hub)
 
 
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
@@ -140,11 +153,9 @@ def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     starts anew, and where classes have no names of their own."""
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
-    stored, _ = PreTrainedConfig.get_config_dict(
-        args.model_name_or_path, revision=args.model_revision, token=args.token
-    )
-    labels = stored.get("id2label") or {}
-    names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
+    with explained_reading(f"'{args.model_name_or_path}'"):
+        labels = _stored_config(args).get("id2label") or {}
+        names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
     return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
@@ -271,18 +282,25 @@ def load_teacher(args: ModelArguments) -> Teacher:
     name = args.teacher_model_name_or_path
     if name is None:
         return Teacher()
-    hub = {"revision": args.teacher_model_revision, "token": args.token}
-    model_type = AutoConfig.from_pretrained(name, **hub).model_type
+    hub = {"revision": args.teacher_model_revision, "token": args.token, "trust_remote_code": args.trust_remote_code}
+    what = f"The teacher '{name}'"
+    check_model_files(name)
+    with explained_reading(what):
+        model_type = AutoConfig.from_pretrained(name, **hub).model_type
     is_vit = model_type.removeprefix("layershuffle_") in ("vit", "deit")
-    if not is_vit and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        raise ValueError(f"The teacher '{name}' is a model of type '{model_type}', which is no image classifier.")
-    teacher, loading = AutoModelForImageClassification.from_pretrained(
-        name, **hub, **(_attention(args) if is_vit else {}), output_loading_info=True
-    )
+    is_known = is_vit or model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if not is_known and not args.trust_remote_code:
+        raise ValueError(f"{what} is a model of type '{model_type}', which is no image classifier.")
+    with explained_reading(what):
+        teacher, loading = AutoModelForImageClassification.from_pretrained(
+            name, **hub, **(_attention(args) if is_vit else {}), output_loading_info=True, use_safetensors=True
+        )
     if loading["missing_keys"]:
         raise ValueError(
-            f"The teacher '{name}' holds no {', '.join(sorted(loading['missing_keys'])[:2])}; only a trained classifier can teach."
+            f"{what} holds no {', '.join(sorted(loading['missing_keys'])[:2])}; only a trained classifier can teach."
         )
+    check_complete(what, (), loading["unexpected_keys"])
+    check_finite(what, teacher.state_dict().items())
     processor = load_image_processor(name, **hub)
     normalization = {key: getattr(processor, key) for key in NORMALIZATION if hasattr(processor, key)}
     digest = weights_digest(teacher)

@@ -2,28 +2,30 @@
 """Runs in output folders: what a folder's run was started with, whether it can go on, and that one process writes it."""
 
 import json
-import os
-import platform
 import shutil
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
-from ..common.files import remove_leftovers, write_text
+from ..common.claims import CLAIM_FILES, claimed_folder
+from ..common.files import write_text
 from ..common.paths import public_name
 from ..hub.folder_records import read_json
-from .checkpointing import IncompleteCheckpoint, check_checkpoint, check_weights, newest_whole_checkpoint
+from .checkpointing import (
+    IncompleteCheckpoint,
+    check_checkpoint,
+    check_weights,
+    holds_whole_weights,
+    newest_whole_checkpoint,
+)
 from .model_building import LAYERSHUFFLE_FLAGS
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 # Hidden, and so not published
-RUN_FILE, LOCK_FILE, OWNER_FILE = ".train_run.json", ".train.lock", ".train_process.json"
-OURS = {LOCK_FILE, OWNER_FILE}
+RUN_FILE = ".train_run.json"
 COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
 COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob", "initializer_range")
 COMPARED_SIZES += ("residual_init_scale",)
@@ -94,8 +96,8 @@ def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> s
     found = checkpoint or next(iter(skipped), None)
     if found is None and recorded is not None and not requested and is_finished_run(folder, str(folder)):
         checkpoint = found = folder  # of a run without checkpoints
-    # A run that was stopped before its first checkpoint starts anew
-    if found is None and (requested or recorded is None or (folder / "config.json").exists()):
+    # A run that was stopped before its first checkpoint, or in its only save, starts anew
+    if found is None and (requested or recorded is None or holds_whole_weights(folder)):
         raise ValueError(
             f"The output folder '{folder}' is not empty and holds no checkpoint of an earlier run; choose another "
             "--output_dir, or add --overwrite_output_dir to write into it all the same."
@@ -159,7 +161,7 @@ def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
 def is_untouched(folder: Path) -> bool:
     """Whether the folder holds nothing yet, or only what claims it for a run."""
     return not folder.is_dir() or all(
-        path.name in OURS or (path.is_dir() and path.name == "baseline" and is_untouched(path))
+        path.name in CLAIM_FILES or (path.is_dir() and path.name == "baseline" and is_untouched(path))
         for path in folder.iterdir()
     )
 
@@ -171,8 +173,8 @@ def is_finished_run(folder: Path, checkpoint: str | None) -> bool:
     try:
         check_weights(folder)
         state = check_weights(Path(checkpoint))
-        results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results = dict(json.loads((folder / "all_results.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
     return state.global_step >= state.max_steps and "train_samples" in results
 
@@ -194,57 +196,16 @@ def prepare_folder(folder: Path, checkpoint: str | None, overwrites: bool, argum
 
 
 @contextmanager
-def claimed_folder(folder: Path):
-    """The output folder, made if it is missing, for this process alone. One that was made and stays empty is removed again.
-
-    Raises:
-        `ValueError`: if another process trains into it.
-        `OSError`: if it cannot be written into.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(
-            f"The output folder '{folder}' cannot be made: '{there}' is a file; choose another --output_dir."
-        )
-    new, was_untouched = [path for path in (folder, *folder.parents) if not path.exists()], is_untouched(folder)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, folder)
-        remove_leftovers(folder)
-        owner = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now().isoformat(" ", "seconds")}
-        write_text(folder / OWNER_FILE, json.dumps(owner) + "\n")
-    except OSError as error:
-        lock.release()
-        raise OSError(
-            f"The output folder '{folder}' cannot be written into ({error.strerror or error}); choose another --output_dir."
-        ) from error
-    try:
-        yield folder
-    except Exception:  # refused before anything was saved: not a run that could go on
-        if was_untouched and all(path.name in {*OURS, RUN_FILE} for path in folder.iterdir()):
-            (folder / RUN_FILE).unlink(missing_ok=True)
-        raise
-    finally:
-        (folder / OWNER_FILE).unlink(missing_ok=True)
-        (folder / LOCK_FILE).unlink(missing_ok=True)  # while it is held: who waits for it makes a new one
-        lock.release()
-        for path in new:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-
-
-def _acquire(lock: FileLock, folder: Path) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        owner = read_json(folder / OWNER_FILE) or {}
-        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
-        raise ValueError(
-            f"The output folder '{folder}' is in use by {who}; wait for it, or choose another --output_dir."
-        ) from None
-    except NotImplementedError:
-        logger.warning("'%s' is on a file system without locks; take care that no other run writes there.", folder)
+def claimed_run_folder(folder: Path):
+    """[`~hf_layershuffle.common.claims.claimed_folder`], in which a run that was refused leaves nothing."""
+    was_untouched = is_untouched(folder)
+    with claimed_folder(folder):
+        try:
+            yield folder
+        except Exception:  # refused before anything was saved: not a run that could go on
+            if was_untouched and all(path.name in {*CLAIM_FILES, RUN_FILE} for path in folder.iterdir()):
+                (folder / RUN_FILE).unlink(missing_ok=True)
+            raise
 
 
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:

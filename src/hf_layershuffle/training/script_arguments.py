@@ -51,6 +51,10 @@ class ModelArguments:
     )
     teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
     token: str | None = field(default=None, metadata={"help": "Token for the Hub. Defaults to the logged-in one."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that an image processor or a teacher brings, if you trust it."},
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start tensors of another shape anew, as the classifier for other classes."}
     )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
+from ..common.files import DISK_FULL
 from ..data.datasets import typical_image_size
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
@@ -32,7 +33,14 @@ from .model_building import (
 )
 from .outcome import next_command, print_table
 from .recipes import default_output_dir, method_name
-from .runs import check_space, claimed_folder, find_checkpoint, is_finished_run, prepare_folder, recorded_arguments
+from .runs import (
+    check_space,
+    claimed_run_folder,
+    find_checkpoint,
+    is_finished_run,
+    prepare_folder,
+    recorded_arguments,
+)
 from .script_arguments import DataArguments, ScriptTrainingArguments
 
 
@@ -155,7 +163,7 @@ class TrainingSession:
             raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
         arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
         if args.should_save:
-            self._claims.enter_context(claimed_folder(folder))
+            self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, image_processor, teacher, args, arguments, model.dtype)
         run.checkpoint = find_checkpoint(args, model.config, arguments)
         run.is_finished = is_finished_run(folder, run.checkpoint)
@@ -279,11 +287,14 @@ def _announce(run: Run) -> None:
 
 @contextmanager
 def _explained_write_errors(folder: str):
-    """What safetensors and torch raise where a file cannot be written, as an `OSError` that says what to do."""
+    """What safetensors, torch and the system raise where a file cannot be written, as an `OSError` that says what to do."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
-        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+    except (SafetensorError, RuntimeError, OSError) as error:
+        of_torch = ("PytorchStreamWriter", "inline_container")
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in of_torch):
+            raise
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
             raise
         raise OSError(
             f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from the last "
