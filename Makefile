@@ -31,7 +31,7 @@ train: $(INSTALLED)
 	$(BIN)/hf-layershuffle train --baseline --output_dir $(OUTPUT)
 
 model-cards: $(INSTALLED)
-	$(BIN)/python examples/build_model_cards.py
+	$(BIN)/python experiments/build_model_cards.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
@@ -46,6 +46,8 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check_code.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

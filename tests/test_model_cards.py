@@ -45,7 +45,7 @@ def numbers_in(value) -> list[float]:
 
 
 def test_there_is_a_folder_for_each_model_that_the_script_builds():
-    sys.path.insert(0, str(REPOSITORY / "examples"))
+    sys.path.insert(0, str(REPOSITORY / "experiments"))
     import build_model_cards
 
     names = {*build_model_cards.MODELS, build_model_cards.MERGED, *build_model_cards.LARGER_MODELS}

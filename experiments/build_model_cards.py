@@ -1,11 +1,11 @@
 """Builds model_cards/: one folder for each model, exactly what `hf-layershuffle publish` would push, and the model that
 comes with the package.
 
-    python examples/build_model_cards.py               # or `make model-cards`: keeps the weights; renews pictures,
+    python experiments/build_model_cards.py               # or `make model-cards`: keeps the weights; renews pictures,
                                                        # examples and cards; two minutes
-    python examples/build_model_cards.py --train vit-digits-plain
+    python experiments/build_model_cards.py --train vit-digits-plain
                                                        # takes the model of its run in outputs/, which is trained if missing
-    python examples/build_model_cards.py --train vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
+    python experiments/build_model_cards.py --train vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
 
 The models of the digits are trained by examples/train.py; the larger ones are those that experiments/grid.py trained, for
 RGB images. All weights are float32. A model whose report is of other weights is evaluated. Prints a table of the digits' models.
