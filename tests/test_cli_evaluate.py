@@ -1,4 +1,4 @@
-"""Runs `hf-layershuffle evaluate` and `prune` as a user does."""
+"""Runs `hf-layershuffle evaluate` and `prune` as a user does, most of it in this process."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, Architecture, run_command, run_python
+from conftest import ENVIRONMENT, Architecture, assert_all_refused, run_cli, run_command, run_python
 from PIL import Image
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, ViTImageProcessor
 from typer.testing import CliRunner
@@ -18,34 +18,6 @@ import hf_layershuffle as ls
 import hf_layershuffle_cli
 from hf_layershuffle.evaluation.robustness import score_execution_orders
 from hf_layershuffle.hub.folder_records import record_training
-
-
-def run_cli(*arguments, **kwargs):
-    return run_command([sys.executable, "-m", "hf_layershuffle_cli", *arguments], **kwargs)
-
-
-def run_cli_cases(cases: dict[str, list], cwd) -> None:
-    """Bad input, many cases in one process: each is refused by one line that holds the key, with exit code 2."""
-    code = f"""
-import io, sys
-from contextlib import redirect_stderr
-import hf_layershuffle_cli
-
-for message, arguments in {cases!r}.items():
-    sys.argv = ["hf-layershuffle", *map(str, arguments)]
-    with redirect_stderr(io.StringIO()) as errors:
-        try:
-            hf_layershuffle_cli.main()
-        except SystemExit as stop:
-            assert stop.code == 2, (arguments, stop.code, errors.getvalue())
-        else:
-            raise AssertionError(arguments)
-    lines = [line for line in errors.getvalue().splitlines() if line.startswith("hf-layershuffle")]
-    assert len(lines) == 1 and lines[0].startswith("hf-layershuffle: error: "), (arguments, errors.getvalue())
-    assert message in lines[0], (message, lines)
-"""
-    result = run_python(code, cwd=cwd)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +131,9 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     ours, out = str(folders / "ours"), ["--output_dir", str(tmp_path / "out")]
     few = ["--max_samples", "10", "--num_orders", "1", *out]
-    run_cli_cases(
+    assert_all_refused(
+        run_cli,
+        "hf-layershuffle",
         {
             "There is no model folder './missing'": ["evaluate", "./missing", *few],
             "is a model of type 'bert'": ["evaluate", str(tmp_path / "bert"), *few],

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, Architecture, run_python
+from conftest import REPOSITORY, Architecture, of_both_architectures, run_python
 from datasets import Array2D, ClassLabel, Dataset, Features
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from PIL import Image
@@ -174,6 +174,7 @@ def test_a_bare_folder_gets_a_card_too(tmp_path):
     assert "the results above" not in text
 
 
+@of_both_architectures
 @pytest.mark.parametrize("with_report", [False, True])
 def test_a_plain_folders_card_promises_nothing_of_ours(architecture, tmp_path, with_report):
     model, processor = architecture.plain_classifier(), ViTImageProcessor(size={"height": 8, "width": 8})
@@ -249,8 +250,8 @@ def test_a_report_of_another_depth_is_refused(folder):
         write_model_card(folder)
 
 
-def test_a_base_model_gets_a_card_too(architecture, tmp_path):
-    architecture.model_class(architecture.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
+def test_a_base_model_gets_a_card_too(vit, tmp_path):
+    vit.model_class(vit.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
     check_folder(tmp_path)
     assert write_model_card(tmp_path, tags=["encoder"])
     assert "encoder" in metadata_load(tmp_path / "README.md")["tags"]
@@ -618,6 +619,7 @@ for arguments in (
 # --- Plain ViT ---
 
 
+@of_both_architectures
 @pytest.mark.parametrize("order", [None, "sequential", [3, 1, 0, 2], [2, 0], [1, 1, 3, 0, 2, 2]])
 @pytest.mark.parametrize("position_predictor", [False, True])
 def test_a_plain_vit_gives_the_same_logits(architecture, batch, order, position_predictor):
@@ -636,9 +638,9 @@ def test_a_plain_vit_gives_the_same_logits(architecture, batch, order, position_
     assert torch.equal(model(batch["pixel_values"], execution_order=order).logits, expected)
 
 
-def test_a_model_with_depth_embedding_is_no_plain_vit(architecture):
+def test_a_model_with_depth_embedding_is_no_plain_vit(vit):
     with pytest.raises(ValueError, match=r"`depth_embedding=True` cannot become a plain ViT.*trust_remote_code"):
-        to_plain_vit(architecture.classifier(depth_embedding=True))
+        to_plain_vit(vit.classifier(depth_embedding=True))
 
 
 def test_a_plain_vit_needs_one_fixed_order(vit):
