@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, Architecture, assert_all_refused, run_cli, run_command, run_python
 from PIL import Image
-from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, ViTImageProcessor
+from transformers import AutoModelForImageClassification, BlipTextConfig, BlipTextModel, ViTImageProcessor
 from typer.testing import CliRunner
 
 import hf_layershuffle as ls
@@ -115,8 +115,8 @@ def test_prune_searches_on_training_images(folders, tmp_path):
 
 
 def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folders, tmp_path):
-    bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
-    BertForSequenceClassification(bert).save_pretrained(tmp_path / "bert")
+    blip = BlipTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    BlipTextModel(blip).save_pretrained(tmp_path / "blip")
     for label in ("cat", "dog"):
         (tmp_path / "animals" / "train" / label).mkdir(parents=True)
         for index in range(5):
@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
         "hf-layershuffle",
         {
             "There is no model folder './missing'": ["evaluate", "./missing", *few],
-            "is a model of type 'bert'": ["evaluate", str(tmp_path / "bert"), *few],
+            "is a model of type 'blip_text_model', of which transformers has no classifier": ["evaluate", str(tmp_path / "blip"), *few],
             "There is no dataset folder './missing'": ["evaluate", ours, "--dataset_name", "./missing", *few],
             "has the classes 'cat', 'dog', which the model does not know": [
                 *("evaluate", ours, "--dataset_name", str(tmp_path / "animals"), *few)

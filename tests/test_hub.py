@@ -275,7 +275,7 @@ FAIL = (
     PREPARE
     + """
 import os, urllib.request
-from hf_layershuffle import hub_connection
+from hf_layershuffle.checkpoints import hub_connection
 from hf_layershuffle.hub.publishing import publish
 
 hub_connection.WAITS = (0, 0)

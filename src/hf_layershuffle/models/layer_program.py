@@ -87,6 +87,9 @@ class Run:
         ordered = [layers._modules[str(index)] for index in order]
         self.program = [self.at(layer, position) for position, layer in enumerate(ordered)]
 
+    def __iter__(self) -> Iterator:
+        return iter(self.program)
+
     def at(self, layer: nn.Module, position: int) -> "nn.Module | PositionedCall":
         """A layer as the loop shall call it: itself, or told its position if it is one of [`positioned_layer_class`]."""
         # Not by its class: a compiled layer is of another

@@ -131,7 +131,7 @@ class LayerShuffleMixin(SavedModelMixin, FreeLayersMixin):
         if getattr(module, "writes_to_residual", False) and is_new:
             self._scale_residual_weight(module)
 
-    def _finish(self, outputs, run: Run, labels: torch.Tensor | None, num_items_in_batch):
+    def _finish(self, outputs, run: Run, labels: torch.Tensor | None = None, num_items_in_batch=None):
         """The plain model's outputs with the order that ran, the position logits and, in training, the position loss."""
         if not isinstance(outputs, ModelOutput):
             return outputs
@@ -215,8 +215,10 @@ def _free_forward(plain_class: type[PreTrainedModel]):
     @wraps(plain_forward)
     def forward(self, *args, execution_order=None, **kwargs):
         layers = LayerProgram.mark(self.free_layers)  # accelerate's `compile_regions` makes a new, plain list
-        if execution_order is None and running_program(layers) is not None:
-            return plain_forward(self, *args, **kwargs)  # the encoder of a classifier that runs a program
+        running = None if execution_order is not None else running_program(layers)
+        if running is not None:  # the encoder of a classifier, or a model that is taken apart
+            outputs = plain_forward(self, *args, **kwargs)
+            return self._finish(outputs, running) if isinstance(running, Run) else outputs
         order = self.resolve_execution_order(execution_order)
         if self.main_input_name == "pixel_values" and argument("pixel_values", args, kwargs) is None:
             raise ValueError(
@@ -228,7 +230,7 @@ def _free_forward(plain_class: type[PreTrainedModel]):
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         run = Run(layers, order, self._depth_embedding)
-        with run_program(layers, run.program):
+        with run_program(layers, run):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
         return outputs if return_dict or not isinstance(outputs, ModelOutput) else outputs.to_tuple()
