@@ -142,14 +142,16 @@ def run_python(code_or_script, *arguments, **kwargs):
     return run_command([sys.executable, *program, *arguments], **kwargs)
 
 
-def run_here(main: Callable[[], None], program: str, *arguments, cwd=None) -> subprocess.CompletedProcess:
+def run_here(
+    main: Callable[[], None], program: str, *arguments, cwd=None, errors: io.StringIO | None = None
+) -> subprocess.CompletedProcess:
     """Runs a program's `main` in this process, which saves the seconds of its imports; returns what `run_command` does.
 
     The standard error holds what is logged too. Warnings are left to pytest.
     """
     argv = sys.argv
     folder = os.getcwd()
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = io.StringIO(), errors or io.StringIO()
     logged = logging.StreamHandler(errors)
     sys.argv = [program, *map(str, arguments)]
     logging.getLogger().addHandler(logged)
@@ -167,9 +169,9 @@ def run_here(main: Callable[[], None], program: str, *arguments, cwd=None) -> su
     return subprocess.CompletedProcess([program, *arguments], code, output.getvalue(), errors.getvalue())
 
 
-def run_cli(*arguments, cwd=None) -> subprocess.CompletedProcess:
+def run_cli(*arguments, **kwargs) -> subprocess.CompletedProcess:
     """Runs `hf-layershuffle` in this process."""
-    return run_here(hf_layershuffle_cli.main, "hf-layershuffle", *arguments, cwd=cwd)
+    return run_here(hf_layershuffle_cli.main, "hf-layershuffle", *arguments, **kwargs)
 
 
 def script(path: Path):

@@ -246,26 +246,6 @@ def test_a_run_that_an_earlier_version_started_goes_on(whole, stopped):
 # --- One process, one folder ---
 
 
-def test_a_folder_in_use_is_refused_with_the_other_process(tmp_path):
-    folder = tmp_path / "run"
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom hf_layershuffle.common.claims import claimed_folder\n"
-        "with claimed_folder(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(120)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"claimed\n"
-        with pytest.raises(
-            ValueError, match=f"is in use by process {process.pid} on .* since 20.*; wait for it, or choose"
-        ):
-            train(folder)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    train(folder, "--max_steps", "1")  # what a killed process leaves does not block
-
-
 def test_a_refused_run_leaves_no_folder(tmp_path):
     for arguments in (["--num_channels", "2"], ["--lr_scheduler_type", "cosine_with_min_lr"]):
         with pytest.raises(ValueError):
