@@ -20,6 +20,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 import hf_layershuffle as ls
 import hf_layershuffle_cli
@@ -110,6 +111,17 @@ def batch() -> dict:
         "pixel_values": torch.randn(6, 3, 8, 8, generator=generator),
         "labels": torch.randint(5, (6,), generator=generator),
     }
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch) -> None:
+    """Pictures are made as always and saved as a few bytes: drawing them takes most of the time of a command."""
+
+    def savefig(figure, path, **kwargs) -> None:
+        Path(path).write_bytes(b"a picture")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
 
 
 def record_layer_calls(model) -> list[int]:

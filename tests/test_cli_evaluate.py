@@ -40,7 +40,7 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path):
+def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path, request):
     arguments = ["evaluate", folders / "ours", folders / "plain", "--max_samples", "60", "--num_orders", "4"]
     arguments += ["--num_subsets", "2", "--output_dir", tmp_path / "out"]
     result = run_cli(*arguments)
@@ -60,6 +60,7 @@ def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path
     assert {path.name for path in (tmp_path / "out" / "ours").iterdir()} == {"robustness.json"} | pictures
     assert min(Image.open(tmp_path / "out" / "pruning_curves.png").size) > 400
 
+    request.getfixturevalue("quick_pictures")  # which have been looked at
     again = run_cli(*arguments)  # nothing is evaluated twice
     assert "Evaluating" not in again.stderr and again.stdout == result.stdout
     other = run_cli(*arguments, "--seed", "1")

@@ -13,7 +13,7 @@ from hf_layershuffle.merging.random_merges import RandomMergeReport
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Path:
+def work(tmp_path, monkeypatch, quick_pictures) -> Path:
     """The current directory, with the models `a` and `b` for the digits."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("ab"):
