@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from test_data import image_dataset, processor, random_images
+from support.images import image_dataset, processor, random_images
 
 from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader, typical_image_size
 from hf_layershuffle.data.image_reading import draw_rows, to_pil

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from test_data import image_dataset, processor, random_images, save, write_idx
+from support.images import image_dataset, processor, random_images, save, write_idx
 
 from hf_layershuffle import evaluate_robustness
 from hf_layershuffle.analysis import layer_contributions

@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 from conftest import Architecture, run_python
-from hub_server import WRITE_TOKEN, HubServer
 from PIL import Image
+from support.hub_server import WRITE_TOKEN, HubServer
 from transformers import ViTImageProcessor
 
 from hf_layershuffle.hub.card_text import split_card

@@ -1,39 +1,13 @@
-import gzip
-import struct
+"""Where images come from, and what is made of them."""
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from PIL import Image as PILImage
-from transformers import ViTImageProcessor
+from support.images import image_dataset, in_classes, processor, random_images, save, write_idx, write_images
 
 from hf_layershuffle.checkpoints.image_processors import load_image_processor
 from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader, load_image_datasets
-
-
-def random_images(count: int, size=(8, 8), mode: str = "RGB", seed: int = 0) -> list[PILImage.Image]:
-    rng = np.random.default_rng(seed)
-    shape = (*size, 3) if mode == "RGB" else size
-    return [PILImage.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode=mode) for _ in range(count)]
-
-
-def image_dataset(count: int = 10, names=("cat", "dog"), image="image", label="label", **kwargs) -> Dataset:
-    features = Features({image: Image(), label: ClassLabel(names=list(names))})
-    labels = [index % len(names) for index in range(count)]
-    return Dataset.from_dict({image: random_images(count, **kwargs), label: labels}, features=features)
-
-
-def write_idx(path, array: np.ndarray) -> None:
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
-        file.write(header + array.astype(np.uint8).tobytes())
-
-
-def processor(size: int = 8, channels: int = 3):
-    return ViTImageProcessor(
-        size={"height": size, "width": size}, image_mean=[0.4] * channels, image_std=[0.3] * channels
-    )
 
 
 # --- Where the data comes from ---
@@ -64,16 +38,6 @@ def test_a_part_of_the_training_split_is_held_out_though_there_is_a_test_split(t
     image_dataset(4).to_parquet(tmp_path / "test.parquet")
     splits = load_image_datasets(str(tmp_path), eval_split="train", eval_fraction=0.3)
     assert {name: len(split) for name, split in splits.items()} == {"train": 14, "test": 6}
-
-
-def write_images(folder, *names: str) -> None:
-    for name, image in zip(names, random_images(len(names))):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        image.save(folder / name)
-
-
-def in_classes(*classes: str, count: int = 3) -> list[str]:
-    return [f"{name}/{index}.png" for name in classes for index in range(count)]
 
 
 def test_image_folder(tmp_path):
@@ -136,11 +100,6 @@ def test_integer_labels_become_classes(tmp_path):
     splits = load_image_datasets(str(tmp_path / "data"))
     assert splits["train"].features["label"].names == ["3", "7"]
     assert splits["train"]["label"][:] == [1, 0, 1, 0]
-
-
-def save(folder, **splits):
-    DatasetDict(splits).save_to_disk(folder / "data")
-    return str(folder / "data")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from test_training import RandomImages, Stop, arguments, recorded_orders
+from support.trainers import RandomImages, Stop, arguments, recorded_orders
 from torch.nn import functional as F
 from transformers import (
     BertConfig,

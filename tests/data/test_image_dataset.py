@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_from_disk
-from test_data import image_dataset, processor, random_images
+from support.images import image_dataset, processor, random_images
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, ViTImageProcessor, default_data_collator
 

@@ -6,7 +6,7 @@ import datasets
 import huggingface_hub.utils as hub
 import pytest
 from conftest import Architecture
-from test_publishing import images, save_model
+from support.cards import images, save_model
 from transformers import ViTImageProcessor
 from transformers.utils import logging as transformers_logging
 

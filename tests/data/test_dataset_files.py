@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from test_data import image_dataset, in_classes, processor, random_images, write_images
+from support.images import image_dataset, in_classes, processor, random_images, write_images
 
 from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
 

@@ -1,6 +1,5 @@
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
@@ -17,7 +16,7 @@ CHECKS = (
 
 @pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer"])
 def test_two_processes(checks):
-    script = Path(__file__).with_name("distributed_checks.py")
+    script = REPOSITORY / "tests" / "support" / "distributed_checks.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = run_command([*torchrun, script, *checks])
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ import torch
 from conftest import Architecture
 from matplotlib.figure import Figure
 from PIL import Image
-from test_analysis import make_items, randomize
+from support.analysis import make_items, randomize
 
 import hf_layershuffle as ls
 from hf_layershuffle import plotting

@@ -4,8 +4,8 @@ import time
 
 import pytest
 from conftest import Architecture
-from hub_server import HubServer
 from huggingface_hub import constants
+from support.hub_server import HubServer
 from transformers import ViTImageProcessor
 
 import hf_layershuffle.checkpoints.hub_connection as hub_connection

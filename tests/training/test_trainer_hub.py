@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import run_python
-from hub_server import HubServer
+from conftest import REPOSITORY, run_python
+from support.hub_server import HubServer
 
 from hf_layershuffle.hub.published_files import package_code
 
@@ -64,8 +64,9 @@ except ValueError as error:
 def hub(tmp_path_factory):
     with HubServer() as server:
         home = tmp_path_factory.mktemp("home")
-        tests = str(__file__).rsplit("/", 1)[0]
-        result = run_python(PUSH, home / "runs", tests, environment=server.environment(home, token=None))
+        result = run_python(
+            PUSH, home / "runs", REPOSITORY / "tests", environment=server.environment(home, token=None)
+        )
         assert result.returncode == 0, result.stderr
         assert "holds no adapter: 'adapter_config.json' is missing" in result.stdout
         server.folder = home / "runs"
