@@ -159,10 +159,10 @@ class LayerShuffleConfigMixin(_FamilyConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
-_MADE: dict[str, type[PreTrainedConfig]] = {}
+_MADE: dict[str, type[LayerShuffleConfigMixin]] = {}
 
 
-def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[LayerShuffleConfigMixin]:
     """A family's configuration with the flags: `LayerShuffleViTConfig` of `ViTConfig`.
 
     Its model type is `layershuffle_vit`, so that no plain class loads such a checkpoint by accident.
@@ -191,7 +191,7 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[PreTr
     return _MADE[name]
 
 
-def __getattr__(name: str) -> type[PreTrainedConfig]:
+def __getattr__(name: str) -> type[LayerShuffleConfigMixin]:
     """`LayerShuffleViTConfig` and the like, also where `auto_map` of a Hub repository names them."""
     plain_class = (
         getattr(transformers, name.removeprefix("LayerShuffle"), None) if name.startswith("LayerShuffle") else None

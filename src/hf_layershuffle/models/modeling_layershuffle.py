@@ -158,7 +158,7 @@ class LayerShuffleMixin(SavedModelMixin):
 # --- Classes made on demand ---
 
 
-def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleMixin]:
     """A class of transformers with free layer order, such as `LayerShuffleViTModel` of `ViTModel`.
 
     The flags are in its `config`.
@@ -222,7 +222,7 @@ def _register_conversion(made: type[LayerShuffleMixin]) -> None:
         register_checkpoint_conversion_mapping(made.__name__, mapping, overwrite=True)
 
 
-def free_order(model: PreTrainedModel, **flags: Any) -> PreTrainedModel:
+def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
     """Gives a model of transformers free layer order, in place, and returns it.
 
     It computes what it did. It now takes an `execution_order`, and trains by the flags of [`LayerShuffleConfigMixin`].
@@ -285,7 +285,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
             model._init_weights(module)
 
 
-_MADE: dict[str, type[PreTrainedModel]] = {}
+_MADE: dict[str, type[LayerShuffleMixin]] = {}
 _OUTPUTS_MADE: dict[str, type[ModelOutput]] = {}
 
 
