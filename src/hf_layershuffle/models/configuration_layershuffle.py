@@ -187,7 +187,8 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[Layer
             "model_type": f"layershuffle_{plain_class.model_type}",
             "plain_model_type": plain_class.model_type,
         }
-        made = _MADE[plain_class] = type(name, (LayerShuffleConfigMixin, plain_class), body)
+        made: Any = type(name, (LayerShuffleConfigMixin, plain_class), body)
+        _MADE[plain_class] = made
         made.register_for_auto_class()  # `save_pretrained` then puts the code beside the configuration
     return _MADE[plain_class]
 
