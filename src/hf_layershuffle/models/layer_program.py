@@ -183,13 +183,13 @@ def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
     shared = sorted(first - set().union(*others)) if others else []
     if shared:
         raise ValueError(
-            f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something for "
-            "all layers. So they cannot run in any order; take a model of another family."
+            f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
+            "for all layers. So they cannot run in any order; take a model of another family."
         )
     if getattr(getattr(model, "config", None), "model_type", None) in ("yolos", "layershuffle_yolos"):
         raise ValueError(
-            f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot run "
-            "in any order. Take another encoder, such as a ViT."
+            f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot "
+            "run in any order. Take another encoder, such as a ViT."
         )
 
 
