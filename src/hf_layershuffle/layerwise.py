@@ -32,7 +32,7 @@ class LayerwiseModel(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def layers(self) -> Any: ...  # a list of modules
+    def layers(self) -> LayerProgram | list[torch.nn.Module]: ...
 
     def evaluation_mode(self) -> AbstractContextManager: ...
 
@@ -107,7 +107,7 @@ class LayerwiseClassifier:
         self._calls: list[tuple[tuple, dict[str, Any]]]
 
     @property
-    def layers(self) -> LayerProgram:
+    def layers(self) -> LayerProgram | list[torch.nn.Module]:
         return self.model.free_layers
 
     @property
@@ -164,7 +164,7 @@ class LayerwiseClassifier:
             Hidden states of shape `(batch_size, tokens, hidden_size)`, and position logits of shape
             `(batch_size, num_layers)`, or None without a position predictor.
         """
-        args, kwargs = self._calls[index]
+        args, kwargs = self._call_of(index)
         output = self._run.at(self.layers[index], position)(hidden_states, *args, **kwargs)
         position_logits = self._run.position_logits.pop() if self._run.position_logits else None
         return output[0] if isinstance(output, tuple) else output, position_logits
@@ -187,6 +187,10 @@ class LayerwiseClassifier:
 
     def _first_input(self) -> dict[str, torch.Tensor]:
         return {name: value[:1] for name, value in self._inputs.items()}
+
+    def _call_of(self, index: int) -> tuple[tuple, dict[str, Any]]:
+        """How the model calls a layer beside its hidden states; a pool of several models' layers has other indices."""
+        return self._calls[index]
 
 
 class _Recorder(StandIn):

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,9 @@ def replace_labels(dataset: Dataset, labels: list[int], feature: ClassLabel) -> 
     return replace_labels(whole, labels_of_whole.tolist(), feature).select(rows)
 
 
-def match_labels(dataset: Dataset, config: PreTrainedConfig, dataset_name: str = "the dataset") -> Dataset:
+def match_labels(
+    dataset: Dataset, config: PreTrainedConfig | SimpleNamespace, dataset_name: str = "the dataset"
+) -> Dataset:
     """The dataset with its labels numbered as the model's classes.
 
     1. Where the model knows the names of all classes that the dataset has images of, names decide.
@@ -183,7 +186,7 @@ def match_labels(dataset: Dataset, config: PreTrainedConfig, dataset_name: str =
 
     Args:
         dataset: A dataset with a `ClassLabel` column `label`, as from [`load_image_datasets`].
-        config: A model's configuration, with `id2label`.
+        config: A model's configuration, or an object with its `id2label` and `num_labels`.
         dataset_name: The dataset's name, for messages.
 
     Raises:

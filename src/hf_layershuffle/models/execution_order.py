@@ -8,6 +8,7 @@ This file travels to the Hub beside the weights, so it imports nothing from this
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 SHUFFLE_MODES = ("none", "arbitrary", "window")
 EXECUTION_ORDERS = ("sequential", "arbitrary")
 
-# The layer at each position; a tensor or an array is of integers and one-dimensional
-ExecutionOrder = list[int] | tuple[int, ...] | torch.Tensor | np.ndarray
+# The index of the layer at each position: a list or tuple, or a one-dimensional tensor or array of integers
+ExecutionOrder = Sequence[int] | torch.Tensor | np.ndarray
 
 
 def check_execution_order(execution_order: str | ExecutionOrder, num_layers: int) -> list[int]:
