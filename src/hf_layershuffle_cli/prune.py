@@ -97,7 +97,8 @@ def prune(
 def check_arguments(keep, speedup, search: bool, num_kept) -> None:
     if (keep is not None) + (speedup is not None) + (num_kept is not None) != 1 or (keep is not None and search):
         raise ValueError(
-            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search --speedup 2."
+            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search "
+            "--speedup 2."
         )
     if num_kept is not None and not search:
         raise ValueError("--num_layers needs --search, which chooses the layers; or name them with --keep 0,2,5.")

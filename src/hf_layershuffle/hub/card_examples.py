@@ -27,22 +27,23 @@ SMALLEST_SIZE = 96  # pixels; smaller images are enlarged, or the Hub shows a do
 
 
 def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, top_k: int = 5) -> list[dict]:
-    """Writes images of different classes into `folder/examples`, and into `examples.json` the model's answer to each file.
+    """Writes images of different classes into `folder/examples`, and into `examples.json` the model's answer to each
+    file.
 
-    Images smaller than 96 pixels are enlarged by a whole factor without smoothing. The answers are to the files as they
-    are, decoded and resized by the image processor as a `pipeline` does. Of each class, in their order, the first image
-    is taken that the model classifies correctly; a class without one among its first `TRIED_IMAGES` is left out.
+    Images smaller than 96 pixels are enlarged by a whole factor without smoothing. The answers are to the files as
+    they are, decoded and resized by the image processor as a `pipeline` does. Of each class, in their order, the first
+    image is taken that the model classifies correctly; a class without one among its first `TRIED_IMAGES` is left out.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        dataset (`datasets.Dataset`): With the columns `image` and `label`, numbered as the model's classes.
+        folder: Of the model.
+        dataset: With the columns `image` and `label`, numbered as the model's classes.
         image_processor: The model's.
-        num_examples (`int`): At least 1.
-        top_k (`int`): Classes an answer.
+        num_examples: At least 1.
+        top_k: Classes an answer.
 
     Returns:
-        The entries of the card's `widget`: `src`, `example_title` and `output`, a list of `label` and `score` in [0, 1].
-        None, and no folder, if the model classifies nothing correctly.
+        The entries of the card's `widget`: `src`, `example_title` and `output`, a list of `label` and `score` in [0,
+        1]. None, and no folder, if the model classifies nothing correctly.
 
     Raises:
         `ValueError`: if `num_examples` is out of range.
@@ -53,7 +54,8 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
     rows_of = defaultdict(list)
     for row, label in enumerate(dataset["label"][:]):
         rows_of[label].append(row)
-    model, entries = load_classifier(str(folder)).eval(), []
+    model = load_classifier(str(folder)).eval()
+    entries = []
     with _examples_folder(folder) as target:
         for label, rows in sorted(rows_of.items()):
             file = target / f"{len(entries)}.png"
@@ -68,12 +70,13 @@ def write_examples(folder, dataset, image_processor, *, num_examples: int = 4, t
 
 
 def copy_examples(source, folder, image_processor) -> None:
-    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one; images
-    to which it gives another answer are left out."""
+    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one;
+    images to which it gives another answer are left out."""
     entries = read_examples(source)
     if not entries:
         return
-    model, copied = load_classifier(str(folder)).eval(), []
+    model = load_classifier(str(folder)).eval()
+    copied = []
     with _examples_folder(folder) as target:
         for entry in entries:
             file = inside(source, entry["src"])
@@ -85,7 +88,8 @@ def copy_examples(source, folder, image_processor) -> None:
 
 
 def _first_correct(model, image_processor, dataset, rows, label: int, file: Path, top_k: int) -> list[dict] | None:
-    """Writes the first of the rows' images that is classified correctly into `file`, and returns the model's answer."""
+    """Writes the first of the rows' images that is classified correctly into `file`, and returns the model's
+    answer."""
     for row in rows:
         _enlarged(*read_images(dataset, [row])).save(file)
         output = _answer(model, image_processor, file, top_k)
@@ -118,7 +122,8 @@ def _write_entries(folder: Path, entries: list[dict]) -> None:
 
 @contextmanager
 def _examples_folder(folder):
-    """An empty folder that becomes `examples` of a model's folder when all is written; if it is still empty, there is none."""
+    """An empty folder that becomes `examples` of a model's folder when all is written; if it is still empty, there is
+    none."""
     target = Path(folder) / EXAMPLES_FOLDER
     with replaced_folder(target, overwrite=True) as examples:
         yield examples

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The text of a model card: which of it is ours, and how ours is renewed while a person's stays as it is. Pure functions.
+"""The text of a model card: which of it is ours, and how ours is renewed while a person's stays as it is. Pure
+functions.
 
-Ours are the sections between `<!-- hf-layershuffle: name -->` and `<!-- /hf-layershuffle: name -->`, and our entries of the
-metadata. One of these is a digest of all other text, as it was when the card was last published: so it is known whether a
-person has changed the card since, here or on the Hub.
+Ours are the sections between `<!-- hf-layershuffle: name -->` and `<!-- /hf-layershuffle: name -->`, and our entries
+of the metadata. One of these is a digest of all other text, as it was when the card was last published: so it is known
+whether a person has changed the card since, here or on the Hub.
 """
 
 import hashlib
@@ -64,8 +65,9 @@ def combine_cards(local: str, hub: str, where: str) -> str:
     same = _digest(local_body) == _digest(hub_body)
     if not same and is_edited(local) and is_edited(hub):
         raise ValueError(
-            f"README.md was edited both here and on {where}, and one of the two would be lost. Copy what you want to keep "
-            "of the Hub's card into the folder's README.md, and publish again with `overwrite_card=True` (--overwrite_card)."
+            f"README.md was edited both here and on {where}, and one of the two would be lost. Copy what you want to "
+            "keep of the Hub's card into the folder's README.md, and publish again with `overwrite_card=True` "
+            "(--overwrite_card)."
         )
     kept, metadata, other = (local, local_metadata, hub_metadata)
     if not same and is_edited(hub):
@@ -92,8 +94,8 @@ def split_card(text: str) -> tuple[str, dict, str]:
 
 
 def update_metadata(block: str, ours: dict) -> str:
-    """The text `block` of a card's metadata with our entries renewed: lists gain ours, a person's other keys, their order
-    and comments stay, and of single values the person's."""
+    """The text `block` of a card's metadata with our entries renewed: lists gain ours, a person's other keys, their
+    order and comments stay, and of single values the person's."""
     _, metadata, _ = split_card(f"---\n{block}\n---\n")
     changed = {}
     for name, value in ours.items():
@@ -114,7 +116,8 @@ def update_metadata(block: str, ours: dict) -> str:
 
 def _with_keys(block: str, values: dict) -> str:
     """The text with these keys set, all other lines as they are."""
-    parts, remaining = [], dict(values)
+    parts = []
+    remaining = dict(values)
     for key, lines in _by_key(block):
         if key in remaining:
             lines = yaml_dump({key: remaining.pop(key)}, sort_keys=False).rstrip("\n")

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a model's folder records about the model, from which its card is built.
 
-`config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
-`export.json`, a plain ViT's origin; pictures; `examples/`, images with the model's answers; and the licence in `README.md`.
+`config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a
+[`RobustnessReport`]; `merge_plan.yaml`; `export.json`, a plain ViT's origin; pictures; `examples/`, images with the
+model's answers; and the licence in `README.md`.
 """
 
 import json
@@ -40,8 +41,11 @@ from ..evaluation.report import REPORT_FILE, RobustnessReport
 from .card_text import split_card
 
 
-TRAINING_FILE, EXPORT_FILE, MERGE_FILE = "training.json", "export.json", "merge_plan.yaml"
-EXAMPLES_FOLDER, EXAMPLES_FILE = "examples", "examples.json"
+TRAINING_FILE = "training.json"
+EXPORT_FILE = "export.json"
+MERGE_FILE = "merge_plan.yaml"
+EXAMPLES_FOLDER = "examples"
+EXAMPLES_FILE = "examples.json"
 PICTURES = {
     "order_distribution.png": "Accuracy over arbitrary execution orders",
     "pruning_curves.png": "Accuracy against the number of layers that run",
@@ -84,15 +88,15 @@ def record_training(
     """Writes `training.json` into a model's folder, from which the card tells how the model was trained.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        arguments (`dict`): As from `TrainingArguments.to_dict`; the ones that matter are kept.
-        dataset (`str`, *optional*): Name of the dataset.
-        num_train_images (`int`, *optional*): Images that it was trained on.
-        base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-        teacher (`str`, *optional*): Hub id, or folder, of the model that it was distilled from.
-        metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
+        folder: Of the model.
+        arguments: As from `TrainingArguments.to_dict`; the ones that matter are kept.
+        dataset: Name of the dataset.
+        num_train_images: Images that it was trained on.
+        base_model: Hub id, or folder, of the model that was fine-tuned.
+        teacher: Hub id, or folder, of the model that it was distilled from.
+        metrics: `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
             number of arbitrary orders.
-        tags (`Iterable[str]`): Further tags of the card.
+        tags: Further tags of the card.
     """
     names = _ARGUMENTS if teacher is None else (*_ARGUMENTS, "distillation_weight", "distillation_temperature")
     kept = {name: arguments[name] for name in names if name in arguments}
@@ -115,9 +119,9 @@ def record_baseline(folder, name: str, baseline) -> None:
     """Adds to `training.json` how a baseline did on the same images, which the card shows beside the model.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        name (`str`): What the baseline is, such as `"plain ViT"`.
-        baseline (`dict[str, float]` or [`RobustnessReport`]): Metrics as for [`record_training`], or a report.
+        folder: Of the model.
+        name: What the baseline is, such as `"plain ViT"`.
+        baseline: Metrics as for [`record_training`], or a report.
     """
     if isinstance(baseline, RobustnessReport):
         spread = baseline.arbitrary.accuracy
@@ -133,8 +137,8 @@ def _card_metrics(metrics: dict | None) -> dict:
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, if it is an id of the Hub such as `org/model`; None of a folder, and of a folder's name, which nobody else
-    could find."""
+    """The name, if it is an id of the Hub such as `org/model`; None of a folder, and of a folder's name, which nobody
+    else could find."""
     is_id = name is not None and _HUB_ID.fullmatch(name) and ".." not in name and "--" not in name
     return name if is_id and not Path(name).exists() else None
 
@@ -192,7 +196,8 @@ class FolderRecords:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         config = _read_config(folder, report, config)
-        training, export = read_json(folder / TRAINING_FILE) or {}, read_json(folder / EXPORT_FILE) or {}
+        training = read_json(folder / TRAINING_FILE) or {}
+        export = read_json(folder / EXPORT_FILE) or {}
         return cls(
             config=config,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
@@ -252,8 +257,8 @@ def _num_parameters(config) -> int:
 
 
 def _check_report(folder: Path, report: RobustnessReport) -> None:
-    """Refuses a report of another model: of another depth, or of other weights than the folder's, as training into the same
-    folder again leaves behind."""
+    """Refuses a report of another model: of another depth, or of other weights than the folder's, as training into the
+    same folder again leaves behind."""
     depth = (read_json(folder / "config.json") or {}).get("num_hidden_layers", report.num_layers)
     if depth != report.num_layers:
         raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
@@ -272,7 +277,8 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
     if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
         if processor_digest(load_image_processor(folder)) != processor:
             raise ValueError(
-                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. {again}"
+                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. "
+                f"{again}"
             )
 
 
@@ -311,16 +317,19 @@ def _checked_origin(folder: Path, pruned: dict | None) -> dict | None:
 
 
 def _read_merge(folder: Path) -> dict | None:
-    """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the configuration."""
+    """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the
+    configuration."""
     path = inside(folder, MERGE_FILE)
     plan = yaml_files.read_mapping(path, "a merge plan") if path.exists() else None
     plan = plan or (read_json(folder / "config.json") or {}).get("merge_plan")
     if not isinstance(plan, Mapping) or not isinstance(plan.get("sources"), Mapping):
         return None
-    sources, where = {}, f"'{path if path.exists() else folder / 'config.json'}'"
+    sources = {}
+    where = f"'{path if path.exists() else folder / 'config.json'}'"
     for name, source in plan["sources"].items():
         source = check_record(source if isinstance(source, Mapping) else {"path": source}, MergedSource, where)
-        model, revision = str(source.get("path", source.get("model"))), source.get("revision")
+        model = str(source.get("path", source.get("model")))
+        revision = source.get("revision")
         # A model of the Hub has the commit it was taken at; of a folder, where it lay is nobody's business
         sources[name] = {"model": model if revision else None, "revision": revision}
     return {"sources": sources, "file": MERGE_FILE if path.exists() else None}

@@ -15,18 +15,18 @@ def merge(
     plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
 ) -> Path:
     """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources' licence
-    if the cards of all of them state the same.
+    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources'
+    licence if the cards of all of them state the same.
 
     Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
     where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
     of the base that is a list of layers is kept where the depth is the same, else it becomes `"sequential"`.
 
     Args:
-        plan ([`MergePlan`]): Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
-        output_dir (`str` or `os.PathLike`): Must not exist, or be empty. It appears when all is written.
-        max_shard_size (`int` or `str`): Bytes of a weight file, such as `"200MB"`; a larger tensor has its own.
-        token (`str`, *optional*): For the Hub; defaults to the logged-in one.
+        plan: Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
+        output_dir: Must not exist, or be empty. It appears when all is written.
+        max_shard_size: Bytes of a weight file, such as `"200MB"`; a larger tensor has its own.
+        token: For the Hub; defaults to the logged-in one.
 
     Raises:
         `ValueError`, `OSError`: see [`prepare_merge`] and [`PreparedMerge.check_values`]; then nothing is written.

@@ -23,7 +23,8 @@ from .folder_records import METRICS, FolderRecords, hub_id, read_card
 
 logger = logging.getLogger(__name__)
 # Tells our entries of the metadata's `model-index` from a person's
-SOURCE_NAME, SOURCE_URL = "hf-layershuffle", "https://github.com/hf-layershuffle/hf-layershuffle"
+SOURCE_NAME = "hf-layershuffle"
+SOURCE_URL = "https://github.com/hf-layershuffle/hf-layershuffle"
 # Of the configuration; shown beside the training arguments
 _METHOD_FIELDS = ("shuffle_mode", "shuffle_window", "layerdrop", "depth_embedding", "position_predictor")
 _METHOD_FIELDS += ("residual_init_scale", "initializer_range")
@@ -46,13 +47,13 @@ def write_model_card(
     others stay.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        repo_id (`str`, *optional*): Where the model will be. Defaults to `your-name/` and the folder's name.
-        revision (`str`, *optional*): Branch or tag that the card's examples load.
-        license (`str`, *optional*): As the Hub names it, such as `"apache-2.0"`. Defaults to the one that the card that is
+        folder: Of the model.
+        repo_id: Where the model will be. Defaults to `your-name/` and the folder's name.
+        revision: Branch or tag that the card's examples load.
+        license: As the Hub names it, such as `"apache-2.0"`. Defaults to the one that the card that is
             there states.
-        tags (`Iterable[str]`): Further tags.
-        config (*optional*): Of the model, where the folder has no `config.json` yet.
+        tags: Further tags.
+        config: Of the model, where the folder has no `config.json` yet.
 
     Returns:
         `bool`: False if the README.md that is there has none of our sections, so that only its metadata was updated.
@@ -74,7 +75,8 @@ def write_model_card(
 
 def card_text(folder, **kwargs) -> tuple[str, bool]:
     """The text that [`write_model_card`] writes, and whether the README.md that is there has one of our sections."""
-    path, fresh = inside(folder, "README.md"), str(build_model_card(folder, **kwargs))
+    path = inside(folder, "README.md")
+    fresh = str(build_model_card(folder, **kwargs))
     return update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
 
 
@@ -82,11 +84,15 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
     """A new card from what the folder records; see [`write_model_card`]."""
     records = FolderRecords.read(folder, config)
     model_name = one_line((repo_id or Path(folder).resolve().name).split("/")[-1])
-    training, report, config = records.training, records.report, records.config
-    dataset, license = report.dataset if report else training.get("dataset"), license or records.license
+    training = records.training
+    report = records.report
+    config = records.config
+    dataset = report.dataset if report else training.get("dataset")
+    license = license or records.license
     versions = training.get("versions") or (report.environment.get("versions", {}) if report else {})
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
-    size, baseline = getattr(config, "image_size", None), training.get("baseline")
+    size = getattr(config, "image_size", None)
+    baseline = training.get("baseline")
     return ModelCard.from_template(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
@@ -225,7 +231,8 @@ def _metric_rows(metrics: dict, baseline: dict | None = None) -> list[tuple[str,
 
 def _report_table(report, baseline: dict | None) -> str:
     """The report's table with the two rows of a baseline."""
-    table, metrics = report.table(), (baseline or {}).get("metrics", {})
+    table = report.table()
+    metrics = (baseline or {}).get("metrics", {})
     name = escape(baseline["name"]) if baseline else ""
     if "eval_accuracy" in metrics:
         table.add_row(f"{name}: sequential", f"{metrics['eval_accuracy']:.4f}", *[""] * 5)

@@ -23,11 +23,11 @@ PLAIN_REVISION = "plain-vit"
 
 
 def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`, which records
-    its origin and the licence that the folder's card states.
+    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`, which
+    records its origin and the licence that the folder's card states.
 
     Args:
-        source (`str`): What the plain ViT's card names as its origin: the Hub id of the model.
+        source: What the plain ViT's card names as its origin: the Hub id of the model.
 
     Raises:
         `ValueError`: as in [`to_plain_vit`].
@@ -55,17 +55,18 @@ def publish_with_plain_vit(
     """Pushes a LayerShuffle model's folder and, beside it, the model as a plain ViT (see [`to_plain_vit`]).
 
     Args:
-        plain_repo_id (`str`, *optional*): A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
+        plain_repo_id: A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
             `repo_id`.
-        execution_order (*optional*): The plain ViT's fixed order. Defaults to the configuration's.
-        revision, commit_message (`str`, *optional*): Of the LayerShuffle model.
+        execution_order: The plain ViT's fixed order. Defaults to the configuration's.
+        revision, commit_message: Of the LayerShuffle model.
         kwargs: As for [`publish`], for both.
 
     Raises:
         `ValueError`: as in [`publish`] and, before anything is pushed, in [`to_plain_vit`].
         `OSError`: as in [`publish`].
     """
-    folder, target = Path(folder), plain_repo_id or repo_id
+    folder = Path(folder)
+    target = plain_repo_id or repo_id
     check_folder(folder)
     with tempfile.TemporaryDirectory() as temporary:
         plain_folder = Path(temporary) / target.split("/")[-1]

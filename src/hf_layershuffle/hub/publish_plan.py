@@ -27,7 +27,7 @@ def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
     """Whether the Hub can be reached and the token may write to these repositories, without writing anything.
 
     Args:
-        go_on (`str`): What to do when it is mended, for the message.
+        go_on: What to do when it is mended, for the message.
 
     Raises:
         `OSError`: if not.
@@ -36,7 +36,8 @@ def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
     with explained_errors(first, go_on):
         try:
             me = HfApi(token=token).whoami()
-            role, fine = me["auth"]["accessToken"]["role"], me["auth"]["accessToken"].get("fineGrained") or {}
+            role = me["auth"]["accessToken"]["role"]
+            fine = me["auth"]["accessToken"].get("fineGrained") or {}
             owners = {me["name"].lower(): None} | {
                 org["name"].lower(): org.get("roleInOrg") for org in me.get("orgs", [])
             }
@@ -70,9 +71,10 @@ def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:
     """The files that [`publish`] would push and their sizes in bytes; None for what is made, or made anew, before.
 
     Args:
-        evaluates (`bool`): Whether a report, its pictures and example images are made too.
+        evaluates: Whether a report, its pictures and example images are made too.
     """
-    folder, made = Path(folder), {"README.md"}
+    folder = Path(folder)
+    made = {"README.md"}
     if evaluates:
         made |= {REPORT_FILE, *PICTURES, f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/{EXAMPLES_FILE}"}
     there = [name for name in published_files(folder) if not matches(name, made)]

@@ -25,8 +25,8 @@ PUBLISHED = (
     *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
-# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
-# the records hold and join the folder; if not, all of these are of another model, and the commit removes them
+# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
+# weights, the records hold and join the folder; if not, all of these are of another model, and the commit removes them
 RECORDS = (REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES)
 REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."
@@ -38,7 +38,8 @@ def matches(name: str, patterns) -> bool:
 
 
 def is_replaced(name: str) -> bool:
-    """Whether a file on the Hub goes when a model is pushed that has none of that name: weights, their records, our code."""
+    """Whether a file on the Hub goes when a model is pushed that has none of that name: weights, their records, our
+    code."""
     return matches(name, REPLACED) or name in {path.name for path in package_code()}
 
 
@@ -58,13 +59,15 @@ def published_files(folder) -> list[str]:
 
 
 def package_code() -> list[Path]:
-    """The files that a model of this package needs to be loaded without it: that of its class, and what this imports."""
+    """The files that a model of this package needs to be loaded without it: that of its class, and what this
+    imports."""
     file = inspect.getfile(LayerShuffleMixin)
     return sorted(Path(path) for path in {file, *get_relative_import_files(file)})
 
 
 def code_files(folder: Path) -> list[str]:
-    """The names of the code files that the folder's model needs, by its `auto_map` and by what they import, there or not."""
+    """The names of the code files that the folder's model needs, by its `auto_map` and by what they import, there or
+    not."""
     auto_map = (read_json(folder / "config.json") or {}).get("auto_map") or {}
     waiting = {str(value).rpartition(".")[0] for value in auto_map.values() if "--" not in str(value)} - {""}
     found: set[str] = set()
@@ -77,8 +80,8 @@ def code_files(folder: Path) -> list[str]:
 
 
 def added_code(folder: Path) -> list[Path]:
-    """The package's code files, where a folder's model needs code and has none; else none: a run that an earlier version
-    saved keeps its own."""
+    """The package's code files, where a folder's model needs code and has none; else none: a run that an earlier
+    version saved keeps its own."""
     needed = code_files(folder)
     is_ours = str((read_json(folder / "config.json") or {}).get("model_type")).startswith("layershuffle_")
     return package_code() if needed and is_ours and not any((folder / name).exists() for name in needed) else []
@@ -89,7 +92,8 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         `OSError`: if there is no such folder, or a file in it cannot be read.
-        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not finite.
+        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not
+            finite.
     """
     with explained_reading(f"'{folder}'"):
         _check_files(folder)
@@ -127,8 +131,8 @@ def _check_files(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A LayerShuffle
-    encoder, saved as such, needs no head.
+    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A
+    LayerShuffle encoder, saved as such, needs no head.
 
     Raises:
         `ValueError`: if not, naming the tensors.

@@ -37,21 +37,22 @@ def publish(
     license: str | None = None,
     overwrite_card: bool = False,
 ) -> CommitInfo:
-    """Pushes a model's folder to the Hub in one commit: weights, code files, image processor, card, pictures and records.
+    """Pushes a model's folder to the Hub in one commit: weights, code files, image processor, card, pictures and
+    records.
 
     The repository, and the branch `revision`, are created if missing. The card is built, or brought up to date, by
     [`write_model_card`]; what a person wrote into it stays, whether here or on the Hub.
 
     Args:
-        folder (`str` or `os.PathLike`): As `save_pretrained`, `examples/train.py` or a merge wrote it.
-        repo_id (`str`): Such as `"org/vit-layershuffle"`.
-        private (`bool`, *optional*): Whether a new repository is private. Defaults to what the owner has set.
-        revision (`str`, *optional*): Branch. Defaults to `main`.
-        token (`str` or `bool`, *optional*): Defaults to the one of `hf auth login`, or `HF_TOKEN`.
-        commit_message, commit_description (`str`, *optional*): Of the commit.
-        create_pr (`bool`): Whether to open a pull request instead.
-        license (`str`, *optional*): For the card, as the Hub names it, such as `"apache-2.0"`.
-        overwrite_card (`bool`): Whether the folder's card replaces one that was edited on the Hub.
+        folder: As `save_pretrained`, `examples/train.py` or a merge wrote it.
+        repo_id: Such as `"org/vit-layershuffle"`.
+        private: Whether a new repository is private. Defaults to what the owner has set.
+        revision: Branch. Defaults to `main`.
+        token: Defaults to the one of `hf auth login`, or `HF_TOKEN`.
+        commit_message, commit_description: Of the commit.
+        create_pr: Whether to open a pull request instead.
+        license: For the card, as the Hub names it, such as `"apache-2.0"`.
+        overwrite_card: Whether the folder's card replaces one that was edited on the Hub.
 
     Raises:
         `ValueError`: if the folder is no complete model, or the card was edited here and on the Hub.
@@ -87,7 +88,8 @@ def publish_folder(
     **commit_kwargs,
 ) -> CommitInfo:
     check_folder(folder)
-    card, card_kwargs = folder / "README.md", {"revision": revision, "license": license, "tags": tags}
+    card = folder / "README.md"
+    card_kwargs = {"revision": revision, "license": license, "tags": tags}
     write_model_card(folder, repo_id=repo_id, **card_kwargs)
     with explained_errors(repo_id, go_on):
         api = HfApi(token=token)
@@ -144,9 +146,9 @@ def push_model(
     """`model.push_to_hub`: pushes a model in memory with its code files and a card in one commit.
 
     Args:
-        image_processor (*optional*): Pushed too, so that `pipeline` works.
-        max_shard_size (`int` or `str`): Of the weight files, such as `"5GB"`.
-        tags (`list[str]`, *optional*): Further tags of the card.
+        image_processor: Pushed too, so that `pipeline` works.
+        max_shard_size: Of the weight files, such as `"5GB"`.
+        tags: Further tags of the card.
         kwargs: As for [`publish`].
     """
     go_on = "The model is untouched: push it again when that is mended, or keep it with `save_pretrained`"

@@ -36,13 +36,15 @@ _MAP_TITLES = {
 _PART_LABELS = {"update": "whole layer", "attention": "attention", "mlp": "MLP", "depth": "depth projection"}
 _SEQUENTIAL = {"linestyle": (0, (4, 2)), "linewidth": 0.9, "markerfacecolor": "white"}
 _MAX_TICKS = 12
-# Of the map that is laid over an image; the image is faded to greys about the middle, so that it hardly changes the shade
+# Of the map that is laid over an image; the image is faded to greys about the middle, so that it hardly changes the
+# shade
 _MAP_SHARE = 0.75
 
 
 @styled
 def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] = tuple(_MAP_TITLES)) -> Figure:
-    """Mean of some of the `QUANTITIES` by layer and position over random orders; negative values are marked by a dash."""
+    """Mean of some of the `QUANTITIES` by layer and position over random orders; negative values are marked by a
+    dash."""
     rows = -(-len(quantities) // 2)
     figure = Figure(figsize=(PAGE_WIDTH, 2.75 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
@@ -101,7 +103,8 @@ def plot_position_probe(reports: dict[str, AnalysisReport]) -> Figure:
     for chance in sorted({report.probe.chance for report in reports.values()}):
         axes.axhline(chance, label=f"chance ({chance:.3g})", **CHANCE)
     for number, (name, report) in enumerate(reports.items()):
-        probe, style = report.probe, series_style(number, len(reports))
+        probe = report.probe
+        style = series_style(number, len(reports))
         accuracy, std = np.asarray(probe.accuracy), np.asarray(probe.std)
         bars = [np.minimum(std, accuracy), np.minimum(std, 1 - accuracy)]  # within [0, 1]
         axes.errorbar(np.arange(len(accuracy)), accuracy, bars, label=name, capsize=2, elinewidth=0.7, **style)
@@ -153,7 +156,8 @@ def plot_embedding(report: AnalysisReport) -> Figure:
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     # Points drawn later hide earlier ones: a fixed random order favours no layer
     order = np.random.default_rng(0).permutation(len(embedding.points))
-    points, boundaries = embedding.points[order], np.arange(report.num_layers + 1) - 0.5
+    points = embedding.points[order]
+    boundaries = np.arange(report.num_layers + 1) - 0.5
     palette = mpl.colors.ListedColormap(colors_of(report.num_layers, lightest=0.93))
     norm = mpl.colors.BoundaryNorm(boundaries, report.num_layers)
     for axes, values, name in zip(panels, (embedding.layer, embedding.position), ("layer (index)", POSITION_LABEL)):
@@ -173,8 +177,8 @@ def plot_embedding(report: AnalysisReport) -> Figure:
 def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Sequence[str] | None = None) -> Figure:
     """Attention rollout over each image, one row an image, one column an execution order, with the predicted class.
 
-    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone. Only a
-    whole report says of which model and on which dataset.
+    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone. Only
+    a whole report says of which model and on which dataset.
     """
     attention = report.attention if isinstance(report, AnalysisReport) else report
     num_images, num_orders = attention.maps.shape[:2]
@@ -192,7 +196,8 @@ def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Seq
         cells = iter(panels[row])
         picture = None
         if attention.images is not None:
-            axes, picture = next(cells), attention.images[row]
+            axes = next(cells)
+            picture = attention.images[row]
             axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
             axes.set_title("image" if row == 0 else "")
             if attention.labels is not None:
@@ -226,7 +231,8 @@ def analysis_pictures(report: AnalysisReport, class_names: Sequence[str] | None 
 
 
 def _overlay(shares: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
-    """Colours of shape `(height, width, 3)` of a map of values in [0, 1], over a picture in [0, 1] or over a middle grey."""
+    """Colours of shape `(height, width, 3)` of a map of values in [0, 1], over a picture in [0, 1] or over a middle
+    grey."""
     if picture is None:
         greys = np.full((*shares.shape, 1), 0.5)
     else:

@@ -9,7 +9,8 @@ from .style import Pictures
 
 
 def plot_random_merges(reports: Sequence[RandomMergeReport]):
-    """One picture, `random_merges`, of reports on the same dataset: a row for the sources and one for the merges of each."""
+    """One picture, `random_merges`, of reports on the same dataset: a row for the sources and one for the merges of
+    each."""
     rows = {label: values for report in reports for label, values in report.accuracies().items()}
     title = f"Random merges on {reports[0].dataset} ({reports[0].num_images:,} images)"
     return Pictures(random_merges=plot_accuracy_distribution(rows, title=title, point_label="one model"))

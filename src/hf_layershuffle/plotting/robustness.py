@@ -82,8 +82,8 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy against the number of layers that run, one panel a method of choosing them, one line a model.
 
-    Lines are means, bands one population standard deviation over orders, within [0, 1]; evenly spaced layers are one order
-    each, so have no band.
+    Lines are means, bands one population standard deviation over orders, within [0, 1]; evenly spaced layers are one
+    order each, so have no band.
     """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
@@ -116,8 +116,8 @@ def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy in sequential order without one layer, and with two neighbouring layers swapped; one line a model.
 
-    The thin line in a model's colour is its accuracy in sequential order with all layers; a model of one layer has only
-    that. The scale does not start at 0.
+    The thin line in a model's colour is its accuracy in sequential order with all layers; a model of one layer has
+    only that. The scale does not start at 0.
     """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")

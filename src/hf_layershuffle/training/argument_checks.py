@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 
-# Lowest and highest of the numbers that have no check of their own where they are used. The highest are far above what is
-# trained, and low enough that no machine runs out of memory on a mistyped number
+# Lowest and highest of the numbers that have no check of their own where they are used. The highest are far above what
+# is trained, and low enough that no machine runs out of memory on a mistyped number
 LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 4096),
     "patch_size": (1, 4096),
@@ -59,7 +59,7 @@ def check_kinds(values: Mapping[str, object], classes: Iterable[type], where: st
     Args:
         values: Of the file by the argument's name. Names that are no arguments are left to the parser.
         classes: The dataclasses of the arguments.
-        where (`str`): The file, for the message.
+        where: The file, for the message.
 
     Raises:
         `ValueError`: naming the argument and its value.

@@ -27,7 +27,8 @@ stopped. `arguments.yaml` (or .json) holds options as `name: value`; options aft
 
 
 class ArgumentParser(HfArgumentParser):
-    """Own options in groups, transformers' after them; an error is one line instead of a usage of two hundred options."""
+    """Own options in groups, transformers' after them; an error is one line instead of a usage of two hundred
+    options."""
 
     def __init__(self, prog: str | None = None):
         super().__init__(
@@ -40,7 +41,8 @@ class ArgumentParser(HfArgumentParser):
         )
         for action in self._actions:
             if action.type is string_to_bool:  # `--flag` for `--flag True`, also where the default is None
-                action.nargs, action.const = "?", True
+                action.nargs = "?"
+                action.const = True
         self._group_options()
 
     def _group_options(self) -> None:
@@ -104,8 +106,8 @@ def parse_arguments(
     """The arguments of a run, those of its preset filled in.
 
     Args:
-        argv (`list[str]`): As on the command line; may start with a JSON or YAML file.
-        prog (`str`, *optional*): Name of the program in `--help`.
+        argv: As on the command line; may start with a JSON or YAML file.
+        prog: Name of the program in `--help`.
 
     Raises:
         `ValueError`: if an option does not exist, or a value is not allowed.
@@ -132,7 +134,8 @@ def parse_arguments(
 def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments) -> None:
     """Raises a `ValueError` for options that would do nothing without another, and for folders that are not there."""
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
-        value, revision = getattr(model_args, name), name.replace("name_or_path", "revision")
+        value = getattr(model_args, name)
+        revision = name.replace("name_or_path", "revision")
         if value is not None and (is_local(value) or Path(value).is_file()) and not Path(value).is_dir():
             raise ValueError(f"`{name}` is '{value}', where there is no folder; give a model's folder or a Hub id.")
         if value is None and getattr(model_args, revision) != "main":
@@ -143,7 +146,8 @@ def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments)
             raise ValueError(f"`{name}` is {getattr(args, name)} without a teacher; add --teacher_model_name_or_path.")
     if model_args.dtype == "float16":
         raise ValueError(
-            "`dtype` is 'float16', in which training loses small steps; use float32 with --fp16, which is mixed precision."
+            "`dtype` is 'float16', in which training loses small steps; use float32 with --fp16, which is mixed "
+            "precision."
         )
     if model_args.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"`dtype` is '{model_args.dtype}'; it must be float32 or bfloat16.")

@@ -8,14 +8,15 @@ def depends_on(loss, tensors, *, stop_at=()) -> bool:
     """Whether the gradient of a loss reaches one of these tensors.
 
     Args:
-        loss (`torch.Tensor`): A scalar.
-        tensors (`Iterable[torch.Tensor | None]`): Those that are asked for; None is passed over.
-        stop_at (`Iterable[torch.Tensor | None]`): Where the search ends, such as at the logits, below which lies the
+        loss: A scalar.
+        tensors: Those that are asked for; None is passed over.
+        stop_at: Where the search ends, such as at the logits, below which lies the
             whole model.
     """
     wanted, ends = _edges(tensors), _edges(stop_at)
     # An edge is a node and which of its results: DistributedDataParallel has one node for all that a model returns
-    edges, seen = list(_edges([loss])), set()
+    edges = list(_edges([loss]))
+    seen = set()
     while edges:
         edge = edges.pop()
         if edge in wanted:

@@ -15,7 +15,7 @@ class LayerShuffleCallback(TrainerCallback):
     adds it; add it yourself to another `Trainer`.
 
     Args:
-        seed (`int`, *optional*): Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
+        seed: Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
     """
 
     def __init__(self, seed: int | None = None):
@@ -49,7 +49,9 @@ class LayerShuffleCallback(TrainerCallback):
 
 def _nested_datasets(outermost) -> list:
     """A dataset and those that it holds in its attributes, alone or in lists and dictionaries, at any depth."""
-    found, waiting, seen = [], [outermost], set()
+    found = []
+    waiting = [outermost]
+    seen = set()
     while waiting:
         value = waiting.pop()
         if id(value) in seen:

@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
-# Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters, sharded by FSDP
-# and by DeepSpeed
+# Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters,
+# sharded by FSDP and by DeepSpeed
 WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
 TORN = (
     OSError,
@@ -109,15 +109,16 @@ def check_checkpoint(checkpoint: Path, num_processes: int) -> TrainerState:
     state = check_weights(checkpoint)
     if not any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZERS):
         raise IncompleteCheckpoint(
-            f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh optimizer"
+            f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh "
+            "optimizer"
         )
     if not (checkpoint / SCHEDULER_NAME).is_file() and not any(checkpoint.glob("global_step*")):
         raise IncompleteCheckpoint(f"it holds no {SCHEDULER_NAME}, and the learning rate would start anew")
     other = "rng_state_0.pth" if num_processes == 1 else "rng_state.pth"
     if (checkpoint / other).exists() or (checkpoint / f"rng_state_{num_processes}.pth").exists():
         raise ValueError(
-            f"'{checkpoint}' is of a run with another number of processes than {num_processes}; start as many as then, or choose "
-            "another --output_dir."
+            f"'{checkpoint}' is of a run with another number of processes than {num_processes}; start as many as "
+            "then, or choose another --output_dir."
         )
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{index}.pth" for index in range(num_processes)]
     for name in names:

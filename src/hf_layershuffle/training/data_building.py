@@ -12,8 +12,9 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None):
     """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name.
 
     Args:
-        class_names: Of the checkpoint that is fine-tuned. The same classes in another order are numbered as the checkpoint
-            numbers them, since its classifier goes on; integers without names are taken for its class indices.
+        class_names: Of the checkpoint that is fine-tuned. The same classes in another order are numbered as the
+            checkpoint numbers them, since its classifier goes on; integers without names are taken for its class
+            indices.
     """
     splits = load_image_datasets(
         args.dataset_name,
@@ -42,7 +43,8 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
     if config.num_labels != splits["train"].features["label"].num_classes:
         raise ValueError(
             f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
-            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new classifier."
+            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new "
+            "classifier."
         )
     for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
         if limit is not None:

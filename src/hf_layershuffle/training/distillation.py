@@ -23,7 +23,7 @@ def distillation_loss(
         teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`)
         labels (`torch.LongTensor` of shape `(batch_size,)` or None): Images with -100 are left out, as of the class
             loss.
-        temperature (`float`): By which logits are divided, above 0.
+        temperature: By which logits are divided, above 0.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)` in float32, in nats; 0 for the images that are left out.
@@ -40,8 +40,8 @@ def check_teacher(teacher, model) -> None:
     weights that are finite.
 
     Args:
-        teacher ([`~transformers.PreTrainedModel`]): An image classifier.
-        model ([`~transformers.PreTrainedModel`]): The one to train.
+        teacher: An image classifier.
+        model: The one to train.
     """
     if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
         raise ValueError(

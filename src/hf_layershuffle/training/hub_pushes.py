@@ -46,9 +46,9 @@ def publish_adapter(
     """Pushes the adapters of a folder and their card to the Hub in one commit.
 
     Args:
-        folder (`str` or `os.PathLike`): As `PeftModel.save_pretrained` wrote it.
+        folder: As `PeftModel.save_pretrained` wrote it.
         repo_id, private, revision, token, commit_message: As for [`publish`].
-        adapter_names (`Iterable[str]`): Names in `model.peft_config`.
+        adapter_names: Names in `model.peft_config`.
 
     Raises:
         `ValueError`: if the folder holds no adapter.
@@ -72,10 +72,10 @@ def push_checkpoint(folder, repo_id: str, *, adapter_names=None, path_in_repo: s
     """Starts to push a checkpoint as the repository's model; with `path_in_repo` also all that a resumed run needs.
 
     Args:
-        folder (`str` or `os.PathLike`): A checkpoint of the Trainer.
+        folder: A checkpoint of the Trainer.
         repo_id (`str`)
-        adapter_names (`Iterable[str]`, *optional*): Of a peft model.
-        path_in_repo (`str`, *optional*): Folder on the Hub for the whole checkpoint.
+        adapter_names: Of a peft model.
+        path_in_repo: Folder on the Hub for the whole checkpoint.
         options: As of `HfApi.upload_folder`: `token`, `revision`, `commit_message`.
 
     Returns:
@@ -105,10 +105,10 @@ class HubMixin:
         peft get peft's card.
 
         Args:
-            dataset (`str`, *optional*): Name of the dataset.
-            metrics (`dict[str, float]`, *optional*): Evaluation metrics. Default to those of the last evaluation.
-            finetuned_from (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-            tags (`list[str]`, *optional*): Further tags.
+            dataset: Name of the dataset.
+            metrics: Evaluation metrics. Default to those of the last evaluation.
+            finetuned_from: Hub id, or folder, of the model that was fine-tuned.
+            tags: Further tags.
         """
         if self._adapter_names() is not None:
             super().create_model_card(dataset=dataset, **kwargs)

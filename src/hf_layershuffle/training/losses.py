@@ -34,7 +34,8 @@ class TrainingLossMixin:
         """`compute_loss`, which may be a subclass's, and the position loss of the forwards that it made without it."""
         if not self._config("position_predictor", False):
             return compute_loss(model, inputs, *args, **kwargs)
-        labels, outputs = inputs.get("labels"), []
+        labels = inputs.get("labels")
+        outputs = []
         # Of the outermost module: its results are the ones that the loss is made of
         handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:

@@ -66,10 +66,10 @@ def build_model(
 
     Args:
         args ([`ModelArguments`])
-        flags (`dict`): As from [`layershuffle_flags`].
-        class_names (`list[str]`): Of the dataset.
-        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels; for a model from scratch.
-        normalization (`dict`): For a model from scratch: how its teacher normalises pixels; empty without one.
+        flags: As from [`layershuffle_flags`].
+        class_names: Of the dataset.
+        image_size: Height and width of the dataset's images, in pixels; for a model from scratch.
+        normalization: For a model from scratch: how its teacher normalises pixels; empty without one.
 
     Raises:
         `ValueError`: if an argument is not allowed, or does not apply to the checkpoint.
@@ -117,7 +117,8 @@ def _stored_config(args: ModelArguments) -> dict:
 
 
 def _load_checkpoint(args, flags, labels, image_size, normalization):
-    hub, what = {"revision": args.model_revision, "token": args.token}, f"'{args.model_name_or_path}'"
+    hub = {"revision": args.model_revision, "token": args.token}
+    what = f"'{args.model_name_or_path}'"
     check_model_files(args.model_name_or_path)
     stored = _stored_config(args)
     model_type = str(stored.get("model_type"))
@@ -149,8 +150,8 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
 
 
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
-    """The classes of the checkpoint whose classifier is fine-tuned, in its order; None from scratch, for a classifier that
-    starts anew, and where classes have no names of their own."""
+    """The classes of the checkpoint whose classifier is fine-tuned, in its order; None from scratch, for a classifier
+    that starts anew, and where classes have no names of their own."""
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
@@ -172,8 +173,8 @@ def _refuse_scratch_options(args: ModelArguments, config, model_type: str) -> No
         same = given == value or (isinstance(value, (list, tuple)) and set(value) == {given})
         if given is not None and not same:
             raise ValueError(
-                f"`{name}` is {given!r}, and '{args.model_name_or_path}' has {value!r}, which fine-tuning keeps; leave out "
-                f"--{name}, or train from scratch without --model_name_or_path."
+                f"`{name}` is {given!r}, and '{args.model_name_or_path}' has {value!r}, which fine-tuning keeps; "
+                f"leave out --{name}, or train from scratch without --model_name_or_path."
             )
 
 
@@ -181,8 +182,8 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
     """The sizes of a model from scratch, as its configuration names them.
 
     Args:
-        args ([`ModelArguments`]): What is None gets its default.
-        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels.
+        args: What is None gets its default.
+        image_size: Height and width of the dataset's images, in pixels.
 
     Raises:
         `ValueError`: if sizes do not fit together.
@@ -201,13 +202,15 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
         raise ValueError(f"`initializer_range` is {sizes['initializer_range']}; it must be a finite number above 0.")
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ValueError(
-            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width {sizes['hidden_size']}."
+            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width "
+            f"{sizes['hidden_size']}."
         )
     return sizes
 
 
 def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of the square image and of a patch. What is given is kept; the dataset's size is rounded to a multiple of the patch.
+    """Pixels of the square image and of a patch. What is given is kept; the dataset's size is rounded to a multiple of
+    the patch.
 
     Raises:
         `ValueError`: if a given size is not positive, or no patch divides a given image size.
@@ -237,7 +240,8 @@ def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tupl
 
 
 def _usual_patch(size: int) -> int | None:
-    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it: 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16."""
+    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it: 8 -> 2, 28 -> 7, 32 -> 4,
+    224 -> 16."""
     patches = (min(size // parts, LARGEST_PATCH) for parts in (8, 4, 7) if size % parts == 0 and size // parts >= 2)
     return next((patch for patch in patches if size % patch == 0), None)
 
@@ -250,8 +254,8 @@ def _patch_that_divides(size: int) -> int:
             return patch
     near = size // LARGEST_PATCH * LARGEST_PATCH
     raise ValueError(
-        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most {MOST_PATCHES} a side; "
-        f"choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
+        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most "
+        f"{MOST_PATCHES} a side; choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
     )
 
 
@@ -263,9 +267,9 @@ class Teacher:
     """The model to distill from, if there is one.
 
     Args:
-        model ([`~transformers.PreTrainedModel`], *optional*): In float32.
-        normalization (`dict`): How its image processor normalises pixels.
-        weights (`str`, *optional*): Digest of its weights as they are stored.
+        model: In float32.
+        normalization: How its image processor normalises pixels.
+        weights: Digest of its weights as they are stored.
     """
 
     model: object = None

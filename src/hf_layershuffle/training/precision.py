@@ -16,7 +16,7 @@ def use_float32_weights(model) -> torch.dtype | None:
     precisions cannot follow each other.
 
     Args:
-        model (`torch.nn.Module`): Cast in place; optimizers that hold its parameters stay valid.
+        model: Cast in place; optimizers that hold its parameters stay valid.
 
     Returns:
         `torch.dtype`: of the frozen base in which the model must then be run, by autocast; None if nothing asks for

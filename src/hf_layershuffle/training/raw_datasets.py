@@ -16,9 +16,9 @@ def as_model_inputs(dataset, image_processor, config, name: str):
         dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of
             such. All else comes back as it is.
         image_processor: That of the model, or None.
-        config: The model's; gives the number of channels and the numbers of the classes. If its classes have no names, they
-            get those of the dataset.
-        name (`str`): For messages, such as `"train_dataset"`.
+        config: The model's; gives the number of channels and the numbers of the classes. If its classes have no names,
+            they get those of the dataset.
+        name: For messages, such as `"train_dataset"`.
 
     Raises:
         `ValueError`: if there are images and no image processor, or a transform that gives no `pixel_values`.
@@ -61,7 +61,8 @@ def _number_classes(dataset: datasets.Dataset, config, name: str) -> datasets.Da
 
 
 def _name_classes(config, names: list[str]) -> None:
-    """Gives a model whose classes have no names those of its first dataset, so that the next ones are matched by name."""
+    """Gives a model whose classes have no names those of its first dataset, so that the next ones are matched by
+    name."""
     unnamed = [f"LABEL_{index}" for index in range(config.num_labels)]
     known = [str(config.id2label[index]) for index in range(config.num_labels)]
     if known == unnamed and len(names) <= len(known) and not all(name.isdecimal() for name in names):

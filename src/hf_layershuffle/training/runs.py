@@ -1,5 +1,6 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Runs in output folders: what a folder's run was started with, whether it can go on, and that one process writes it."""
+"""Runs in output folders: what a folder's run was started with, whether it can go on, and that one process writes
+it."""
 
 import json
 import shutil
@@ -58,8 +59,8 @@ RECORDED_ARGUMENTS = {
 def recorded_arguments(
     model_args: ModelArguments, data_args: DataArguments, args: ScriptTrainingArguments, teacher=None
 ) -> dict:
-    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name, and the
-    teacher, whose folder's name says little, also by a digest of its weights.
+    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name, and
+    the teacher, whose folder's name says little, also by a digest of its weights.
 
     Args:
         teacher ([`~hf_layershuffle.training.model_building.Teacher`], *optional*)
@@ -80,8 +81,8 @@ def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> s
     """The checkpoint to go on from: the one given, or the newest whole one of the same run in the output folder.
 
     Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in, if the
-    earlier run had other `arguments` (as from [`recorded_arguments`]), so that what is recorded of it stays true, and if
-    training would not go on as it was.
+    earlier run had other `arguments` (as from [`recorded_arguments`]), so that what is recorded of it stays true, and
+    if training would not go on as it was.
     """
     folder = Path(args.output_dir)
     requested = args.resume_from_checkpoint
@@ -134,8 +135,8 @@ def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested) -> N
         except IncompleteCheckpoint:
             continue
         raise ValueError(
-            f"Training cannot go on exactly from '{path}': {reason}. Add --overwrite_output_dir to start anew, or train from its "
-            f"weights into another folder by --model_name_or_path {path} --output_dir ..."
+            f"Training cannot go on exactly from '{path}': {reason}. Add --overwrite_output_dir to start anew, or "
+            f"train from its weights into another folder by --model_name_or_path {path} --output_dir ..."
         )
     if requested:
         path, reason = next(iter(skipped.items()))
@@ -211,7 +212,8 @@ def claimed_run_folder(folder: Path):
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
     """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
     saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
-    needed, free = 4 * num_parameters * (1 + saves) + 2**20, shutil.disk_usage(folder).free
+    needed = 4 * num_parameters * (1 + saves) + 2**20
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             f"The disk of the output folder '{folder}' has {free / 2**20:,.0f} MiB left, and the run needs at least "

@@ -44,8 +44,8 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
-            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
+            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a "
+            "Hub id: the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
             "--distillation_weight and --distillation_temperature."
         },
     )
@@ -61,8 +61,8 @@ class ModelArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. Mixed "
-            "precision, which keeps float32 weights, is --bf16 or --fp16."
+            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. "
+            "Mixed precision, which keeps float32 weights, is --bf16 or --fp16."
         },
     )
     shuffle_mode: str | None = field(
@@ -99,15 +99,15 @@ class ModelArguments:
     initializer_range: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with --preset "
-            "order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
+            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with "
+            "--preset order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
         },
     )
     residual_init_scale: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin by adding "
-            "nothing."
+            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin "
+            "by adding nothing."
         },
     )
     image_size: int | None = field(
@@ -168,8 +168,8 @@ class DataArguments:
     max_cached_gib: float = field(
         default=16.0,
         metadata={
-            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than this; "
-            "0 decodes them whenever they are read."
+            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than "
+            "this; 0 decodes them whenever they are read."
         },
     )
 
@@ -192,8 +192,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     orders_per_step: int = field(
         default=1,
         metadata={
-            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are divided "
-            "into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
+            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are "
+            "divided into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
         },
     )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
@@ -217,8 +217,9 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     num_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, the numbers "
-            "depend on how many there are, and such models gain little. Other models default to PyTorch's choice."
+            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, "
+            "the numbers depend on how many there are, and such models gain little. Other models default to PyTorch's "
+            "choice."
         },
     )
     dataloader_num_workers: int | None = field(
@@ -254,8 +255,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         num_processes = int(os.environ.get("WORLD_SIZE", 1))
         if num_processes > 1 and self.world_size == 1:
             raise ValueError(
-                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train alone. "
-                "Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
+                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train "
+                "alone. Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
             )
 
     def _check_values(self) -> None:

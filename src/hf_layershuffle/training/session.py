@@ -55,15 +55,15 @@ class Run:
     """One model to train, in an output folder of its own.
 
     Args:
-        name (`str`): For the table, such as layershuffle-depth.
+        name: For the table, such as layershuffle-depth.
         model, image_processor: To train; with the trained weights if `state` is given.
         teacher ([`~hf_layershuffle.training.model_building.Teacher`])
         args ([`ScriptTrainingArguments`])
-        arguments (`dict`): What is recorded of the run, as from [`recorded_arguments`].
-        dtype (`torch.dtype`): Of the weights that are trained.
-        checkpoint (`str`, *optional*): The folder to go on from.
-        state ([`~transformers.TrainerState`], *optional*): At the end of training, if the run got there before.
-        is_finished (`bool`): Whether the trained model is saved too.
+        arguments: What is recorded of the run, as from [`recorded_arguments`].
+        dtype: Of the weights that are trained.
+        checkpoint: The folder to go on from.
+        state: At the end of training, if the run got there before.
+        is_finished: Whether the trained model is saved too.
     """
 
     name: str
@@ -84,13 +84,13 @@ class TrainingSession:
     Use it as a context manager, which sets the folders free at the end.
 
     Args:
-        argv (`list[str]`): As on the command line.
-        prog (`str`, *optional*): Name of the program in `--help`.
+        argv: As on the command line.
+        prog: Name of the program in `--help`.
 
     Attributes:
-        runs (`list[Run]`): The model, and with `--baseline` the plain one.
+        runs: The model, and with `--baseline` the plain one.
         train_dataset, eval_dataset ([`~hf_layershuffle.data.datasets.ImageClassificationDataset`])
-        rows (`dict`): Metrics of the runs so far, by name.
+        rows: Metrics of the runs so far, by name.
 
     Raises:
         `ValueError`, `OSError`: for what a user can mend.
@@ -98,7 +98,9 @@ class TrainingSession:
 
     def __init__(self, argv: list[str], prog: str | None = None):
         self.model_args, self.data_args, self.args = parse_arguments(argv, prog)
-        self.rows, self.failures, self._claims = {}, [], ExitStack()
+        self.rows = {}
+        self.failures = []
+        self._claims = ExitStack()
         self._set_up_logging()
 
     def __enter__(self) -> "TrainingSession":
@@ -120,7 +122,8 @@ class TrainingSession:
         set_seed(self.args.seed)
         splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
         class_names = splits["train"].features["label"].names
-        image_size, teacher = typical_image_size(splits["train"]), load_teacher(self.model_args)
+        image_size = typical_image_size(splits["train"])
+        teacher = load_teacher(self.model_args)
         variants = [(layershuffle_flags(self.model_args), self.args, teacher)]
         if self.args.baseline:
             baseline_args = copy.copy(self.args)
@@ -169,39 +172,43 @@ class TrainingSession:
         run.is_finished = is_finished_run(folder, run.checkpoint)
         if not args.do_train and not run.is_finished:
             raise ValueError(
-                f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or use "
-                "`hf-layershuffle evaluate` for another model."
+                f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or "
+                "use `hf-layershuffle evaluate` for another model."
             )
         state = None if run.checkpoint is None else check_weights(Path(run.checkpoint))
         if state is not None and state.global_step >= state.max_steps:  # the Trainer would train one more step
             source = folder if run.is_finished else _trained_weights(Path(run.checkpoint), state, args)
-            run.model, run.state = type(model).from_pretrained(source, dtype=model.dtype), state
+            run.model = type(model).from_pretrained(source, dtype=model.dtype)
+            run.state = state
         elif args.should_save:
             check_space(folder, model.num_parameters(), args)
         return run
 
     def _choose_threads(self, model) -> None:
-        """Sums differ in their last bits with the number of threads, so on the CPU small models take one on every machine."""
+        """Sums differ in their last bits with the number of threads, so on the CPU small models take one on every
+        machine."""
         is_small = self.args.device.type == "cpu" and model.num_parameters() <= SMALL_MODEL
         threads = self.args.num_threads or (1 if is_small else None)
         if threads is None:
             return
         if self.args.num_threads is None and torch.get_num_threads() > 1:
             logger.info(
-                "Trains %.1f million parameters with one thread, which gives the same numbers whatever the number of cores; "
-                "--num_threads changes it.",
+                "Trains %.1f million parameters with one thread, which gives the same numbers whatever the number of "
+                "cores; --num_threads changes it.",
                 model.num_parameters() / 1e6,
             )
         torch.set_num_threads(threads)
 
     def train_and_evaluate(self, trainer, run: Run) -> None:
-        """Trains, saves the model, its card and its metrics into the output folder, and keeps the metrics for the table.
+        """Trains, saves the model, its card and its metrics into the output folder, and keeps the metrics for the
+        table.
 
         Args:
-            trainer ([`~transformers.Trainer`]): Of the run's model and arguments.
+            trainer: Of the run's model and arguments.
             run ([`Run`])
         """
-        args, folder = run.args, run.args.output_dir
+        args = run.args
+        folder = run.args.output_dir
         _announce(run)
         args.float32_weights = run.dtype == torch.float32
         if args.should_save:
@@ -210,14 +217,16 @@ class TrainingSession:
             if run.state is None:
                 metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
             else:
-                trainer.state, metrics = run.state, {"epoch": run.state.epoch}
+                trainer.state = run.state
+                metrics = {"epoch": run.state.epoch}
             if not run.is_finished:
                 trainer.save_model(
                     _internal_call=True
                 )  # which does not push: that waits for the evaluation and the card
                 trainer.save_state()
                 trainer.save_metrics("train", metrics | {"train_samples": len(self.train_dataset)})
-        args.eval_orders, args.prediction_loss_only = args.final_eval_orders, False
+        args.eval_orders = args.final_eval_orders
+        args.prediction_loss_only = False
         metrics = trainer.evaluate() if args.do_eval else {}
         self.rows[run.name] = metrics
         try:
@@ -248,7 +257,8 @@ class TrainingSession:
         logger.error(message)
 
     def finish(self) -> None:
-        """Prints the table and what to do next. Exits with code 1 if metrics could not be saved, or the model not pushed."""
+        """Prints the table and what to do next. Exits with code 1 if metrics could not be saved, or the model not
+        pushed."""
         if self.args.baseline and self.args.should_save:
             self._record_baseline()
         if self.args.should_log:
@@ -272,7 +282,8 @@ class TrainingSession:
 
 
 def _trained_weights(checkpoint: Path, state: TrainerState, args: ScriptTrainingArguments) -> Path:
-    """Where the weights lie that the run ends with: in the best checkpoint, if that is to be loaded, or in the last one."""
+    """Where the weights lie that the run ends with: in the best checkpoint, if that is to be loaded, or in the last
+    one."""
     best = state.best_model_checkpoint
     return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint
 
@@ -287,7 +298,8 @@ def _announce(run: Run) -> None:
 
 @contextmanager
 def _explained_write_errors(folder: str):
-    """What safetensors, torch and the system raise where a file cannot be written, as an `OSError` that says what to do."""
+    """What safetensors, torch and the system raise where a file cannot be written, as an `OSError` that says what to
+    do."""
     try:
         yield
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -297,8 +309,8 @@ def _explained_write_errors(folder: str):
         if isinstance(error, OSError) and error.errno not in DISK_FULL:
             raise
         raise OSError(
-            f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from the last "
-            "whole checkpoint."
+            f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from "
+            "the last whole checkpoint."
         ) from error
 
 
@@ -323,7 +335,8 @@ def run(argv: list[str], prog: str | None = None) -> None:
 
 @contextmanager
 def one_line_errors(program: str):
-    """Bad input ends a program with one line and exit code 2, Ctrl-C or a request to terminate with one line and 130."""
+    """Bad input ends a program with one line and exit code 2, Ctrl-C or a request to terminate with one line and
+    130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

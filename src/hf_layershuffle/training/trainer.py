@@ -42,7 +42,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
       `ddp_find_unused_parameters` says.
 
     Args:
-        teacher_model ([`~transformers.PreTrainedModel`], *optional*):
+        teacher_model:
             A trained image classifier with the same classes and images, of any architecture, such as the plain ViT.
             The model learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
             `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own
@@ -149,7 +149,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
     # --- Numbers that are not finite ---
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
-        step, control = self.state.global_step, self.control
+        step = self.state.global_step
+        control = self.control
         if self.accelerator.mixed_precision != "fp16":  # its loss scaling skips steps whose gradients overflow
             self._watch.note(step, "gradient norm", grad_norm)
         keeps_weights = self._watch.is_on and (control.should_save or control.should_training_stop)
@@ -195,7 +196,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        num_orders, labels = self._argument("eval_orders"), inputs.get("labels")
+        num_orders = self._argument("eval_orders")
+        labels = inputs.get("labels")
         if num_orders > 0 and labels is not None:
             self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
