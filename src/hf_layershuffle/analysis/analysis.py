@@ -18,15 +18,9 @@ from ..layerwise import LayerwiseClassifier, as_layerwise
 from ..models.execution_order import arbitrary_execution_orders
 from .attention import AttentionMaps, attention_rollout
 from .contributions import layer_contributions
+from .embedding import check_embedding, embed_representations
 from .report import AnalysisReport
-from .representations import (
-    MIN_IMAGES,
-    check_embedding,
-    collect_representations,
-    embed_representations,
-    output_similarity,
-    probe_position,
-)
+from .representations import MIN_IMAGES, collect_representations, output_similarity, probe_position
 
 
 @silenceable

@@ -10,7 +10,8 @@ from ..common.reports import Report
 from ..common.tables import render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
-from .representations import Embedding, PositionProbe, Similarity
+from .embedding import Embedding
+from .representations import PositionProbe, Similarity
 
 
 if TYPE_CHECKING:
