@@ -45,7 +45,7 @@ def prune(
     from hf_layershuffle.checkpoints.loading import load_classifier
     from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
-    from hf_layershuffle.hub.folder_records import license_of
+    from hf_layershuffle.hub.card_files import license_of
     from hf_layershuffle.hub.model_card import write_model_card
     from hf_layershuffle.layerwise import check_evaluable
 

@@ -3,10 +3,14 @@
 
 import fnmatch
 import inspect
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
@@ -21,8 +25,16 @@ from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FIL
 
 # What belongs to a published model, beside its code. Checkpoints, logs, optimizer states and pickles do not
 PUBLISHED = (
-    *("*.safetensors", "*.safetensors.index.json", "*.json", "*.yaml"),
-    *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.yaml",
+    "*.png",
+    "README.md",
+    "LICENSE*",
+    "CITATION.cff",
+    f"{EXAMPLES_FOLDER}/*.png",
+    f"{EXAMPLES_FOLDER}/*.json",
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
@@ -32,7 +44,7 @@ REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."
 
 
-def matches(name: str, patterns) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether one pattern has as many folders as the name and fits: `*` does not reach into folders."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -43,7 +55,7 @@ def is_replaced(name: str) -> bool:
     return matches(name, REPLACED) or name in {path.name for path in package_code()}
 
 
-def published_files(folder) -> list[str]:
+def published_files(folder: str | os.PathLike) -> list[str]:
     """The files of a model's folder that [`publish`] pushes, relative to it. The code is added where it is not there.
 
     Raises:
@@ -109,7 +121,7 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {_AGAIN}")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"'{folder}' holds no safetensors weights, and pickles are not published. {_AGAIN}")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json") or {}
     model_type = str(config.get("model_type"))
     classes_of(model_type, f"'{folder}'")
     shards = (read_json(folder / "model.safetensors.index.json") or {}).get("weight_map", {}).values()
@@ -140,9 +152,10 @@ def check_weights(folder: Path) -> None:
     source = open_source(folder.name, str(folder))
     _, model_class = classes_of(source.config.model_type, f"'{folder}'")
     with torch.device("meta"):
-        model = model_class(source.config)
-    if (source.config.architectures or [None])[0] == type(model.base_model).__name__:
-        model = model.base_model
+        classifier = model_class(source.config)
+    architecture = next(iter(source.config.architectures or ()), None)
+    is_encoder = architecture == type(classifier.base_model).__name__
+    model = cast(PreTrainedModel, classifier.base_model if is_encoder else classifier)
     expected, found = set(model.state_dict()), set(source.tensors)
     prefix = f"{model.base_model_prefix}."
     if not any(name.startswith(prefix) for name in found):  # an encoder saved alone, whose names have none
