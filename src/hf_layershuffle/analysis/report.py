@@ -66,8 +66,10 @@ class AnalysisReport(Report):
     environment: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """The report in JSON types, with floating point numbers to six digits, and without the images of
-        `attention`."""
+        """The report in JSON types, without the images of `attention`.
+
+        Floating point numbers have six digits.
+        """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in _PARTS:
             values[name] = {key: value for key, value in vars(values[name]).items() if key != "images"}

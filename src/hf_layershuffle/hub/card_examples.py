@@ -81,8 +81,10 @@ def write_examples(
 
 
 def copy_examples(source: str | os.PathLike, folder: str | os.PathLike, image_processor: BaseImageProcessor) -> None:
-    """Copies the example images of a model's folder, if there are any, to another model's folder, and asks that one;
-    images to which it gives another answer are left out."""
+    """Copies the example images of a model's folder, if there are any, to another model's folder.
+
+    The other model is asked. Images to which it gives another answer are left out.
+    """
     entries = read_examples(source)
     if not entries:
         return
@@ -107,8 +109,11 @@ def _first_correct(
     file: Path,
     top_k: int,
 ) -> list[dict] | None:
-    """Writes the first of the rows' images that is classified correctly into `file`, and returns the model's
-    answer."""
+    """Writes the first of the rows' images that is classified correctly into `file`.
+
+    Returns:
+        The model's answer; None if no image is classified correctly.
+    """
     class_names = cast(dict[int, str], model.config.id2label)
     for row in rows:
         _enlarged(*read_images(dataset, [row])).save(file)
@@ -143,8 +148,10 @@ def _write_entries(folder: Path, entries: list[dict]) -> None:
 
 @contextmanager
 def _examples_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder that becomes `examples` of a model's folder when all is written; if it is still empty, there is
-    none."""
+    """An empty folder that becomes `examples` of a model's folder when all is written.
+
+    If it is still empty then, there is none.
+    """
     target = Path(folder) / EXAMPLES_FOLDER
     with replaced_folder(target, overwrite=True) as examples:
         yield examples

@@ -239,8 +239,10 @@ def _num_parameters(config: PreTrainedConfig) -> int:
 
 
 def _check_report(folder: Path, report: RobustnessReport) -> None:
-    """Refuses a report of another model: of another depth, or of other weights than the folder's, as training into the
-    same folder again leaves behind."""
+    """Refuses a report of another model: of another depth, or of other weights than the folder's.
+
+    Training into the same folder again leaves such a report behind.
+    """
     depth = (read_json(folder / "config.json") or {}).get("num_hidden_layers", report.num_layers)
     if depth != report.num_layers:
         raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
@@ -299,8 +301,11 @@ def _checked_origin(folder: Path, pruned: dict | None) -> dict | None:
 
 
 def _read_merge(folder: Path) -> dict | None:
-    """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the
-    configuration."""
+    """The merge plan beside the weights or in the configuration.
+
+    Returns:
+        `{"sources": {name: {"model", "revision"}}, "file"}`, or None if there is no plan.
+    """
     path = inside(folder, MERGE_FILE)
     plan = yaml_files.read_mapping(path, "a merge plan") if path.exists() else None
     plan = plan or (read_json(folder / "config.json") or {}).get("merge_plan")

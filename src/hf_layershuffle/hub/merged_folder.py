@@ -20,13 +20,17 @@ def merge(
     token: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources'
-    licence if the cards of all of them state the same.
+    """Writes the merged model into a new folder.
 
-    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
-    where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
-    of the base that is a list of layers is kept where the depth is the same, else it becomes `"sequential"`.
+    The folder holds the weights, the configuration with the plan (`config.merge_plan`), the plan as `merge_plan.yaml`,
+    an image processor, the code for `trust_remote_code=True`, and a card. The card states the sources' licence if the
+    cards of all of them state the same.
+
+    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype.
+    Where tensors of its kind (the same one of any layer) have several dtypes, it gets the widest of them.
+
+    An evaluation order of the base that is a list of layers is kept where the depth is the same. Otherwise it becomes
+    `"sequential"`.
 
     Args:
         plan: The plan, whose paths are trusted. [`MergePlan.load`] checks the paths of a file.

@@ -50,8 +50,10 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def is_replaced(name: str) -> bool:
-    """Whether a file on the Hub goes when a model is pushed that has none of that name: weights, their records, our
-    code."""
+    """Whether a file on the Hub goes when a model is pushed that has no file of that name.
+
+    That holds for weights, their records and our code.
+    """
     return matches(name, REPLACED) or name in {path.name for path in package_code()}
 
 
@@ -71,15 +73,19 @@ def published_files(folder: str | os.PathLike) -> list[str]:
 
 
 def package_code() -> list[Path]:
-    """The files that a model of this package needs to be loaded without it: that of its class, and what this
-    imports."""
+    """The files that a model of this package needs to be loaded without the package.
+
+    They are the file of its class, and what that file imports.
+    """
     file = inspect.getfile(LayerShuffleMixin)
     return sorted(Path(path) for path in {file, *get_relative_import_files(file)})
 
 
 def code_files(folder: Path) -> list[str]:
-    """The names of the code files that the folder's model needs, by its `auto_map` and by what they import, there or
-    not."""
+    """The names of the code files that the folder's model needs, whether they are there or not.
+
+    They are named by its `auto_map`, and by what these files import.
+    """
     auto_map = (read_json(folder / "config.json") or {}).get("auto_map") or {}
     waiting = {str(value).rpartition(".")[0] for value in auto_map.values() if "--" not in str(value)} - {""}
     found: set[str] = set()
@@ -92,8 +98,10 @@ def code_files(folder: Path) -> list[str]:
 
 
 def added_code(folder: Path) -> list[Path]:
-    """The package's code files, where a folder's model needs code and has none; else none: a run that an earlier
-    version saved keeps its own."""
+    """The package's code files, where a folder's model needs code and has none.
+
+    A run that an earlier version saved keeps its own, so nothing is added then.
+    """
     needed = code_files(folder)
     is_ours = str((read_json(folder / "config.json") or {}).get("model_type")).startswith("layershuffle_")
     return package_code() if needed and is_ours and not any((folder / name).exists() for name in needed) else []
@@ -143,11 +151,12 @@ def _check_files(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A
-    LayerShuffle encoder, saved as such, needs no head.
+    """Checks that a folder's weights are all that its model has, and finite.
+
+    They are read a piece at a time. A LayerShuffle encoder, saved as such, needs no head.
 
     Raises:
-        `ValueError`: if not, naming the tensors.
+        `ValueError`: naming the tensors that are missing, unknown or not finite.
     """
     source = open_source(folder.name, str(folder))
     _, model_class = classes_of(source.config.model_type, f"'{folder}'")

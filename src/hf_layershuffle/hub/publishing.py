@@ -42,9 +42,9 @@ def publish(
     license: str | None = None,
     overwrite_card: bool = False,
 ) -> CommitInfo:
-    """Pushes a model's folder to the Hub in one commit: weights, code files, image processor, card, pictures and
-    records.
+    """Pushes a model's folder to the Hub in one commit.
 
+    The commit holds weights, code files, the image processor, the card, pictures and records.
     The repository, and the branch `revision`, are created if missing. The card is built, or brought up to date, by
     [`write_model_card`]; what a person wrote into it stays, whether here or on the Hub.
 

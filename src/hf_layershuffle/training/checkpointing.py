@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -16,13 +17,8 @@ logger = logging.get_logger(__name__)
 # Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters,
 # sharded by FSDP and by DeepSpeed
 WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
-TORN = (
-    OSError,
-    ValueError,
-    RecursionError,
-    SafetensorError,
-    zipfile.BadZipFile,
-)  # what the readers of such files raise
+# What the readers of such files raise where a file is torn
+TORN = (OSError, ValueError, RecursionError, SafetensorError, zipfile.BadZipFile)
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
 
 
@@ -36,7 +32,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
         path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     }
     found = {path: int(step) for path, step in steps.items() if step.isdecimal() and path.is_dir()}
-    return sorted(found, key=found.get, reverse=True)
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -132,7 +128,7 @@ def newest_whole_checkpoint(folder: Path, num_processes: int) -> tuple[Path | No
 
     A checkpoint at the end of training need only hold the model.
     """
-    skipped = {}
+    skipped: dict[Path, str] = {}
     for checkpoint in checkpoints_of(folder):
         try:
             state = check_weights(checkpoint)
@@ -142,3 +138,12 @@ def newest_whole_checkpoint(folder: Path, num_processes: int) -> tuple[Path | No
         except IncompleteCheckpoint as error:
             skipped[checkpoint] = str(error)
     return None, skipped
+
+
+def trained_weights(checkpoint: Path, state: TrainerState, args: TrainingArguments) -> Path:
+    """Where the weights lie that the run ends with.
+
+    They lie in the best checkpoint, if that is to be loaded, or in the last one.
+    """
+    best = state.best_model_checkpoint
+    return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint

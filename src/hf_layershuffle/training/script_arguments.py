@@ -3,20 +3,17 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
+from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
 from .recipes import PRESETS
 
 
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
-# Of the training arguments, checked before a folder is made
-LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0, "orders_per_step": 1, "num_threads": 1}
-LOWEST |= dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), 0)
-LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0)
 # What the other values of these arguments would need, which the metrics over execution orders do not have
 FIXED = {
     "eval_do_concat_batches": (True, "the metrics are of all images at once"),
@@ -222,11 +219,12 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             "choice."
         },
     )
-    dataloader_num_workers: int | None = field(
+    # None until `__post_init__` chooses
+    dataloader_num_workers: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Processes that prepare batches ahead. Defaults to 2 with a GPU, to none on the CPU."},
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Pin batches in memory. Defaults to whether there is an accelerator."}
     )
 
@@ -248,7 +246,7 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
         super().__post_init__()
-        for name in set(self.report_to) - set(get_available_reporting_integrations()):
+        for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
             )
@@ -259,9 +257,16 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
                 "alone. Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
             )
 
+    @property
+    def folder(self) -> Path:
+        """The output folder, which is chosen by then."""
+        if self.output_dir is None:
+            raise ValueError("`output_dir` is not chosen yet.")
+        return Path(self.output_dir)
+
     def _check_values(self) -> None:
-        for name, lowest in LOWEST.items():
-            value = getattr(self, name)
+        for name, (lowest, _) in LIMITS.items():
+            value = getattr(self, name, None)
             if value is not None and not lowest <= value < float("inf"):
                 raise ValueError(f"`{name}` is {value}; it must be at least {lowest}, and finite.")
         for name, (value, reason) in FIXED.items():
