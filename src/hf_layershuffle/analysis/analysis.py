@@ -2,7 +2,7 @@
 """What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
 
 from collections.abc import Sequence, Sized
-from typing import cast
+from typing import Any, cast
 
 import datasets
 import torch
@@ -60,18 +60,19 @@ def analyze(
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
-    parts = cast(LayerwiseClassifier, as_layerwise(model))
+    parts = as_layerwise(model)
     if parts.num_layers < 2:
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
         )
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
         data,
         image_processor,
         batch_size=batch_size,
         max_samples=max_samples,
         seed=seed,
-        num_channels=parts.num_channels,
+        num_channels=num_channels,
         config=parts.model.config,
     )
     num_images = len(cast(Sized, loader.dataset))

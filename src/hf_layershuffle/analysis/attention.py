@@ -4,7 +4,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ def attention_rollout(
     Raises:
         `ValueError`: if an order is not valid or there is none.
     """
-    parts = cast(LayerwiseClassifier, as_layerwise(model))
+    parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
     if not orders:
         raise ValueError("`execution_orders` is empty; pass at least one order.")

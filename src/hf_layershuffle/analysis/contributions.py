@@ -4,7 +4,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -152,14 +152,15 @@ def layer_contributions(
         `ValueError`: if an argument or a label is not valid, or there is no image.
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
-    parts = cast(LayerwiseClassifier, as_layerwise(model))
+    parts = as_layerwise(model)
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
         data,
         image_processor,
         batch_size=batch_size,
         max_samples=max_samples,
         seed=seed,
-        num_channels=parts.num_channels,
+        num_channels=num_channels,
         config=parts.model.config,
     )
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)

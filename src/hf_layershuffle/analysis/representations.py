@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -119,14 +119,15 @@ def collect_representations(
         `ValueError`: if an argument is not valid, or there are fewer than 20 images.
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
-    parts = cast(LayerwiseClassifier, as_layerwise(model))
+    parts = as_layerwise(model)
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
         data,
         image_processor,
         batch_size=batch_size,
         max_samples=max_samples,
         seed=seed,
-        num_channels=parts.num_channels,
+        num_channels=num_channels,
         config=parts.model.config,
     )
     num_layers = parts.num_layers

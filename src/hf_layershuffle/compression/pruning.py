@@ -169,7 +169,7 @@ def search_layers(
             f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
         )
     # One loader for all rounds, which decodes the images once
-    channels = getattr(encoder_config(model.config), "num_channels", None)
+    channels: Any = getattr(encoder_config(model.config), "num_channels", None)  # None for a model of texts
     loader = as_dataloader(data, image_processor, num_channels=channels, config=model.config, **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):

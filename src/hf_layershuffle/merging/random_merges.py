@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import datasets
 from torch import nn
@@ -209,13 +209,14 @@ def evaluate_random_merges(
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
     draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
+    num_channels: Any = pool.num_channels  # None for models of texts, of which no images are read
     loader = as_dataloader(
         data,
         image_processor,
         batch_size=batch_size,
         max_samples=max_samples,
         seed=seed,
-        num_channels=pool.num_channels,
+        num_channels=num_channels,
         config=pool.model.config,
     )
 

@@ -24,9 +24,9 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             Seed of these orders, at least 0. They are the same in every evaluation.
         distillation_weight:
             With a `teacher_model`, the share in [0, 1] of the distillation loss. The loss is `1 - distillation_weight`
-            times what it is without a teacher, plus `distillation_weight` times the distillation loss. The latter holds
-            the temperature's square, so logged training losses are on another scale than evaluation's, which are
-            without a teacher.
+            times what it is without a teacher, plus `distillation_weight` times the distillation loss. That
+            loss holds the temperature's square, so logged training losses are on another scale than evaluation's, which
+            are without a teacher.
         distillation_temperature:
             Number by which the logits of both models are divided in the distillation loss, above 0.
         float32_weights:
