@@ -109,12 +109,10 @@ def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> 
         held_out.append("--use_cpu")
     trained = {"plain-init": str(run_folder(args, "plain-init", seed))}
     method_arguments = [argument.format_map(trained) for argument in METHODS[method]]
-    return [
-        *(sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name),
-        *(*PRESETS[args.preset], *method_arguments, *args.train_arguments.split(), *held_out),
-        *("--seed", str(seed), "--output_dir", str(folder)),
-        *("--eval_strategy", "no", "--save_total_limit", "1", "--final_eval_orders", "8", "--report_to", "none"),
-    ]
+    command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
+    command += [*PRESETS[args.preset], *method_arguments, *args.train_arguments.split(), *held_out]
+    command += ["--seed", str(seed), "--output_dir", str(folder)]
+    return command + "--eval_strategy no --save_total_limit 1 --final_eval_orders 8 --report_to none".split()
 
 
 def run_one(args: GridArguments, method: str, seed: int) -> dict:
@@ -205,7 +203,8 @@ def run_grid(args: GridArguments) -> None:
         for method in args.methods
         if not any(run_key(args, method, seed).items() <= record.items() for record in recorded)
     ]
-    lock, path = threading.Lock(), Path(args.records)
+    lock = threading.Lock()
+    path = Path(args.records)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def run_and_record(method: str, seed: int) -> None:

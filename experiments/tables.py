@@ -166,7 +166,8 @@ def _decided_worst(group: Group, target: float) -> str:
 def short_table(groups: list[Group]) -> str:
     """The methods beside each other, as on the first page of the README."""
     depth, (_, num_kept, _) = three_points(groups)
-    num_orders, num_images = groups[0].runs[0]["num_orders"], groups[0].first_report.num_images
+    num_orders = groups[0].runs[0]["num_orders"]
+    num_images = groups[0].first_report.num_images
     seeds = sorted({len(group.runs) for group in groups})
     columns = [
         [

@@ -80,7 +80,8 @@ def main() -> None:
         if message is None:
             traceback.print_exc()
             fail(
-                f"this is a fault of the program, not of what was asked; please report it with the lines above: {REPORT_AT}",
+                "this is a fault of the program, not of what was asked; please report it with the lines above: "
+                f"{REPORT_AT}",
                 1,
             )
         logger.debug("", exc_info=True)

@@ -80,7 +80,8 @@ def analyze(
 
 
 def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
-    """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers last."""
+    """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers
+    last."""
     from hf_layershuffle.common.files import temporary_folder
 
     with temporary_folder(output_dir / "analysis") as folder:

@@ -66,7 +66,9 @@ def evaluate(
             data = options.without_damaged(data, loaded, max_samples, seed)
         evaluations.append((name, loaded, data))
 
-    dataset, reports, unsaved = options.short_name(dataset_name), {}, None
+    dataset = options.short_name(dataset_name)
+    reports = {}
+    unsaved = None
     for (name, loaded, data), folder in zip(evaluations, folders):
         expected = settings | {"dataset": dataset}
         reports[name] = None if overwrite else find_report(folder, loaded, data, max_samples, expected)
@@ -111,7 +113,8 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
 
     if not (folder / REPORT_FILE).exists():
         return None
-    report, model = RobustnessReport.load(folder), loaded.model
+    report = RobustnessReport.load(folder)
+    model = loaded.model
     loader = as_dataloader(
         data,
         loaded.image_processor,
@@ -122,7 +125,7 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
     other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
     if other is not None:
         raise ValueError(
-            f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add --overwrite to "
-            "replace it."
+            f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add "
+            "--overwrite to replace it."
         )
     return report

@@ -105,11 +105,13 @@ def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare,
         raise ValueError(f"--random is {num_random}; it must be at least 1.")
     if evaluate is not None and num_random is None:
         raise ValueError(
-            "--evaluate needs --random, the number of merges; evaluate a merge on disk with `hf-layershuffle evaluate`."
+            "--evaluate needs --random, the number of merges; evaluate a merge on disk with `hf-layershuffle "
+            "evaluate`."
         )
     if evaluate is None and (num_random or 1) > 1:
         raise ValueError(
-            f"--random {num_random} needs --evaluate DATASET; one merge at a time is written, by --random 1 and --seed."
+            f"--random {num_random} needs --evaluate DATASET; one merge at a time is written, by --random 1 and "
+            "--seed."
         )
     if compare and evaluate is None:
         raise ValueError("--compare is for --evaluate.")

@@ -15,8 +15,8 @@ DatasetName = Annotated[
     str | None,
     typer.Option(
         "--dataset_name",
-        help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id. Defaults to the one that "
-        "the model's training.json names, if it can be found.",
+        help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id. Defaults to the "
+        "one that the model's training.json names, if it can be found.",
     ),
 ]
 DatasetConfigName = Annotated[
@@ -120,7 +120,8 @@ def dataset_of(models: list[str], dataset_name: str | None, revision: str | None
     """The dataset of that name; without one, the dataset that all models were trained on, if it can be found.
 
     Raises:
-        `ValueError`: if their `training.json` names none, several, or one that is not here; the message says what it names.
+        `ValueError`: if their `training.json` names none, several, or one that is not here; the message says what it
+            names.
     """
     if dataset_name is not None:
         return dataset_name
@@ -138,8 +139,8 @@ def dataset_of(models: list[str], dataset_name: str | None, revision: str | None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise ValueError(
-        f"'{models[0]}' was trained on '{name}' (training.json), which is neither a folder here nor a Hub dataset id such as "
-        f"org/name. {say}"
+        f"'{models[0]}' was trained on '{name}' (training.json), which is neither a folder here nor a Hub dataset id "
+        f"such as org/name. {say}"
     )
 
 
@@ -162,8 +163,8 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
 
 
 def load_split(model, split: str, dataset_name: str, **kwargs):
-    """The split "train" or "test" (the one to evaluate on) with the columns `image` and `label`, its labels as the model
-    numbers its classes. `kwargs` are those of `load_image_datasets`."""
+    """The split "train" or "test" (the one to evaluate on) with the columns `image` and `label`, its labels as the
+    model numbers its classes. `kwargs` are those of `load_image_datasets`."""
     from hf_layershuffle.data.datasets import load_image_datasets, match_labels
 
     class_names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
@@ -263,8 +264,8 @@ def check_can_be_written(output_dir: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            f"The output folder '{output_dir}' cannot be written ({error.strerror or error}); choose another --output_dir, or "
-            "make room."
+            f"The output folder '{output_dir}' cannot be written ({error.strerror or error}); choose another "
+            "--output_dir, or make room."
         ) from error
 
 
@@ -296,7 +297,8 @@ def claim(context: typer.Context, *folders: Path, **kwargs) -> None:
 
 
 def check_output_dir(folder: Path, holds: str) -> Path:
-    """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file `holds`."""
+    """Refuses an output folder that holds anything but an earlier output of the same kind, told by the file
+    `holds`."""
     folder = Path(folder)
     check_can_be_written(folder)
     is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())

@@ -45,7 +45,7 @@ def prune(
     from hf_layershuffle.checkpoints.loading import load_classifier
     from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
-    from hf_layershuffle.hub.folder_records import license_of
+    from hf_layershuffle.hub.card_files import license_of
     from hf_layershuffle.hub.model_card import write_model_card
     from hf_layershuffle.layerwise import check_evaluable
 
@@ -97,7 +97,8 @@ def prune(
 def check_arguments(keep, speedup, search: bool, num_kept) -> None:
     if (keep is not None) + (speedup is not None) + (num_kept is not None) != 1 or (keep is not None and search):
         raise ValueError(
-            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search --speedup 2."
+            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search "
+            "--speedup 2."
         )
     if num_kept is not None and not search:
         raise ValueError("--num_layers needs --search, which chooses the layers; or name them with --keep 0,2,5.")

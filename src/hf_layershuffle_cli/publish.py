@@ -58,8 +58,8 @@ def publish(
         str | None,
         typer.Option(
             "--dataset_name",
-            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder or a Hub "
-            "dataset id.",
+            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder "
+            "or a Hub dataset id.",
         ),
     ] = None,
     dataset_config_name: DatasetConfigName = None,

@@ -66,6 +66,22 @@ def _check_layer_index(value: Any, position: int, num_layers: int) -> int:
     return index
 
 
+def parse_execution_order(text: str) -> str | list[int]:
+    """The execution order that a text names: "sequential", "arbitrary", or layer indices such as "2,0,1".
+
+    Raises:
+        `ValueError`: if it is none of them.
+    """
+    if text in EXECUTION_ORDERS:
+        return text
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"`execution_order` is '{text}'; it must be sequential, arbitrary or layer indices such as 2,0,1."
+        ) from None
+
+
 def draw_execution_order(
     num_layers: int,
     rng: np.random.Generator,

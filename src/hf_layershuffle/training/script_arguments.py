@@ -3,20 +3,17 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
+from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
 from .recipes import PRESETS
 
 
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
-# Of the training arguments, checked before a folder is made
-LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0, "orders_per_step": 1, "num_threads": 1}
-LOWEST |= dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), 0)
-LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0)
 # What the other values of these arguments would need, which the metrics over execution orders do not have
 FIXED = {
     "eval_do_concat_batches": (True, "the metrics are of all images at once"),
@@ -44,8 +41,8 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
-            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
+            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a "
+            "Hub id: the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
             "--distillation_weight and --distillation_temperature."
         },
     )
@@ -61,8 +58,8 @@ class ModelArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. Mixed "
-            "precision, which keeps float32 weights, is --bf16 or --fp16."
+            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. "
+            "Mixed precision, which keeps float32 weights, is --bf16 or --fp16."
         },
     )
     shuffle_mode: str | None = field(
@@ -99,15 +96,15 @@ class ModelArguments:
     initializer_range: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with --preset "
-            "order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
+            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with "
+            "--preset order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
         },
     )
     residual_init_scale: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin by adding "
-            "nothing."
+            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin "
+            "by adding nothing."
         },
     )
     image_size: int | None = field(
@@ -168,8 +165,8 @@ class DataArguments:
     max_cached_gib: float = field(
         default=16.0,
         metadata={
-            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than this; "
-            "0 decodes them whenever they are read."
+            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than "
+            "this; 0 decodes them whenever they are read."
         },
     )
 
@@ -192,8 +189,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     orders_per_step: int = field(
         default=1,
         metadata={
-            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are divided "
-            "into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
+            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are "
+            "divided into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
         },
     )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
@@ -217,15 +214,17 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     num_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, the numbers "
-            "depend on how many there are, and such models gain little. Other models default to PyTorch's choice."
+            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, "
+            "the numbers depend on how many there are, and such models gain little. Other models default to PyTorch's "
+            "choice."
         },
     )
-    dataloader_num_workers: int | None = field(
+    # None until `__post_init__` chooses
+    dataloader_num_workers: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Processes that prepare batches ahead. Defaults to 2 with a GPU, to none on the CPU."},
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Pin batches in memory. Defaults to whether there is an accelerator."}
     )
 
@@ -247,20 +246,27 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
         super().__post_init__()
-        for name in set(self.report_to) - set(get_available_reporting_integrations()):
+        for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
             )
         num_processes = int(os.environ.get("WORLD_SIZE", 1))
         if num_processes > 1 and self.world_size == 1:
             raise ValueError(
-                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train alone. "
-                "Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
+                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train "
+                "alone. Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
             )
 
+    @property
+    def folder(self) -> Path:
+        """The output folder, which is chosen by then."""
+        if self.output_dir is None:
+            raise ValueError("`output_dir` is not chosen yet.")
+        return Path(self.output_dir)
+
     def _check_values(self) -> None:
-        for name, lowest in LOWEST.items():
-            value = getattr(self, name)
+        for name, (lowest, _) in LIMITS.items():
+            value = getattr(self, name, None)
             if value is not None and not lowest <= value < float("inf"):
                 raise ValueError(f"`{name}` is {value}; it must be at least {lowest}, and finite.")
         for name, (value, reason) in FIXED.items():
