@@ -85,7 +85,7 @@ def _check_run(model: PreTrainedModel, run: Run) -> None:
         took = "no layer" if run.num_given == 0 else f"{run.num_given} of the {len(run.order)} layers of the order"
         raise ValueError(
             f"The forward of {type(model).__name__} took {took} by iterating its list of layers, so it does not "
-            "follow the execution order. The layers of this model cannot run in any order; take a model of another family."
+            "follow the execution order. The layers of this model cannot run in any order; take another family."
         )
 
 
