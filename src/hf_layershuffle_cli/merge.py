@@ -26,7 +26,8 @@ def merge(
         Path | None, typer.Option("--output_dir", help="New folder for the merged model, or for --evaluate's report.")
     ] = None,
     num_random: Annotated[
-        int | None, typer.Option("--random", help="So many random merges of the sources: 1, or more with --evaluate.")
+        int | None,
+        typer.Option("--random", help="Number of random merges of the sources: 1, or more with --evaluate."),
     ] = None,
     average: Annotated[bool, typer.Option("--average", help="The average of the sources, layer by layer.")] = False,
     num_layers: Annotated[

@@ -23,9 +23,13 @@ EvalSplit = Annotated[
         "--eval_split", help="Split to evaluate on. Defaults to validation, then test, then a part of train."
     ),
 ]
-ImageColumn = Annotated[str | None, typer.Option("--image_column_name", help="Defaults to the one found.")]
-LabelColumn = Annotated[str | None, typer.Option("--label_column_name", help="Defaults to the one found.")]
-MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only so many images, drawn by --seed.")]
+ImageColumn = Annotated[
+    str | None, typer.Option("--image_column_name", help="Column of images. Defaults to the one found.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label_column_name", help="Column of labels. Defaults to the one found.")
+]
+MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only this many images, drawn by --seed.")]
 SkipDamaged = Annotated[
     bool, typer.Option("--skip_damaged", help="Leave out images that cannot be read, instead of stopping at them.")
 ]

@@ -21,7 +21,7 @@ def publish(
         Path,
         typer.Argument(metavar="FOLDER", help="Model's folder, as save_pretrained, train.py or merge wrote it."),
     ],
-    repo_id: Annotated[str | None, typer.Option("--repo_id", help="Where to, such as org/vit-layershuffle.")] = None,
+    repo_id: Annotated[str | None, typer.Option("--repo_id", help="Repository, such as org/vit-layershuffle.")] = None,
     private: Annotated[
         bool | None,
         typer.Option(
