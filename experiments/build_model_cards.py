@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help=f"Defaults to all: {', '.join(known)}.")
     parser.add_argument("--train", action="store_true", help="Take the models of their runs, trained if missing.")
     parser.add_argument(
-        "--dataset_name", help="Of a larger model, for its examples and its report: a folder or a Hub id."
+        "--dataset_name", help="Dataset of a larger model, for its examples and its report: a folder or a Hub id."
     )
     args = parser.parse_args()
     unknown = sorted(set(args.models) - set(known))

@@ -40,11 +40,11 @@ PAGES = (REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md", RECORDS.w
 class GridArguments:
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "As for train.py: a folder or a Hub id. Defaults to digits for the preset digits."},
+        metadata={"help": "Dataset as for train.py: a folder or a Hub id. Defaults to digits for the preset digits."},
     )
     preset: str = field(default="fashion-mnist", metadata={"help": f"Model and schedule: {', '.join(PRESETS)}."})
-    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Of the grid."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Of the grid, each at least 0."})
+    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Methods of the grid."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the grid, each at least 0."})
     train_arguments: str = field(
         default="", metadata={"help": "Further arguments for train.py in one string; recorded with the run."}
     )
@@ -59,7 +59,7 @@ class GridArguments:
     num_orders: int = field(default=32, metadata={"help": "Arbitrary orders of the evaluation."})
     num_subsets: int = field(default=4, metadata={"help": "Random subsets a number of layers of the evaluation."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each with one thread if there are several."})
-    work_dir: str = field(default="outputs/reproduce", metadata={"help": "For checkpoints and models."})
+    work_dir: str = field(default="outputs/reproduce", metadata={"help": "Folder for checkpoints and models."})
     records: str = field(default=str(RECORDS), metadata={"help": "The file with one JSON line a run."})
     pages: list[str] = field(
         default_factory=lambda: [str(page) for page in PAGES],
@@ -154,7 +154,10 @@ def public_name(args: GridArguments) -> str:
 
 
 def public_command(args: GridArguments, command: list[str], environment: dict) -> str:
-    """Without where things lie on this machine, but with the number of threads, on which the last digits depend."""
+    """The command without where things lie on this machine, but with the number of threads.
+
+    The last digits depend on that number.
+    """
     places = {args.dataset_name: public_name(args)}
     places |= {
         word: f"outputs/reproduce/{Path(word).name}" for word in command if Path(word).parent == Path(args.work_dir)
@@ -164,7 +167,7 @@ def public_command(args: GridArguments, command: list[str], environment: dict) -
 
 
 def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:
-    """By this file in a process of its own, so that several evaluations run at a time."""
+    """Evaluates by this file in a process of its own, so that several evaluations run at a time."""
     command = [sys.executable, __file__, "evaluate-folder", json.dumps(vars(args)), str(folder)]
     with open(f"{folder}.log", "a", encoding="utf-8") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)

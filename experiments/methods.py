@@ -3,7 +3,7 @@
 # With the initial weights of the preset, which suit the plain model too: the harder baseline
 PLAIN_INIT = ["--shuffle_mode", "none", "--initializer_range", "0.0561", "--residual_init_scale", "0"]
 ORDER_FREE = ["--preset", "order-free"]
-# From the model that method plain-init trained with the same seed; and learning from its answers
+# Start from the model that method plain-init trained with the same seed, and learn from its answers
 FINE_TUNED = ["--model_name_or_path", "{plain-init}"]
 DISTILLED = ["--teacher_model_name_or_path", "{plain-init}"]
 METHODS = {

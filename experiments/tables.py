@@ -10,7 +10,7 @@ MARGINS = "± half of the 95 % interval over seeds (t) ± half of that over test
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """Without columns that no row fills."""
+    """The lines of a table, without columns that no row fills."""
     filled = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     lines = [[row[number] for number in filled] for row in (columns, *rows)]
     return [

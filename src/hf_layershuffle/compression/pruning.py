@@ -96,7 +96,7 @@ def _check_layers(keep: Any, num_layers: int) -> list[int]:
 
 
 def _describe_origin(config: PreTrainedConfig, num_layers: int, keep: list[int]) -> dict:
-    """Of which model, with how many layers, which were kept: `{"model", "num_layers", "layers"}`.
+    """The origin of a pruned model: which model, its number of layers, and which were kept.
 
     Pruned again, a model still names the layers of the first.
     """

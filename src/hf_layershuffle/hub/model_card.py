@@ -147,7 +147,7 @@ def build_model_card(
 
 
 def _safe_merge(merge: dict) -> dict:
-    """With texts as they may stand in the card: the names and revisions in cells, the models between backticks."""
+    """The merge with texts as they may stand in the card: names and revisions in cells, models between backticks."""
     sources = {
         escape(name): {
             "model": source["model"] and in_code(source["model"]),
@@ -159,7 +159,7 @@ def _safe_merge(merge: dict) -> dict:
 
 
 def _in_quotes(text: str) -> str:
-    """For a place between quotes in an example of Python that stands in a card."""
+    """A text for a place between quotes, in an example of Python that stands in a card."""
     return json.dumps(in_code(text), ensure_ascii=False)[1:-1]
 
 
@@ -276,7 +276,7 @@ def _method(config: SimpleNamespace) -> dict:
 
 
 def _describe_training(config: SimpleNamespace) -> str:
-    """Such as "with arbitrary execution orders and a depth embedding"."""
+    """How the model was trained, such as "with arbitrary execution orders and a depth embedding"."""
     if config.shuffle_mode == "window":
         method = f"with execution orders that move each layer by at most {config.shuffle_window} positions"
     else:

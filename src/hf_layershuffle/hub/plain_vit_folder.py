@@ -103,6 +103,6 @@ def check_plain_vit(folder: Path, execution_order: str | list[int] | None = None
 
 
 def planned_plain_files(files: Iterable[str]) -> list[str]:
-    """Of the planned files of a model, those that its plain ViT has too, and the record of its origin."""
+    """The planned files of a model that its plain ViT has too, and the record of its origin."""
     shared = ("README.md", "config.json", "*processor_config.json", f"{EXAMPLES_FOLDER}/*")
     return sorted([*(name for name in files if matches(name, shared)), EXPORT_FILE, "model.safetensors"])

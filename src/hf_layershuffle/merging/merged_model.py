@@ -32,7 +32,7 @@ from .plan import PLAN_FILE, MergePlan
 
 
 logger = logging.getLogger(__name__)
-# In all of these the sources must agree
+# The fields in which the sources must agree
 COMPARED_FIELDS = (
     "model_type",
     "hidden_size",

@@ -242,7 +242,8 @@ class MergePlan(_Strict):
         }
 
     def to_record(self) -> dict:
-        """As `to_dict`, for a result that others read: folders without where they lie on this machine."""
+        """As `to_dict`, but folders are named without where they lie on this machine, for a result that others
+        read."""
         values = self.to_dict()
         for source in values["sources"].values():
             if is_local(source["path"]):

@@ -66,20 +66,26 @@ def _check_layer_index(value: Any, position: int, num_layers: int) -> int:
     return index
 
 
-def parse_execution_order(text: str) -> str | list[int]:
-    """The execution order that a text names: "sequential", "arbitrary", or layer indices such as "2,0,1".
+def parse_execution_order(
+    text: str, argument: str = "execution_order", names: tuple[str, ...] = EXECUTION_ORDERS
+) -> str | list[int]:
+    """The execution order that a text says: one of `names`, or layer indices such as "2,0,1".
+
+    Args:
+        text: What to read.
+        argument: Name of the argument, for the message.
+        names: Names that are allowed.
 
     Raises:
-        `ValueError`: if it is none of them.
+        `ValueError`: if the text is neither.
     """
-    if text in EXECUTION_ORDERS:
+    if text in names:
         return text
     try:
         return [int(index) for index in text.split(",")]
     except ValueError:
-        raise ValueError(
-            f"`execution_order` is '{text}'; it must be sequential, arbitrary or layer indices such as 2,0,1."
-        ) from None
+        allowed = f"{', '.join(names)} or layer indices" if names else "layer indices"
+        raise ValueError(f"`{argument}` is '{text}'; it must be {allowed} such as 2,0,1.") from None
 
 
 def draw_execution_order(

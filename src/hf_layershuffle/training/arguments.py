@@ -22,11 +22,10 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             the label -100 are left out. It is for models that choose one class an image.
         eval_orders_seed:
             Seed of these orders, at least 0. They are the same in every evaluation.
-        distillation_weight:
-            With a `teacher_model`, the share in [0, 1] of the distillation loss. The loss is `1 - distillation_weight`
-            times what it is without a teacher, plus `distillation_weight` times the distillation loss. That
-            loss holds the temperature's square, so logged training losses are on another scale than evaluation's, which
-            are without a teacher.
+        distillation_weight: With a `teacher_model`, the share in [0, 1] of the distillation loss. The loss is `1 -
+            distillation_weight` times what it is without a teacher, plus `distillation_weight` times the distillation
+            loss. That loss holds the temperature's square, so logged training losses are on another scale than
+            evaluation's, which are without a teacher.
         distillation_temperature:
             Number by which the logits of both models are divided in the distillation loss, above 0.
         float32_weights:
@@ -49,7 +48,8 @@ class LayerShuffleTrainingArguments(TrainingArguments):
         default=0.9, metadata={"help": "With a teacher: share of the distillation loss in the loss, in [0, 1]."}
     )
     distillation_temperature: float = field(
-        default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
+        default=4.0,
+        metadata={"help": "With a teacher: number by which the logits of both models are divided, above 0."},
     )
 
     float32_weights: bool = field(

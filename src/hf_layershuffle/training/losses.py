@@ -22,7 +22,7 @@ class TrainingLossMixin(TrainerPart):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        # Around whatever a subclass, or a script on this object, made of `compute_loss`
+        # Wraps whatever a subclass, or a script on this object, made of `compute_loss`
         was_set = vars(self).get("compute_loss")
         with_positions = partial(self._compute_loss_with_positions, self.compute_loss)
         self.compute_loss = with_positions  # type: ignore[method-assign]  # for this step only
@@ -156,7 +156,10 @@ class TrainingLossMixin(TrainerPart):
         return count + (count == 0) if isinstance(count, torch.Tensor) else count  # no image counts: 0, not 0 / 0
 
     def _chooses_one_class(self, batches: Sequence[dict[str, Any]] = ()) -> bool:
-        """As transformers tells it, of the configuration or else of the labels."""
+        """Whether the model chooses one class an image.
+
+        The configuration tells it, or else the labels, as in transformers.
+        """
         problem_type = self._config("problem_type")
         if problem_type is not None:
             return problem_type == "single_label_classification"

@@ -14,7 +14,7 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -
     """Prints the accuracies of the models.
 
     Args:
-        rows: By the model's name: metrics of the evaluation, and its number of arbitrary orders.
+        rows: Metrics of the evaluation and its number of arbitrary orders, by the model's name.
         is_sequential: Whether the models' own evaluation order (`config.execution_order`) is the sequential one.
     """
     table = Table(title="Fraction of the evaluation images classified correctly")

@@ -50,7 +50,10 @@ def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedCon
 
 
 def _number_classes(dataset: datasets.Dataset, config: PreTrainedConfig, name: str) -> datasets.Dataset:
-    """With class names matched to the model's; integers without names are taken for the model's class numbers."""
+    """The dataset with class names matched to the model's.
+
+    Integers without names are taken for the model's class numbers.
+    """
     feature = dataset.features["label"]
     if not isinstance(feature, datasets.ClassLabel):
         values = set(dataset.unique("label"))

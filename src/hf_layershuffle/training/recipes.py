@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 
-# Each measured on a part held out of the training images: docs/results.md
+# Each was measured on a part held out of the training images: docs/results.md
 PRESETS = {"order-free": ("--shuffle_mode", "arbitrary", "--orders_per_step", "4", "--residual_init_scale", "0")}
 # A model from scratch is sized for the digits
 SCRATCH_DEFAULTS: dict[str, Any] = {
@@ -27,7 +27,7 @@ def initializer_range_of(hidden_size: int) -> float:
 
 
 def method_name(config: PreTrainedConfig) -> str:
-    """Such as layershuffle-depth, for the default output folder and the table.
+    """Name of a method for the default output folder and the table, such as layershuffle-depth.
 
     Args:
         config: A LayerShuffle configuration.

@@ -41,9 +41,9 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a "
-            "Hub id: the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
-            "--distillation_weight and --distillation_temperature."
+            "help": "Trained image classifier of any architecture with the same classes and image size: a folder or a "
+            "Hub id. The model also learns from its answers. A model from scratch sees pixels normalised as it does. "
+            "See --distillation_weight and --distillation_temperature."
         },
     )
     teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
@@ -58,15 +58,15 @@ class ModelArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. "
-            "Mixed precision, which keeps float32 weights, is --bf16 or --fp16."
+            "help": "Dtype of the weights that are trained, whatever the checkpoint is stored in: float32 or "
+            "bfloat16. Mixed precision, which keeps float32 weights, is --bf16 or --fp16."
         },
     )
     shuffle_mode: str | None = field(
         default=None, metadata={"help": "Training order: none, arbitrary or window. Defaults to arbitrary."}
     )
     shuffle_window: int | None = field(
-        default=None, metadata={"help": "For window: positions by which a layer may move, at least 1."}
+        default=None, metadata={"help": "Positions by which a layer may move, at least 1; for --shuffle_mode window."}
     )
     depth_embedding: bool | None = field(default=None, metadata={"help": "Tell each layer the position it runs at."})
     depth_embedding_dim: int | None = field(default=None, metadata={"help": "Size of the depth vector (32)."})
@@ -103,8 +103,8 @@ class ModelArguments:
     residual_init_scale: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin "
-            "by adding nothing."
+            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0). With 0, layers "
+            "begin by adding nothing."
         },
     )
     image_size: int | None = field(
@@ -128,8 +128,12 @@ class DataArguments:
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of images. Defaults to the one found."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of labels. Defaults to the one found."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None,
@@ -144,12 +148,14 @@ class DataArguments:
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many images, drawn by seed."}
+    )
     crop_padding: int | None = field(
         default=None,
         metadata={
-            "help": "Pixels around the image before the random crop. Defaults to an eighth of it, to none below "
-            "16 pixels."
+            "help": "Pixels added around the image before the random crop. Defaults to an eighth of the image, and "
+            "to none below 16 pixels."
         },
     )
     horizontal_flip: bool | None = field(
@@ -166,14 +172,15 @@ class DataArguments:
         default=16.0,
         metadata={
             "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than "
-            "this; 0 decodes them whenever they are read."
+            "this. 0 decodes them whenever they are read."
         },
     )
 
 
 @dataclass
 class ScriptTrainingArguments(LayerShuffleTrainingArguments):
-    """transformers' arguments, with other defaults: sized for the digits, ten evaluations and checkpoints a run."""
+    """transformers' arguments with other defaults: sized for the digits, with ten evaluations and checkpoints a
+    run."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Defaults to outputs/<dataset>-<method>, and -<preset> if there is one."}
@@ -189,8 +196,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     orders_per_step: int = field(
         default=1,
         metadata={
-            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are "
-            "divided into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
+            "help": "Execution orders over which each step averages, at least 1. The images of a step and device are "
+            "divided into as many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
         },
     )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
@@ -214,9 +221,9 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     num_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, "
-            "the numbers depend on how many there are, and such models gain little. Other models default to PyTorch's "
-            "choice."
+            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1. With more "
+            "threads the numbers depend on how many there are, and such models gain little. Other models default to "
+            "PyTorch's choice."
         },
     )
     # None until `__post_init__` chooses
