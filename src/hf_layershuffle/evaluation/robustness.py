@@ -18,7 +18,7 @@ import torch
 from transformers import ImageProcessingMixin, PreTrainedModel
 
 from ..checkpoints.checks import check_finite
-from ..checkpoints.identity import describe_model, weights_digest
+from ..checkpoints.identity import describe_model
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
@@ -130,7 +130,8 @@ def evaluate_robustness(
     if config.position_predictor:
         for order in plan["arbitrary"]:
             mark_positions(tree, order)
-    key = json.dumps([weights_digest(parts.model), str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
+    described = describe_model(parts.model)
+    key = json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file, key=key,
@@ -161,7 +162,7 @@ def evaluate_robustness(
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
         position_prediction=prediction,
-        config=describe_model(parts.model) | belongs_to,
+        config=described | belongs_to,
         environment=describe_environment(parts.model),
     )
     if progress_file is not None:

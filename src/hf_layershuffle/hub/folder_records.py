@@ -16,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from ..checkpoints.checks import explained_reading
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
-from ..checkpoints.loading import load_classifier
+from ..checkpoints.loading import classes_of, load_classifier
 from ..checkpoints.locations import IMAGE_PROCESSOR_FILES
 from ..checkpoints.record_checks import (
     Example,
@@ -233,8 +233,12 @@ def _num_parameters(config: PreTrainedConfig) -> int:
     It is a classifier, unless it was saved as a model without a head.
     """
     is_encoder = str((config.architectures or [""])[0]).endswith("Model")
+    plain_class, free_class = classes_of(config.model_type, "The model")
     with torch.device("meta"):
-        model = (AutoModel if is_encoder else AutoModelForImageClassification).from_config(config)
+        if is_encoder:
+            model = AutoModel.from_config(config)
+        else:
+            model = (free_class if config.model_type.startswith("layershuffle_") else plain_class)(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -52,6 +52,7 @@ def write_model_card(
     license: str | None = None,
     tags: Iterable[str] = (),
     config: PreTrainedConfig | None = None,
+    records: FolderRecords | None = None,
 ) -> bool:
     """Writes `README.md` with the Hub's metadata into a model's folder, or brings the one that is there up to date.
 
@@ -67,6 +68,7 @@ def write_model_card(
             there states.
         tags: Further tags.
         config: The model's configuration, where the folder has no `config.json` yet.
+        records: What the folder records, if it was read already: that reads the weights.
 
     Returns:
         False if the README.md that is there has none of our sections, so that only its metadata was updated.
@@ -76,7 +78,7 @@ def write_model_card(
     """
     path = Path(folder) / "README.md"
     text, has_sections = card_text(
-        folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config
+        folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config, records=records
     )
     if not has_sections:
         logger.warning(
@@ -101,9 +103,10 @@ def build_model_card(
     license: str | None = None,
     tags: Iterable[str] = (),
     config: PreTrainedConfig | None = None,
+    records: FolderRecords | None = None,
 ) -> ModelCard:
     """A new card from what the folder records; see [`write_model_card`]."""
-    records = FolderRecords.read(folder, config)
+    records = FolderRecords.read(folder, config) if records is None else records
     model_name = one_line((repo_id or Path(folder).resolve().name).split("/")[-1])
     training = records.training
     report = records.report

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from ..evaluation.report import REPORT_FILE, RobustnessReport
 from ..plotting.robustness import save_report_pictures
 from .card_files import read_card
 from .card_text import combine_cards, mark_published
-from .folder_records import EXAMPLES_FOLDER, PICTURES
+from .folder_records import EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
 from .model_card import write_model_card
 from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
 
@@ -102,7 +103,8 @@ def publish_folder(
     check_folder(folder)
     card = folder / "README.md"
     card_kwargs: dict[str, Any] = {"revision": revision, "license": license, "tags": tags}
-    write_model_card(folder, repo_id=repo_id, **card_kwargs)
+    records = FolderRecords.read(folder)
+    write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
     with explained_errors(repo_id, go_on):
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
@@ -111,11 +113,14 @@ def publish_folder(
         tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
         there = {file.path: file for file in tree if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
-            _fetch_missing(api, repo_id, head, folder, [name for name in there if matches(name, RECORDS)])
+            names = [name for name in there if matches(name, RECORDS)]
+            if _fetch_missing(api, repo_id, head, folder, names):
+                records = FolderRecords.read(folder)
         hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
             write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
-        write_model_card(folder, repo_id=repo_id, **card_kwargs)
+        records = replace(records, license=read_license(folder) or records.license)  # which the Hub's card may state
+        write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
         write_text(card, mark_published(read_card(card)))
         files = published_files(folder)
         paths = {name: folder / name for name in files} | {path.name: path for path in added_code(folder)}
@@ -137,7 +142,8 @@ def _has_same_weights(folder: Path, there: dict[str, RepoFile]) -> bool:
     return True
 
 
-def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path, names: list[str]) -> None:
+def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path, names: list[str]) -> bool:
+    """Brings files that are on the Hub only into the folder; whether there were any."""
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         with tempfile.TemporaryDirectory() as download:  # beside the folder, it would leave its cache there
@@ -146,6 +152,7 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
                 target = inside(folder, name)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(inside(download, name), target)
+    return bool(missing)
 
 
 def push_model(
