@@ -1,9 +1,15 @@
-"""Tiny models built in memory, and a way to run Python the way a user does: in a fresh process, offline."""
+"""Tiny models built in memory, and ways to run a program offline: in this process, or in a fresh one as a user does."""
 
+import importlib.util
+import io
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 
@@ -14,8 +20,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 import hf_layershuffle as ls
+import hf_layershuffle_cli
+from hf_layershuffle.training.session import one_line_errors
 
 
 torch.set_num_threads(1)
@@ -23,6 +32,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TRAIN = REPOSITORY / "examples" / "train.py"
 TINY = dict(
     hidden_size=32,
     num_hidden_layers=4,
@@ -79,9 +89,14 @@ class Architecture:
         return self.plain_classifier_class._from_config(config, attn_implementation=attn_implementation)
 
 
-@pytest.fixture(params=list(ARCHITECTURES))
+# For what depends on the family: loading, saving, and being equal to the plain model
+of_both_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
+
+
+@pytest.fixture
 def architecture(request) -> Architecture:
-    return Architecture(request.param)
+    """ViT, unless a test is `of_both_architectures`."""
+    return Architecture(getattr(request, "param", "vit"))
 
 
 @pytest.fixture
@@ -96,6 +111,17 @@ def batch() -> dict:
         "pixel_values": torch.randn(6, 3, 8, 8, generator=generator),
         "labels": torch.randint(5, (6,), generator=generator),
     }
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch) -> None:
+    """Pictures are made as always and saved as a few bytes: drawing them takes most of the time of a command."""
+
+    def savefig(figure, path, **kwargs) -> None:
+        Path(path).write_bytes(b"a picture")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
 
 
 def record_layer_calls(model) -> list[int]:
@@ -128,6 +154,61 @@ def run_python(code_or_script, *arguments, **kwargs):
     return run_command([sys.executable, *program, *arguments], **kwargs)
 
 
-def run_train(*arguments, **kwargs):
-    """Runs `examples/train.py` on the CPU."""
-    return run_python(REPOSITORY / "examples" / "train.py", *arguments, "--use_cpu", "True", **kwargs)
+def run_here(
+    main: Callable[[], None], program: str, *arguments, cwd=None, errors: io.StringIO | None = None
+) -> subprocess.CompletedProcess:
+    """Runs a program's `main` in this process, which saves the seconds of its imports; returns what `run_command` does.
+
+    The standard error holds what is logged too. Warnings are left to pytest.
+    """
+    argv = sys.argv
+    folder = os.getcwd()
+    output, errors = io.StringIO(), errors or io.StringIO()
+    logged = logging.StreamHandler(errors)
+    sys.argv = [program, *map(str, arguments)]
+    logging.getLogger().addHandler(logged)
+    try:
+        os.chdir(cwd or folder)
+        with redirect_stdout(output), redirect_stderr(errors):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+        os.chdir(folder)
+        logging.getLogger().removeHandler(logged)
+    return subprocess.CompletedProcess([program, *arguments], code, output.getvalue(), errors.getvalue())
+
+
+def run_cli(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    """Runs `hf-layershuffle` in this process."""
+    return run_here(hf_layershuffle_cli.main, "hf-layershuffle", *arguments, **kwargs)
+
+
+def script(path: Path):
+    """The module of a script outside the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_train(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    """Runs `examples/train.py` on the CPU, in this process."""
+
+    def main() -> None:
+        with one_line_errors("train.py"):
+            script(TRAIN).main(sys.argv[1:])
+
+    return run_here(main, "train.py", *arguments, "--use_cpu", "True", cwd=cwd)
+
+
+def assert_all_refused(run: Callable, program: str, cases: dict[str, list], cwd) -> None:
+    """Each case is refused by one line that holds its key, or matches it where the key has a `|`, with exit code 2."""
+    for message, arguments in cases.items():
+        result = run(*arguments, cwd=cwd)
+        assert result.returncode == 2, (arguments, result.stderr)
+        lines = [line for line in result.stderr.splitlines() if line.startswith(program)]
+        assert len(lines) == 1 and lines[0].startswith(f"{program}: error: "), (arguments, result.stderr)
+        assert message in lines[0] or ("|" in message and re.search(message, lines[0])), (message, lines)

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import torch
 import transformers
-from conftest import Architecture
+from conftest import Architecture, of_both_architectures
 from sklearn.datasets import load_digits
 
 import hf_layershuffle as ls
@@ -79,6 +79,7 @@ def test_a_balanced_order_is_uniform_over_permutations():
 # --- Contributions ---
 
 
+@of_both_architectures
 @pytest.mark.parametrize("depth_embedding", [False, True])
 def test_recorded_updates_sum_to_the_layers_update(architecture, depth_embedding):
     parts = LayerwiseClassifier(randomize(architecture.classifier(depth_embedding=depth_embedding)))
@@ -110,8 +111,8 @@ def naive_quantities(model, items, order) -> dict[str, np.ndarray]:
     return {name: torch.stack(values).numpy() for name, values in rows.items()}
 
 
-def test_contributions_are_those_of_the_naive_loop(architecture):
-    model = randomize(architecture.classifier(depth_embedding=True))
+def test_contributions_are_those_of_the_naive_loop(vit):
+    model = randomize(vit.classifier(depth_embedding=True))
     items = make_items(7)
     found = layer_contributions(model, items, num_orders=8, seed=1, batch_size=3, progress=False)
     assert set(found.mean) == set(found.sequential_std) == set(QUANTITIES)
@@ -151,9 +152,9 @@ def test_a_layer_that_adds_nothing_is_seen_to(vit):
     assert "depth_norm" not in found.mean
 
 
-def test_a_token_that_is_zero_is_no_harm(architecture):
+def test_a_token_that_is_zero_is_no_harm(vit):
     """The special tokens of a fresh model."""
-    found = layer_contributions(architecture.classifier(), make_items(4), num_orders=4, progress=False)
+    found = layer_contributions(vit.classifier(), make_items(4), num_orders=4, progress=False)
     assert all(np.isfinite(values).all() and values.max() < 100 for values in found.mean.values())
 
 
@@ -173,9 +174,9 @@ def layer_contributions_of(sizes: np.ndarray, sequential: np.ndarray):
     )
 
 
-def test_plain_models_are_analysed_and_left_in_their_mode(architecture):
-    plain = randomize(architecture.plain_classifier()).train()
-    ours = randomize(architecture.classifier(shuffle_mode="none"))
+def test_plain_models_are_analysed_and_left_in_their_mode(vit):
+    plain = randomize(vit.plain_classifier()).train()
+    ours = randomize(vit.classifier(shuffle_mode="none"))
     items = make_items(4)
     expected = layer_contributions(ours, items, num_orders=4, progress=False)
     found = layer_contributions(plain, items, num_orders=4, progress=False)
@@ -187,8 +188,8 @@ def test_plain_models_are_analysed_and_left_in_their_mode(architecture):
 # --- Representations ---
 
 
-def test_representations_are_the_models_hidden_states(architecture):
-    model, items = randomize(architecture.classifier(position_predictor=True)), make_items(41)
+def test_representations_are_the_models_hidden_states(vit):
+    model, items = randomize(vit.classifier(position_predictor=True)), make_items(41)
     found = collect_representations(model, items, max_images=21, seed=2, progress=False)
     assert found.cls.shape == found.mean.shape == (21, 2, 4, 4, 32) and found.cls.dtype == np.float32
     assert np.bincount(found.groups).tolist() == [5, 4, 4, 4, 4]
@@ -324,9 +325,9 @@ def test_embedding_is_the_principal_components():
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 2]])
-def test_rollout_is_the_product_in_execution_order(architecture, order):
-    eager = randomize(architecture.classifier(attn_implementation="eager", depth_embedding=True))
-    model = randomize(architecture.classifier(attn_implementation="sdpa", depth_embedding=True))
+def test_rollout_is_the_product_in_execution_order(vit, order):
+    eager = randomize(vit.classifier(attn_implementation="eager", depth_embedding=True))
+    model = randomize(vit.classifier(attn_implementation="sdpa", depth_embedding=True))
     pixel_values, _ = stack(make_items(2))
     found = attention_rollout(model, pixel_values, [[0], order], labels=[4, 1])
     with torch.inference_mode():
@@ -336,7 +337,7 @@ def test_rollout_is_the_product_in_execution_order(architecture, order):
     for weights in output.attentions:
         rollout = torch.bmm((weights.mean(1) + torch.eye(tokens)) / 2, rollout)
     torch.testing.assert_close(rollout.sum(-1), torch.ones(2, tokens))
-    special = {"vit": 1, "deit": 2}[architecture.name]
+    special = {"vit": 1, "deit": 2}[vit.name]
     assert tokens == special + 4 and found.maps.shape == (2, 2, 2, 2)
     np.testing.assert_allclose(found.maps[:, 1].reshape(2, 4), rollout[:, 0, special:], atol=1e-6)
     np.testing.assert_array_equal(found.predicted[:, 1], output.logits.argmax(-1))

@@ -95,8 +95,8 @@ def test_a_broken_folder_is_refused_wherever_it_enters(folder, how):
         check_folder(folder)
 
 
-def test_a_model_without_a_trained_head_is_refused(architecture, tmp_path):
-    architecture.plain_model_class(architecture.plain_classifier().config).save_pretrained(tmp_path / "base")
+def test_a_model_without_a_trained_head_is_refused(vit, tmp_path):
+    vit.plain_model_class(vit.plain_classifier().config).save_pretrained(tmp_path / "base")
     ViTForMaskedImageModeling(ViTConfig(**TINY, encoder_stride=4)).save_pretrained(tmp_path / "masked")
     DeiTForImageClassificationWithTeacher(DeiTConfig(**TINY)).save_pretrained(tmp_path / "distilled")
     for name, message in (
@@ -265,6 +265,6 @@ def test_our_faults_keep_their_traceback_and_say_so(folder, monkeypatch, capsys,
     assert ("Traceback" in errors) == (code == 1)
 
 
-def test_a_model_in_memory_needs_a_head(architecture):
+def test_a_model_in_memory_needs_a_head(vit):
     with pytest.raises(ValueError, match="is not a classifier of its whole input"):
-        as_layershuffle(architecture.plain_model_class(architecture.plain_classifier().config))
+        as_layershuffle(vit.plain_model_class(vit.plain_classifier().config))

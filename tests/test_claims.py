@@ -77,7 +77,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def work(saved, tmp_path, monkeypatch) -> Path:
+def work(saved, tmp_path, monkeypatch, quick_pictures) -> Path:
     """The current folder, with two models and a dataset."""
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,8 @@
 """Runs `hf-layershuffle analyze` as a user does."""
 
 import pytest
-from conftest import Architecture
+from conftest import Architecture, assert_all_refused, run_cli
 from PIL import Image
-from test_cli_evaluate import run_cli, run_cli_cases
 from transformers import ViTImageProcessor
 
 from hf_layershuffle.analysis import AnalysisReport
@@ -72,7 +71,9 @@ def test_bad_input(folders, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     ours, out = str(folders / "ours"), ["--output_dir", str(tmp_path / "out")]
-    run_cli_cases(
+    assert_all_refused(
+        run_cli,
+        "hf-layershuffle",
         {
             "There is no model folder": ["analyze", str(tmp_path / "nothing"), *out],
             "no dataset folder './nothing'": ["analyze", ours, "--dataset_name", "./nothing", *out],

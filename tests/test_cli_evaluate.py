@@ -1,15 +1,16 @@
-"""Runs `hf-layershuffle evaluate` and `prune` as a user does."""
+"""Runs `hf-layershuffle evaluate` and `prune` as a user does, most of it in this process."""
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, Architecture, run_command, run_python
+from conftest import ENVIRONMENT, Architecture, assert_all_refused, run_cli, run_command, run_python
 from PIL import Image
 from transformers import AutoModelForImageClassification, BlipTextConfig, BlipTextModel, ViTImageProcessor
 from typer.testing import CliRunner
@@ -18,34 +19,6 @@ import hf_layershuffle as ls
 import hf_layershuffle_cli
 from hf_layershuffle.evaluation.robustness import score_execution_orders
 from hf_layershuffle.hub.folder_records import record_training
-
-
-def run_cli(*arguments, **kwargs):
-    return run_command([sys.executable, "-m", "hf_layershuffle_cli", *arguments], **kwargs)
-
-
-def run_cli_cases(cases: dict[str, list], cwd) -> None:
-    """Bad input, many cases in one process: each is refused by one line that holds the key, with exit code 2."""
-    code = f"""
-import io, sys
-from contextlib import redirect_stderr
-import hf_layershuffle_cli
-
-for message, arguments in {cases!r}.items():
-    sys.argv = ["hf-layershuffle", *map(str, arguments)]
-    with redirect_stderr(io.StringIO()) as errors:
-        try:
-            hf_layershuffle_cli.main()
-        except SystemExit as stop:
-            assert stop.code == 2, (arguments, stop.code, errors.getvalue())
-        else:
-            raise AssertionError(arguments)
-    lines = [line for line in errors.getvalue().splitlines() if line.startswith("hf-layershuffle")]
-    assert len(lines) == 1 and lines[0].startswith("hf-layershuffle: error: "), (arguments, errors.getvalue())
-    assert message in lines[0], (message, lines)
-"""
-    result = run_python(code, cwd=cwd)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +40,7 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path):
+def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path, request):
     arguments = ["evaluate", folders / "ours", folders / "plain", "--max_samples", "60", "--num_orders", "4"]
     arguments += ["--num_subsets", "2", "--output_dir", tmp_path / "out"]
     result = run_cli(*arguments)
@@ -87,6 +60,7 @@ def test_several_models_in_one_table_with_reports_and_pictures(folders, tmp_path
     assert {path.name for path in (tmp_path / "out" / "ours").iterdir()} == {"robustness.json"} | pictures
     assert min(Image.open(tmp_path / "out" / "pruning_curves.png").size) > 400
 
+    request.getfixturevalue("quick_pictures")  # which have been looked at
     again = run_cli(*arguments)  # nothing is evaluated twice
     assert "Evaluating" not in again.stderr and again.stdout == result.stdout
     other = run_cli(*arguments, "--seed", "1")
@@ -159,10 +133,16 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     ours, out = str(folders / "ours"), ["--output_dir", str(tmp_path / "out")]
     few = ["--max_samples", "10", "--num_orders", "1", *out]
-    run_cli_cases(
+    assert_all_refused(
+        run_cli,
+        "hf-layershuffle",
         {
             "There is no model folder './missing'": ["evaluate", "./missing", *few],
-            "is a model of type 'blip_text_model', of which transformers has no classifier": ["evaluate", str(tmp_path / "blip"), *few],
+            "is a model of type 'blip_text_model', of which transformers has no classifier": [
+                "evaluate",
+                str(tmp_path / "blip"),
+                *few,
+            ],
             "There is no dataset folder './missing'": ["evaluate", ours, "--dataset_name", "./missing", *few],
             "has the classes 'cat', 'dog', which the model does not know": [
                 *("evaluate", ours, "--dataset_name", str(tmp_path / "animals"), *few)
@@ -207,34 +187,9 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
-@contextmanager
-def started_cli(*arguments):
-    command = [sys.executable, "-m", "hf_layershuffle_cli", *map(str, arguments)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def stop_at(process, text: str) -> list[str]:
-    """Ctrl-C as soon as the text stands on the standard error; the command's own lines after it."""
-    seen = ""
-    while text not in seen:
-        character = process.stderr.read(1)
-        assert character, seen
-        seen += character
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=100)
-    assert process.returncode == 130, seen + rest
-    assert "Traceback" not in rest, rest
-    return [line for line in rest.splitlines() if line.startswith("hf-layershuffle")]
-
-
 @pytest.fixture(scope="module")
 def deep(folders):
-    """A model that takes its time: each of 6 batches of the digits, 200 orders of 8 layers."""
+    """A model that takes its time: each of 6 batches of the digits, 100 orders of 8 layers."""
     labels = {"id2label": {i: str(i) for i in range(10)}, "num_labels": 10, "num_hidden_layers": 8}
     Architecture("vit").classifier(**labels, shuffle_mode="arbitrary").save_pretrained(folders / "deep")
     record_training(folders / "deep", arguments={}, dataset="digits")
@@ -242,11 +197,30 @@ def deep(folders):
     return folders / "deep"
 
 
+def assert_stopped(code: int, errors: str, message: str) -> None:
+    assert code == 130, errors
+    assert re.findall("hf-layershuffle:.*", errors) == [message]
+    assert "Traceback" not in errors, errors
+
+
 def test_an_evaluation_stopped_by_ctrl_c_goes_on(deep, tmp_path):
-    arguments = ["evaluate", deep, "--batch_size", "60", "--num_orders", "200", "--num_subsets", "1"]
+    arguments = ["evaluate", deep, "--batch_size", "60", "--num_orders", "100", "--num_subsets", "1"]
     arguments += ["--output_dir", tmp_path]
-    with started_cli(*arguments) as process:
-        assert stop_at(process, "| 2/6") == ["hf-layershuffle: stopped; run the same command again to go on"]
+    command = [sys.executable, "-m", "hf_layershuffle_cli", *map(str, arguments)]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+    try:
+        seen = ""
+        while "| 2/6" not in seen:
+            character = process.stderr.read(1)
+            assert character, seen
+            seen += character
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        process.communicate()
+    assert_stopped(process.returncode, rest, "hf-layershuffle: stopped; run the same command again to go on")
     assert [path.name for path in tmp_path.iterdir()] == [".evaluation.npz"]
     result = run_cli(*arguments)
     assert result.returncode == 0, result.stderr
@@ -254,17 +228,37 @@ def test_an_evaluation_stopped_by_ctrl_c_goes_on(deep, tmp_path):
     assert ls.RobustnessReport.load(tmp_path).num_images == 360
 
 
-def test_other_commands_stopped_by_ctrl_c_have_written_nothing(deep, tmp_path):
+class CtrlC(io.StringIO):
+    """Sends this process a Ctrl-C as soon as a text is written."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+
+    def write(self, written: str) -> int:
+        length = super().write(written)
+        if self.text and self.text in self.getvalue():
+            self.text = None
+            signal.raise_signal(signal.SIGINT)
+        return length
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("Measuring layers' updates:   0%", ["analyze", "--max_samples", "40"]),
+        ("Dropping layers:   0%", ["prune", "--search", "--num_layers", "1", "--max_samples", "40"]),
+        ("Evaluating", ["merge", "--random", "2", "--evaluate", "digits", "--max_samples", "40"]),
+    ],
+    ids=["analyze", "prune", "merge"],
+)
+def test_other_commands_stopped_by_ctrl_c_have_written_nothing(folders, tmp_path, text, arguments):
+    command, *options = arguments
     out = ["--output_dir", tmp_path / "out"]
-    commands = {
-        "Measuring layers' updates:   0%": ["analyze", deep, "--num_orders", "800", *out],
-        "Dropping layers:   0%": ["prune", deep, "--search", "--num_layers", "1", "--max_samples", "1437", *out],
-        "Evaluating": ["merge", deep, "--random", "200", "--evaluate", "digits", *out],
-    }
-    for text, arguments in commands.items():
-        with started_cli(*arguments) as process:
-            assert stop_at(process, text) == ["hf-layershuffle: stopped; nothing was written"]
-        assert not list(tmp_path.iterdir())
+    result = run_cli(command, folders / "ours", *options, *out, errors=CtrlC(text))
+    assert text in result.stderr
+    assert_stopped(result.returncode, result.stderr, "hf-layershuffle: stopped; nothing was written")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", ["hf_layershuffle", "hf_layershuffle_cli"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, Architecture, run_command, run_python
+from conftest import Architecture, run_python
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 import hf_layershuffle_cli
@@ -13,7 +13,7 @@ from hf_layershuffle.merging.random_merges import RandomMergeReport
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Path:
+def work(tmp_path, monkeypatch, quick_pictures) -> Path:
     """The current directory, with the models `a` and `b` for the digits."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("ab"):
@@ -41,15 +41,14 @@ def listing(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
-def test_a_plan_is_carried_out_in_a_fresh_process(work):
+def test_a_plan_is_carried_out(work, command):
     plan = MergePlan(
         sources={"a": "a", "b": "b"}, layers=[{"source": "b", "layer": 3}, {"source": "a", "layer": 1}], base="b"
     )
     plan.save(work / "plan.yaml")
-    script = [sys.executable, "-m", "hf_layershuffle_cli", "merge", "plan.yaml", "--output_dir", "out/merged"]
-    result = run_command(script, cwd=work, environment=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
-    assert "Saved to out/merged" in result.stdout
+    code, output, error = command("plan.yaml", "--output_dir", "out/merged")
+    assert code == 0, error
+    assert "Saved to out/merged" in output
     model, info = AutoModelForImageClassification.from_pretrained("out/merged", output_loading_info=True)
     assert not any(info.values())
     b = AutoModelForImageClassification.from_pretrained("b").state_dict()

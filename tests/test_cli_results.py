@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def work(saved, tmp_path, monkeypatch):
+def work(saved, tmp_path, monkeypatch, quick_pictures):
     """The current folder, with a model and two datasets of the same name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, "model")

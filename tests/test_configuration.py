@@ -1,11 +1,12 @@
 import json
 
 import pytest
-from conftest import TINY
+from conftest import TINY, of_both_architectures
 
 import hf_layershuffle as ls
 
 
+@of_both_architectures
 def test_flags_have_the_documented_defaults(architecture):
     config = architecture.config_class()
     assert config.shuffle_mode == "none"
@@ -19,6 +20,7 @@ def test_flags_have_the_documented_defaults(architecture):
     assert config.model_type == f"layershuffle_{architecture.name}"
 
 
+@of_both_architectures
 def test_save_and_load_change_nothing(architecture, tmp_path):
     config = architecture.config(
         shuffle_mode="window", shuffle_window=2, layerdrop=0.1, depth_embedding=True, execution_order=(3, 1, 1)
@@ -60,15 +62,15 @@ def test_save_and_load_change_nothing(architecture, tmp_path):
         ({"execution_order": 3}, "`execution_order` is 3"),
     ],
 )
-def test_bad_flags_are_refused(architecture, flags, message):
+def test_bad_flags_are_refused(vit, flags, message):
     with pytest.raises(ValueError, match=message):
-        architecture.config(**flags)
+        vit.config(**flags)
 
 
-def test_a_window_that_no_mode_uses_is_refused_where_it_is_passed_and_kept_where_it_is_stored(architecture, tmp_path):
-    architecture.config(shuffle_window=2).save_pretrained(tmp_path / "none")
-    architecture.config(shuffle_mode="window", shuffle_window=2).save_pretrained(tmp_path / "window")
-    load = architecture.config_class.from_pretrained
+def test_a_window_that_no_mode_uses_is_refused_where_it_is_passed_and_kept_where_it_is_stored(vit, tmp_path):
+    vit.config(shuffle_window=2).save_pretrained(tmp_path / "none")
+    vit.config(shuffle_mode="window", shuffle_window=2).save_pretrained(tmp_path / "window")
+    load = vit.config_class.from_pretrained
     with pytest.raises(ValueError, match="`shuffle_window` is 3, which `shuffle_mode='none'` does not use"):
         load(tmp_path / "none", shuffle_window=3)
     with pytest.raises(ValueError, match="`shuffle_mode='arbitrary'` does not use"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from conftest import REPOSITORY, run_command
+from conftest import REPOSITORY, of_both_architectures, run_command
 
 
 # In few launches: each takes as long as most checks
@@ -26,6 +26,7 @@ def test_two_processes(checks):
     )
 
 
+@of_both_architectures
 def test_accelerate_shards_layer_by_layer(architecture, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")

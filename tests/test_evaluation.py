@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from conftest import of_both_architectures
 from datasets import ClassLabel, DatasetDict
 from scipy import stats
 
@@ -56,8 +57,8 @@ def naive_scores(model, data, order):
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_the_report_is_that_of_the_naive_loop(architecture, flags):
-    model, data = lively(architecture.classifier(num_labels=7, **flags)), items(num_labels=7)
+def test_the_report_is_that_of_the_naive_loop(vit, flags):
+    model, data = lively(vit.classifier(num_labels=7, **flags)), items(num_labels=7)
     report = evaluate_robustness(model, data, num_orders=6, num_subsets=3, seed=1, batch_size=8, progress=False)
     checked = [report.sequential, report.reversed, *report.arbitrary.scores, *report.leave_one_out]
     checked += report.neighbour_swaps
@@ -185,6 +186,7 @@ def test_data_may_be_a_dataset_items_or_a_dataloader(vit):
         assert other.arbitrary.accuracy == report.arbitrary.accuracy
 
 
+@of_both_architectures
 def test_a_plain_model_is_accepted_and_left_as_it_was(architecture):
     plain, data = architecture.plain_classifier().train(), items()
     before = copy.deepcopy(plain.state_dict())

@@ -1,5 +1,6 @@
-"""Runs examples/train.py as a user does."""
+"""Runs examples/train.py as a user does, most of it in this process."""
 
+import functools
 import json
 import shutil
 import signal
@@ -10,16 +11,27 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, REPOSITORY, TINY, Architecture, run_command, run_python, run_train
+from conftest import (
+    ENVIRONMENT,
+    REPOSITORY,
+    TINY,
+    TRAIN,
+    Architecture,
+    assert_all_refused,
+    run_command,
+    run_python,
+    run_train,
+)
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, BertConfig, ViTImageProcessor, pipeline
 
 import hf_layershuffle as ls
+from hf_layershuffle.training.outcome import ARBITRARY_METRICS, print_table
 
 
-# A model and a run so small that a test takes seconds, most of them for the imports
+# A model and a run so small that a test takes seconds
 SHORT = [
     *("--per_device_train_batch_size", 8, "--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8),
     *("--save_steps", 2, "--eval_orders", 2),
@@ -39,9 +51,10 @@ def assert_same_weights(folder, other) -> None:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    """One run with a baseline; its folder and what it printed."""
+    """One run with a baseline, in a process of its own; its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run") / "digits-small"
-    result = run_train(*SMALL, "--baseline", "--output_dir", folder, "--report_to", "tensorboard")
+    arguments = [*SMALL, "--baseline", "--output_dir", folder, "--report_to", "tensorboard", "--use_cpu", "True"]
+    result = run_python(TRAIN, *arguments)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -180,7 +193,8 @@ def test_a_run_with_other_arguments_in_the_same_folder_is_refused(finished_run, 
             "1",
         ],
     }
-    assert_all_refused({message: [*arguments, *changed] for message, changed in other.items()}, tmp_path)
+    cases = {message: [*arguments, *changed] for message, changed in other.items()}
+    assert_all_refused(run_train, "train.py", cases, tmp_path)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -196,20 +210,12 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew_unless_its_argume
 
 
 def test_a_stopped_run_goes_on_to_the_weights_of_the_uninterrupted_one(tmp_path):
-    arguments = [*SMALL, "--max_steps", 400, "--save_steps", 50, "--save_total_limit", 1, "--eval_strategy", "no"]
+    arguments = [*SMALL, "--max_steps", 240, "--save_steps", 20, "--save_total_limit", 1, "--eval_strategy", "no"]
     arguments += ["--layerdrop", 0.2, "--depth_embedding", "True", "--crop_padding", 1, "--hidden_dropout_prob", 0.1]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_train(*arguments, "--output_dir", whole).returncode == 0
 
-    command = [
-        sys.executable,
-        REPOSITORY / "examples" / "train.py",
-        *arguments,
-        "--output_dir",
-        parts,
-        "--use_cpu",
-        "True",
-    ]
+    command = [sys.executable, TRAIN, *arguments, "--output_dir", parts, "--use_cpu", "True"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, **pipes)
     deadline = time.monotonic() + 120
@@ -250,7 +256,9 @@ def test_arguments_from_one_file(tmp_path, file_format):
     if file_format == "yaml":
         text = "learning_rate: 1e-4\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in arguments.items())
     path.write_text(text)
-    result = run_python(REPOSITORY / "examples" / "train.py", path, "--max_steps", "3")
+    # The warnings of a process of its own are seen; here pytest takes them
+    run = functools.partial(run_python, TRAIN) if file_format == "yaml" else run_train
+    result = run(path, "--max_steps", "3")
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["shuffle_mode"] == "window" and config["shuffle_window"] == 1
@@ -378,7 +386,7 @@ def test_two_processes_resume_to_the_weights_of_the_uninterrupted_run(tmp_path):
     launch = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
         *("--config_file", REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"),
-        *(REPOSITORY / "examples" / "train.py", *SMALL, "--layerdrop", 0.2, "--hidden_dropout_prob", 0.1, "--use_cpu"),
+        *(TRAIN, *SMALL, "--layerdrop", 0.2, "--hidden_dropout_prob", 0.1, "--use_cpu"),
         *("--crop_padding", 1, "--gradient_accumulation_steps", 2, "--eval_strategy", "no", "--save_total_limit", 9),
         *("--save_steps", 3),
     ]
@@ -397,7 +405,7 @@ def test_two_processes_resume_to_the_weights_of_the_uninterrupted_run(tmp_path):
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_processes_that_are_not_joined_are_refused(tmp_path, name):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    launch += [REPOSITORY / "examples" / "accelerate" / f"{name}.yaml", REPOSITORY / "examples" / "train.py", *SMALL]
+    launch += [REPOSITORY / "examples" / "accelerate" / f"{name}.yaml", TRAIN, *SMALL]
     result = run_command([*launch, "--output_dir", tmp_path / "run"])
     assert result.returncode != 0
     message = "train.py: error: The 2 processes were started for GPUs, of which there are none"
@@ -414,35 +422,6 @@ def assert_refused(result, message: str) -> None:
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: error: ") and message in last, result.stderr
     assert "Traceback" not in result.stderr
-
-
-def assert_all_refused(cases: dict[str, list], folder) -> None:
-    """All in one process, in `folder`: what a user sees is checked by the tests around these."""
-    code = f"""
-import io, re, sys
-from contextlib import redirect_stderr
-sys.path.insert(0, {str(REPOSITORY / "examples")!r})
-import train
-from hf_layershuffle.training.session import one_line_errors
-
-for message, arguments in {cases!r}.items():
-    alone = len(arguments) == 1
-    output = [] if alone or "--output_dir" in arguments else ["--output_dir", {str(folder / "run")!r}]
-    argv = [*arguments, *output, *([] if alone else ["--use_cpu", "True"])]
-    with redirect_stderr(io.StringIO()) as errors:
-        try:
-            with one_line_errors("train.py"):
-                train.main(argv)
-        except SystemExit as stop:
-            assert stop.code == 2, (arguments, stop.code)
-        else:
-            raise AssertionError(arguments)
-    lines = [line for line in errors.getvalue().splitlines() if line.startswith("train.py")]
-    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), (arguments, errors.getvalue())
-    assert message in lines[0] or "|" in message and re.search(message, lines[0]), (arguments, lines)
-"""
-    result = run_python(code, cwd=folder)
-    assert result.returncode == 0, result.stderr
 
 
 def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_path):
@@ -463,7 +442,8 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "must be sequential, arbitrary or layer indices": ["--execution_order", "backwards"],
         "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3", "--image_size", "8"],
         "must divide the width 64": ["--num_attention_heads", "7"],
-        "`architecture` is 'resnet'": ["--architecture", "resnet"],
+        "`architecture` is 'nope', which": ["--architecture", "nope"],
+        "ResNetForImageClassification has no list of layers": ["--architecture", "resnet"],
         "no dataset folder": ["--dataset_name", "./missing"],
         "has no column 'pixels'": ["--image_column_name", "pixels"],
         "`max_train_samples` is 0; it must be at least 1": ["--max_train_samples", "0"],
@@ -515,24 +495,24 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "missing.yaml": [str(tmp_path / "missing.yaml")],
         "images are read with 1 (grey) or 3 (RGB) channels": ["--num_channels", "2"],
     }
-    assert_all_refused(cases, tmp_path)
+
+    def run(*arguments, cwd):
+        output = [] if "--output_dir" in arguments else ["--output_dir", tmp_path / "run"]
+        return run_train(*arguments, *output, cwd=cwd)
+
+    assert_all_refused(run, "train.py", cases, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("broken.json", "broken.yaml", "list.yaml", "occupied")
     ]
     assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
 
 
-def test_the_table_folds_long_names():
-    code = """
-from hf_layershuffle.training.outcome import ARBITRARY_METRICS, print_table
-
-name = "layershuffle-layerdrop-depth-predict"
-print_table({name: (dict.fromkeys(["eval_accuracy", *map("eval_{}".format, ARBITRARY_METRICS)], 0.5), 16)})
-"""
-    result = run_python(code, environment={"COLUMNS": "72"})
-    assert result.returncode == 0, result.stderr
-    rows = [line.split("│") for line in result.stdout.splitlines() if line.startswith("│")]
-    assert len(rows) > 1 and "".join(row[1].strip() for row in rows) == "layershuffle-layerdrop-depth-predict"
+def test_the_table_folds_long_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "72")
+    name = "layershuffle-layerdrop-depth-predict"
+    print_table({name: (dict.fromkeys(["eval_accuracy", *map("eval_{}".format, ARBITRARY_METRICS)], 0.5), 16)})
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert len(rows) > 1 and "".join(row[1].strip() for row in rows) == name
 
 
 def test_help_is_printed():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, run_python
+from conftest import REPOSITORY, TINY, run_here, script
 
 import hf_layershuffle as ls
 
@@ -16,7 +16,9 @@ SMALL = "--image_size 8 --patch_size 4 --hidden_size 16 --num_attention_heads 2 
 
 def grid(folder, *arguments):
     paths = ("--records", folder / "runs.jsonl", "--work_dir", folder / "work", "--pages", folder / "docs" / "page.md")
-    return run_python(REPOSITORY / "experiments" / "grid.py", *paths, *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        return run_here(script(EXPERIMENTS / "grid.py").main, "grid.py", *paths, *arguments)
 
 
 @pytest.fixture(autouse=True)

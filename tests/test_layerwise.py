@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import Architecture
+from conftest import Architecture, of_both_architectures
 from transformers import BlipTextConfig, BlipTextModel
 
 from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
@@ -9,8 +9,8 @@ from hf_layershuffle.layerwise import LayerwiseClassifier
 
 @pytest.mark.parametrize("flags", [{}, {"depth_embedding": True, "position_predictor": True}])
 @torch.no_grad()
-def test_layers_one_by_one_give_the_logits_of_the_order(architecture, batch, flags):
-    model = architecture.classifier(**flags).eval()
+def test_layers_one_by_one_give_the_logits_of_the_order(vit, batch, flags):
+    model = vit.classifier(**flags).eval()
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     parts = LayerwiseClassifier(model)
@@ -27,6 +27,7 @@ def test_layers_one_by_one_give_the_logits_of_the_order(architecture, batch, fla
         assert position_logits == [None] * 6
 
 
+@of_both_architectures
 def test_a_plain_classifier_becomes_a_layershuffle_one_that_shares_its_weights(architecture, batch):
     plain = architecture.plain_classifier(attn_implementation="eager").eval()
     ours = as_layershuffle(plain)
@@ -40,6 +41,7 @@ def test_a_plain_classifier_becomes_a_layershuffle_one_that_shares_its_weights(a
     assert as_layershuffle(ours) is ours
 
 
+@of_both_architectures
 def test_plain_and_layershuffle_folders_load(architecture, tmp_path, batch):
     plain, ours = architecture.plain_classifier().eval(), architecture.classifier(shuffle_mode="arbitrary").eval()
     for name, model in (("plain", plain), ("ours", ours)):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import Architecture, run_python
+from conftest import Architecture, of_both_architectures, run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTImageProcessor
 
@@ -34,6 +34,7 @@ def with_new_names(folder, architecture):
     return folder.with_name("new")
 
 
+@of_both_architectures
 @pytest.mark.parametrize("names", ["old", "new"])
 @pytest.mark.parametrize(
     "flags", [{}, {"shuffle_mode": "arbitrary", "depth_embedding": True, "position_predictor": True}]
@@ -53,6 +54,7 @@ def test_a_plain_checkpoint_loads_completely(architecture, plain_folder, batch, 
     assert model.config.model_type == f"layershuffle_{architecture.name}"
 
 
+@of_both_architectures
 def test_the_base_model_loads_from_a_plain_classifier(architecture, plain_folder, batch):
     plain = architecture.plain_model_class.from_pretrained(plain_folder, add_pooling_layer=False).eval()
     model = architecture.model_class.from_pretrained(plain_folder, add_pooling_layer=False).eval()
@@ -97,6 +99,7 @@ def test_a_saved_folder_holds_safetensors_and_the_code_files_only(saved_folder):
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification"}
 
 
+@of_both_architectures
 def test_auto_classes_give_what_was_saved(architecture, saved_folder):
     assert type(AutoConfig.from_pretrained(saved_folder)) is architecture.config_class
     assert type(AutoModel.from_pretrained(saved_folder)) is architecture.model_class
@@ -111,6 +114,7 @@ def test_auto_classes_give_what_was_saved(architecture, saved_folder):
     torch.testing.assert_close(model(**example(), execution_order=[3, 0, 1]).logits, expected)
 
 
+@of_both_architectures
 def test_saving_a_base_model_serves_both_auto_classes(architecture, tmp_path):
     model = architecture.model_class(architecture.config(depth_embedding=True))
     model.save_pretrained(tmp_path)
@@ -159,7 +163,7 @@ def test_a_saved_folder_works_in_a_fresh_process(saved_folder, tmp_path, how):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_an_error(architecture, saved_folder, fraction):
+def test_a_truncated_checkpoint_is_an_error(vit, saved_folder, fraction):
     path = saved_folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
@@ -167,19 +171,19 @@ def test_a_truncated_checkpoint_is_an_error(architecture, saved_folder, fraction
         AutoModelForImageClassification.from_pretrained(saved_folder)
 
 
-def test_a_corrupted_header_is_an_error(architecture, saved_folder):
+def test_a_corrupted_header_is_an_error(vit, saved_folder):
     path = saved_folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[8:40] = b"x" * 32
     path.write_bytes(content)
     with pytest.raises(OSError, match="truncated or corrupted"):
-        architecture.classifier_class.from_pretrained(saved_folder)
+        vit.classifier_class.from_pretrained(saved_folder)
 
 
-def test_a_folder_without_weights_is_an_error(architecture, saved_folder):
+def test_a_folder_without_weights_is_an_error(vit, saved_folder):
     (saved_folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        architecture.classifier_class.from_pretrained(saved_folder)
+        vit.classifier_class.from_pretrained(saved_folder)
 
 
 LOST = {
@@ -195,7 +199,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("pattern", LOST.values(), ids=LOST)
-def test_a_checkpoint_that_lost_tensors_is_refused(architecture, saved_folder, pattern):
+def test_a_checkpoint_that_lost_tensors_is_refused(vit, saved_folder, pattern):
     path = saved_folder / "model.safetensors"
     tensors = load_file(path)
     lost = [name for name in tensors if re.search(pattern, name)]
@@ -206,10 +210,10 @@ def test_a_checkpoint_that_lost_tensors_is_refused(architecture, saved_folder, p
 
 
 @pytest.mark.parametrize("ignore_mismatched_sizes", [False, True])
-def test_a_depth_that_was_edited_upwards_is_refused(architecture, plain_folder, ignore_mismatched_sizes):
+def test_a_depth_that_was_edited_upwards_is_refused(vit, plain_folder, ignore_mismatched_sizes):
     config = json.loads((plain_folder / "config.json").read_text())
     (plain_folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
-    load = architecture.classifier_class.from_pretrained
+    load = vit.classifier_class.from_pretrained
     with pytest.raises(
         ValueError, match=r"lacks tensors .*layers\.4\..* and 29 more.*`num_hidden_layers` \(6\) is more"
     ):
@@ -217,34 +221,30 @@ def test_a_depth_that_was_edited_upwards_is_refused(architecture, plain_folder, 
     assert len(load(plain_folder, num_hidden_layers=4).base_model.layers) == 4
 
 
-def test_what_is_new_by_request_may_be_missing(architecture, tmp_path):
-    base = architecture.model_class(architecture.config(), add_pooling_layer=False)
+def test_what_is_new_by_request_may_be_missing(vit, tmp_path):
+    base = vit.model_class(vit.config(), add_pooling_layer=False)
     base.save_pretrained(tmp_path)
     flags = {"depth_embedding": True, "position_predictor": True, "num_labels": 3}
-    model = architecture.classifier_class.from_pretrained(tmp_path, **flags)  # a new head too
+    model = vit.classifier_class.from_pretrained(tmp_path, **flags)  # a new head too
     assert torch.equal(model.base_model.layers[3].mlp.fc2.weight, base.layers[3].mlp.fc2.weight)
-    masked = architecture.model_class.from_pretrained(tmp_path, use_mask_token=True)  # and a pooler
+    masked = vit.model_class.from_pretrained(tmp_path, use_mask_token=True)  # and a pooler
     assert torch.equal(masked.layers[3].mlp.fc2.weight, base.layers[3].mlp.fc2.weight)
     model.save_pretrained(tmp_path / "head")
-    again = architecture.classifier_class.from_pretrained(
-        tmp_path / "head", num_labels=7, ignore_mismatched_sizes=True
-    )
+    again = vit.classifier_class.from_pretrained(tmp_path / "head", num_labels=7, ignore_mismatched_sizes=True)
     assert again.classifier.out_features == 7
 
 
-def test_a_predictor_for_another_depth_is_refused(architecture, saved_folder):
+def test_a_predictor_for_another_depth_is_refused(vit, saved_folder):
     with pytest.raises(ValueError, match=r"position_head.dense.weight is \(4, 32\) there and \(3, 32\) here"):
-        architecture.classifier_class.from_pretrained(saved_folder, num_hidden_layers=3)
-    model = architecture.classifier_class.from_pretrained(
-        saved_folder, num_hidden_layers=3, ignore_mismatched_sizes=True
-    )
+        vit.classifier_class.from_pretrained(saved_folder, num_hidden_layers=3)
+    model = vit.classifier_class.from_pretrained(saved_folder, num_hidden_layers=3, ignore_mismatched_sizes=True)
     assert len(model.base_model.layers) == 3
 
 
-def test_another_number_of_classes_is_refused_unless_asked_for(architecture, plain_folder):
+def test_another_number_of_classes_is_refused_unless_asked_for(vit, plain_folder):
     with pytest.raises(ValueError, match=r"classifier.weight is \(5, 32\) there and \(7, 32\) here"):
-        architecture.classifier_class.from_pretrained(plain_folder, num_labels=7)
-    model = architecture.classifier_class.from_pretrained(plain_folder, num_labels=7, ignore_mismatched_sizes=True)
+        vit.classifier_class.from_pretrained(plain_folder, num_labels=7)
+    model = vit.classifier_class.from_pretrained(plain_folder, num_labels=7, ignore_mismatched_sizes=True)
     assert model.classifier.out_features == 7
 
 
@@ -256,11 +256,12 @@ def test_the_wrong_architecture_is_refused_instead_of_a_random_encoder(tmp_path)
         ls.LayerShuffleDeiTForImageClassification.from_pretrained(tmp_path)
 
 
-def test_bad_flags_are_refused_when_loading(architecture, plain_folder):
+def test_bad_flags_are_refused_when_loading(vit, plain_folder):
     with pytest.raises(ValueError, match="`shuffle_mode` is 'random'"):
-        architecture.classifier_class.from_pretrained(plain_folder, shuffle_mode="random")
+        vit.classifier_class.from_pretrained(plain_folder, shuffle_mode="random")
 
 
+@of_both_architectures
 def test_importing_the_package_leaves_plain_models_alone(plain_folder, architecture):
     assert "hf_layershuffle" in sys.modules
     model = AutoModelForImageClassification.from_pretrained(plain_folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Architecture, run_python
+from conftest import Architecture, of_both_architectures, run_python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
@@ -119,6 +119,7 @@ def test_a_merge_of_one_source_equals_the_same_execution_order(sources, tmp_path
         torch.testing.assert_close(output.position_logits, expected.position_logits[..., : len(order)])
 
 
+@of_both_architectures
 def test_a_merge_by_plan_equals_the_one_built_in_memory(architecture, sources, tmp_path, batch):
     plan = MergePlan(
         sources=dict(zip("ab", sources)),
@@ -233,7 +234,6 @@ assert again.config.merge_plan == model.config.merge_plan
 """
 
 
-@pytest.mark.parametrize("architecture", ["vit"], indirect=True)
 @pytest.mark.parametrize("how", ["package", "remote code"])
 def test_a_merge_works_in_a_fresh_process(sources, tmp_path, how):
     model = merged(MergePlan.random(sources, seed=1), tmp_path / "out", max_shard_size="50KB")
@@ -276,6 +276,7 @@ def test_a_merge_does_not_claim_its_base_was_all_it_came_from(vit, tmp_path):
     assert not hasattr(merged(in_place(str(tmp_path / "short"), 2), tmp_path / "out").config, "pruned_from")
 
 
+@of_both_architectures
 @pytest.mark.parametrize("kind", ["classifier", "plain_classifier"])
 def test_an_image_processor_without_a_type_stays_readable(architecture, tmp_path, kind):
     source = save(getattr(architecture, kind)(), tmp_path / "a")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import disk_offload
 from accelerate.utils import compile_regions
-from conftest import record_layer_calls
+from conftest import of_both_architectures, record_layer_calls
 from scipy.stats import chisquare
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -32,12 +32,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 # --- Without flags it is transformers' own model ---
 
 
+@of_both_architectures
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_without_flags_it_equals_the_plain_model_bit_for_bit(architecture, batch, attn_implementation, dropout):
-    kwargs = dict(
-        attn_implementation=attn_implementation, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
+def test_without_flags_it_equals_the_plain_model_bit_for_bit(architecture, batch, attn_implementation):
+    """With dropout; test_families.py has it without."""
+    kwargs = dict(attn_implementation=attn_implementation, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     plain, ours = architecture.plain_classifier(**kwargs), architecture.classifier(**kwargs)
     assert ours.config._attn_implementation == attn_implementation
     outputs = []
@@ -57,8 +56,8 @@ def test_without_flags_it_equals_the_plain_model_bit_for_bit(architecture, batch
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25])
-def test_the_residual_init_scale_scales_what_writes_into_the_residual_stream(architecture, scale):
-    model = architecture.classifier(residual_init_scale=scale, initializer_range=0.1, **EXTRAS)
+def test_the_residual_init_scale_scales_what_writes_into_the_residual_stream(vit, scale):
+    model = vit.classifier(residual_init_scale=scale, initializer_range=0.1, **EXTRAS)
     for layer in model.base_model.layers:
         for module in (layer.attention.o_proj, layer.mlp.fc2):
             assert module.weight.std().item() == pytest.approx(0.1 * scale, rel=0.1)
@@ -66,8 +65,8 @@ def test_the_residual_init_scale_scales_what_writes_into_the_residual_stream(arc
             assert module.weight.std().item() == pytest.approx(0.1, rel=0.1)
 
 
-def test_with_a_residual_init_scale_of_0_no_order_differs_at_first_and_all_weights_learn(architecture, batch):
-    model = architecture.classifier(residual_init_scale=0.0).train()
+def test_with_a_residual_init_scale_of_0_no_order_differs_at_first_and_all_weights_learn(vit, batch):
+    model = vit.classifier(residual_init_scale=0.0).train()
     logits = [
         model(batch["pixel_values"], execution_order=order).logits for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2])
     ]
@@ -80,14 +79,15 @@ def test_with_a_residual_init_scale_of_0_no_order_differs_at_first_and_all_weigh
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
 
 
-def test_a_residual_init_scale_leaves_loaded_weights_alone(architecture, tmp_path):
-    plain = architecture.plain_classifier()
+def test_a_residual_init_scale_leaves_loaded_weights_alone(vit, tmp_path):
+    plain = vit.plain_classifier()
     plain.save_pretrained(tmp_path)
-    loaded = architecture.classifier_class.from_pretrained(tmp_path, residual_init_scale=0.0)
+    loaded = vit.classifier_class.from_pretrained(tmp_path, residual_init_scale=0.0)
     weight = loaded.base_model.layers[0].mlp.fc2.weight
     assert torch.equal(weight, plain.base_model.layers[0].mlp.fc2.weight) and weight.abs().sum() > 0
 
 
+@of_both_architectures
 def test_the_base_model_without_flags_equals_the_plain_one(architecture, batch):
     torch.manual_seed(0)
     plain = architecture.plain_model_class(architecture.plain_classifier().config).eval()
@@ -97,12 +97,6 @@ def test_the_base_model_without_flags_equals_the_plain_one(architecture, batch):
     expected, actual = plain(batch["pixel_values"]), ours(batch["pixel_values"])
     assert torch.equal(actual.last_hidden_state, expected.last_hidden_state)
     assert torch.equal(actual.pooler_output, expected.pooler_output)
-
-
-def test_the_same_seed_gives_the_same_initial_weights_as_the_plain_model(architecture):
-    plain, ours = architecture.plain_classifier().state_dict(), architecture.classifier().state_dict()
-    assert list(plain) == list(ours)
-    assert all(torch.equal(ours[name], tensor) for name, tensor in plain.items())
 
 
 def test_without_flags_training_draws_no_random_numbers(vit, batch):
@@ -128,8 +122,8 @@ def test_without_flags_training_draws_no_random_numbers(vit, batch):
 )
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("flags", [{}, EXTRAS])
-def test_the_order_of_a_call_is_the_order_that_runs(architecture, batch, order, expected, training, flags):
-    model = architecture.classifier(**flags).train(training)
+def test_the_order_of_a_call_is_the_order_that_runs(vit, batch, order, expected, training, flags):
+    model = vit.classifier(**flags).train(training)
     calls = record_layer_calls(model)
     output = model(**batch, execution_order=order)
     assert calls == expected
@@ -139,17 +133,6 @@ def test_the_order_of_a_call_is_the_order_that_runs(architecture, batch, order, 
         assert output.position_logits.shape == (6, len(expected), 4)
     else:
         assert output.position_logits is None
-
-
-def test_an_order_computes_what_its_layers_compute_one_after_the_other(architecture, batch):
-    model = randomize(architecture.classifier()).eval()
-    base = model.base_model
-    hidden_states = base.embeddings(batch["pixel_values"])
-    for index in [2, 0, 0, 3]:
-        hidden_states = base.layers[index](hidden_states)
-    expected = model.classifier(base.layernorm(hidden_states)[:, 0])
-    assert torch.equal(model(batch["pixel_values"], execution_order=[2, 0, 0, 3]).logits, expected)
-    assert not torch.equal(model(batch["pixel_values"]).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +148,8 @@ def test_an_order_computes_what_its_layers_compute_one_after_the_other(architect
         ({"shuffle_mode": "arbitrary", "layerdrop": 0.5}, lambda order: len(set(order)) == len(order) > 0),
     ],
 )
-def test_training_draws_the_order_that_the_mode_allows(architecture, batch, flags, allowed):
-    model = architecture.classifier(**flags).train()
+def test_training_draws_the_order_that_the_mode_allows(vit, batch, flags, allowed):
+    model = vit.classifier(**flags).train()
     calls, orders = record_layer_calls(model), []
     for _ in range(20):
         calls.clear()
@@ -190,8 +173,8 @@ def test_evaluation_is_sequential_and_deterministic_by_default(vit, batch, flags
     assert torch.equal(model(**batch).logits, model(**batch).logits)
 
 
-def test_evaluation_follows_the_configured_order(architecture, batch):
-    model = randomize(architecture.classifier(execution_order=[3, 3, 0])).eval()
+def test_evaluation_follows_the_configured_order(vit, batch):
+    model = randomize(vit.classifier(execution_order=[3, 3, 0])).eval()
     expected = model(**batch, execution_order=[3, 3, 0]).logits
     assert torch.equal(model(**batch).logits, expected)
     model.config.execution_order = "arbitrary"
@@ -214,8 +197,8 @@ def test_evaluation_in_between_leaves_the_orders_of_training_alone(vit, batch):
     assert not any(order in runs[0] for order in evaluated)
 
 
-def test_hidden_states_are_in_execution_order(architecture, batch):
-    model = randomize(architecture.classifier(**EXTRAS)).eval()
+def test_hidden_states_are_in_execution_order(vit, batch):
+    model = randomize(vit.classifier(**EXTRAS)).eval()
     outputs = {}
     for index, layer in enumerate(model.base_model.layers):
         layer.register_forward_hook(lambda module, args, output, index=index: outputs.update({index: output[0]}))
@@ -241,9 +224,9 @@ def test_tuples_instead_of_outputs(vit, batch):
 # --- Depth embedding ---
 
 
-def test_a_fresh_depth_path_changes_nothing_and_learns(architecture, batch):
-    plain = architecture.plain_classifier().eval()
-    model = architecture.classifier(depth_embedding=True).eval()
+def test_a_fresh_depth_path_changes_nothing_and_learns(vit, batch):
+    plain = vit.plain_classifier().eval()
+    model = vit.classifier(depth_embedding=True).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
     model.train()
@@ -292,8 +275,8 @@ def test_second_derivatives_of_the_depth_projection_are_exact():
 
 
 @torch.no_grad()
-def test_the_depth_projection_is_added_before_the_block(architecture, batch):
-    model, plain = architecture.classifier(depth_embedding=True).eval(), architecture.plain_classifier().eval()
+def test_the_depth_projection_is_added_before_the_block(vit, batch):
+    model, plain = vit.classifier(depth_embedding=True).eval(), vit.plain_classifier().eval()
     randomize(model)
     plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
     base, hidden_states = model.base_model, model.base_model.embeddings(batch["pixel_values"])
@@ -305,8 +288,8 @@ def test_the_depth_projection_is_added_before_the_block(architecture, batch):
     torch.testing.assert_close(model(batch["pixel_values"], execution_order=[2, 0]).logits, expected)
 
 
-def test_a_fresh_deit_with_depth_embedding_is_finite_in_fp16(architecture, batch):
-    model = architecture.classifier(depth_embedding=True, layer_norm_eps=1e-12).train()
+def test_a_fresh_model_with_depth_embedding_is_finite_in_fp16(vit, batch):
+    model = vit.classifier(depth_embedding=True, layer_norm_eps=1e-12).train()
     with torch.autocast("cpu", torch.float16):
         loss = model(**batch).loss
     loss.backward()
@@ -327,8 +310,8 @@ def test_a_layer_is_told_its_position_not_its_index(vit, batch):
 # --- Position predictor ---
 
 
-def test_the_position_loss_belongs_to_training_only(architecture, batch):
-    model = randomize(architecture.classifier(position_predictor=True, position_loss_weight=0.5))
+def test_the_position_loss_belongs_to_training_only(vit, batch):
+    model = randomize(vit.classifier(position_predictor=True, position_loss_weight=0.5))
     order = [2, 0, 3, 1]
     evaluation = model.eval()(**batch, execution_order=order)
     training = model.train()(**batch, execution_order=order)
@@ -440,10 +423,10 @@ def test_a_bad_configured_order_is_refused(vit, batch):
 
 
 @pytest.mark.parametrize("label", [5, -1])
-def test_labels_outside_the_classes_are_refused(architecture, batch, label):
+def test_labels_outside_the_classes_are_refused(vit, batch, label):
     batch["labels"][2] = label
     with pytest.raises(ValueError, match=f"`labels` holds {label}, but this model has 5 classes"):
-        architecture.classifier()(**batch)
+        vit.classifier()(**batch)
 
 
 def test_ignored_labels_are_allowed(vit, batch):
@@ -466,27 +449,27 @@ def test_left_out_labels_of_several_classes_are_refused(vit, batch):
 
 
 @pytest.mark.parametrize(("shape", "message"), [((2, 3, 12, 12), "Input image size"), ((2, 1, 8, 8), "channel")])
-def test_images_of_another_size_or_channel_count_are_refused(architecture, shape, message):
+def test_images_of_another_size_or_channel_count_are_refused(vit, shape, message):
     with pytest.raises(ValueError, match=message):
-        architecture.classifier()(torch.randn(shape))
+        vit.classifier()(torch.randn(shape))
 
 
-def test_images_of_another_size_can_be_interpolated(architecture):
-    model = architecture.classifier().eval()
+def test_images_of_another_size_can_be_interpolated(vit):
+    model = vit.classifier().eval()
     assert model(torch.randn(2, 3, 16, 16), interpolate_pos_encoding=True).logits.shape == (2, 5)
 
 
-def test_missing_images_are_refused(architecture):
+def test_missing_images_are_refused(vit):
     with pytest.raises(ValueError, match="`pixel_values` is None"):
-        architecture.classifier()(labels=torch.zeros(2, dtype=torch.long))
+        vit.classifier()(labels=torch.zeros(2, dtype=torch.long))
 
 
 # --- What users of transformers combine it with ---
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(architecture, batch, use_reentrant):
-    model = randomize(architecture.classifier(shuffle_mode="arbitrary", **EXTRAS)).train()
+def test_gradient_checkpointing_gives_the_same_gradients(vit, batch, use_reentrant):
+    model = randomize(vit.classifier(shuffle_mode="arbitrary", **EXTRAS)).train()
     twin = copy.deepcopy(model)
     twin.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     for each in (model, twin):
@@ -498,8 +481,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(architecture, batch, us
         torch.testing.assert_close(other.grad, parameter.grad, msg=name)
 
 
-def test_bf16_autocast(architecture, batch):
-    model = architecture.classifier(shuffle_mode="arbitrary", **EXTRAS).train()
+def test_bf16_autocast(vit, batch):
+    model = vit.classifier(shuffle_mode="arbitrary", **EXTRAS).train()
     expected = model(**batch, execution_order=[3, 2, 1, 0])
     with torch.autocast("cpu", torch.bfloat16):
         output = model(**batch, execution_order=[3, 2, 1, 0])
@@ -509,8 +492,8 @@ def test_bf16_autocast(architecture, batch):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
-def test_bf16_weights(architecture, batch):
-    model = architecture.classifier(shuffle_mode="arbitrary", **EXTRAS).to(torch.bfloat16).train()
+def test_bf16_weights(vit, batch):
+    model = vit.classifier(shuffle_mode="arbitrary", **EXTRAS).to(torch.bfloat16).train()
     output = model(**batch)
     output.loss.backward()
     assert output.logits.dtype == torch.bfloat16
@@ -560,16 +543,16 @@ def test_a_stream_seeded_after_compilation_reaches_the_compiled_model(vit):
     assert [compiled.vit.resolve_execution_order() for _ in range(3)] == first
 
 
-def test_fsdp_and_device_maps_find_the_layer_class(architecture):
-    model = architecture.classifier(**EXTRAS)
+def test_fsdp_and_device_maps_find_the_layer_class(vit):
+    model = vit.classifier(**EXTRAS)
     names = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= names
     assert type(model.base_model.layers[0]).__name__ in model._no_split_modules
 
 
 @pytest.mark.parametrize("flags", [{}, EXTRAS])
-def test_gradients_of_single_images_by_torch_func(architecture, batch, flags):
-    model = randomize(architecture.classifier(attn_implementation="eager", **flags)).train()
+def test_gradients_of_single_images_by_torch_func(vit, batch, flags):
+    model = randomize(vit.classifier(attn_implementation="eager", **flags)).train()
     parameters = dict(model.named_parameters())
 
     def loss(parameters, image, label):
@@ -602,8 +585,8 @@ def test_lora_takes_effect_before_it_is_merged(vit, batch, target_modules):
 
 
 @torch.no_grad()
-def test_weights_offloaded_to_disk_give_the_same(architecture, batch, tmp_path):
-    model = randomize(architecture.classifier(**EXTRAS)).eval()
+def test_weights_offloaded_to_disk_give_the_same(vit, batch, tmp_path):
+    model = randomize(vit.classifier(**EXTRAS)).eval()
     expected = model(**batch, execution_order=[3, 0, 2])
     disk_offload(model, tmp_path, execution_device="cpu")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -654,9 +637,11 @@ def test_random_orders_still_run_in_a_compiled_model(vit, batch):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(("flags", "order"), [({}, None), (EXTRAS, None), ({}, [3, 1, 0])])
-def test_strict_export_of_an_order_that_does_not_change(vit, batch, training, flags, order):
+@pytest.mark.parametrize(
+    ("flags", "order", "training"),
+    [({}, None, False), (EXTRAS, None, True), (EXTRAS, None, False), ({}, [3, 1, 0], False)],
+)
+def test_strict_export_of_an_order_that_does_not_change(vit, batch, flags, order, training):
     model = randomize(vit.classifier(**flags)).train(training)
     inputs = {"pixel_values": batch["pixel_values"]} | ({"execution_order": order} if order else {})
     shapes = {"pixel_values": {0: torch.export.Dim("batch", min=2)}} | (
@@ -675,8 +660,8 @@ def test_strict_export_of_an_order_that_does_not_change(vit, batch, training, fl
 
 
 @pytest.mark.parametrize("flags", [{}, EXTRAS])
-def test_layers_cut_by_hand_are_refused_with_the_remedy(architecture, batch, tmp_path, flags):
-    model = randomize(architecture.classifier(**flags)).eval()
+def test_layers_cut_by_hand_are_refused_with_the_remedy(vit, batch, tmp_path, flags):
+    model = randomize(vit.classifier(**flags)).eval()
     expected = model(batch["pixel_values"], execution_order=[0, 1]).logits
     model.base_model.layers = model.base_model.layers[:2]
     for use in (
@@ -689,17 +674,17 @@ def test_layers_cut_by_hand_are_refused_with_the_remedy(architecture, batch, tmp
     assert not (tmp_path / "cut").exists()
     model = ls.prune_layers(model, [0, 1])  # as the message says
     model.save_pretrained(tmp_path / "pruned")
-    loaded = architecture.classifier_class.from_pretrained(tmp_path / "pruned").eval()
+    loaded = vit.classifier_class.from_pretrained(tmp_path / "pruned").eval()
     torch.testing.assert_close(loaded(batch["pixel_values"]).logits, expected)
 
 
-def test_the_depth_of_vectors_and_heads_is_checked_too(architecture, batch, tmp_path):
+def test_the_depth_of_vectors_and_heads_is_checked_too(vit, batch, tmp_path):
     for flag in EXTRAS:
-        model = architecture.classifier(**{flag: True})
+        model = vit.classifier(**{flag: True})
         model.base_model.layers, model.config.num_hidden_layers = model.base_model.layers[:2], 2
         with pytest.raises(ValueError, match=r"has 2 layers, but the number of .* is 4"):
             model.save_pretrained(tmp_path)
-    model = architecture.classifier()
+    model = vit.classifier()
     model.base_model.layers, model.config.num_hidden_layers = model.base_model.layers[:2], 2
     model.save_pretrained(tmp_path)
-    assert len(architecture.classifier_class.from_pretrained(tmp_path).base_model.layers) == 2
+    assert len(vit.classifier_class.from_pretrained(tmp_path).base_model.layers) == 2

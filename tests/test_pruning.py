@@ -2,7 +2,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import record_layer_calls, run_python
+from conftest import of_both_architectures, record_layer_calls, run_python
 from transformers import AutoModelForImageClassification
 
 import hf_layershuffle as ls
@@ -23,8 +23,8 @@ def lively(model):
 
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("keep", [[0, 2], [3, 1, 0], [2], [0, 1, 2, 3]])
-def test_a_pruned_model_computes_the_logits_of_its_layers(architecture, batch, flags, keep):
-    model = lively(architecture.classifier(**flags))
+def test_a_pruned_model_computes_the_logits_of_its_layers(vit, batch, flags, keep):
+    model = lively(vit.classifier(**flags))
     pruned = prune_layers(model, keep)
     assert type(pruned) is type(model) and not pruned.training
     assert pruned.config.num_hidden_layers == len(pruned.base_model.layers) == len(keep)
@@ -42,8 +42,8 @@ def test_a_pruned_model_computes_the_logits_of_its_layers(architecture, batch, f
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_hidden_states_of_a_pruned_model_are_captured_once(architecture, batch, hooked):
-    model = architecture.classifier().eval()
+def test_hidden_states_of_a_pruned_model_are_captured_once(vit, batch, hooked):
+    model = vit.classifier().eval()
     if hooked:  # transformers installs its hooks on the first call that asks for hidden states
         model(**batch, output_hidden_states=True)
     pruned = prune_layers(model, [2, 0])
@@ -53,6 +53,7 @@ def test_hidden_states_of_a_pruned_model_are_captured_once(architecture, batch, 
     assert all(map(torch.equal, outputs.hidden_states, expected.hidden_states))
 
 
+@of_both_architectures
 def test_plain_models_and_base_models_are_pruned_alike(architecture, batch):
     plain = architecture.plain_classifier().eval()
     pruned = prune_layers(plain, [0, 3])
@@ -90,8 +91,8 @@ def test_a_pruned_model_trains(vit, batch, flags):
     assert missing == set()
 
 
-def test_a_pruned_model_records_its_origin(architecture, tmp_path):
-    for name, model in {"whole": architecture.classifier(), "plain": architecture.plain_classifier()}.items():
+def test_a_pruned_model_records_its_origin(vit, tmp_path):
+    for name, model in {"whole": vit.classifier(), "plain": vit.plain_classifier()}.items():
         model.save_pretrained(tmp_path / name)
         model = AutoModelForImageClassification.from_pretrained(tmp_path / name)
         prune_layers(model, [3, 0, 2]).save_pretrained(tmp_path / "short")
@@ -143,9 +144,9 @@ def test_bad_layers_are_refused(vit, keep, message):
 
 
 @pytest.mark.parametrize("kind", ["peft model", "its base model", "adapter of transformers"])
-def test_models_with_adapters_are_refused_with_the_remedy(architecture, batch, kind):
+def test_models_with_adapters_are_refused_with_the_remedy(vit, batch, kind):
     model, lora = (
-        lively(architecture.classifier()),
+        lively(vit.classifier()),
         peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
     )
     if kind == "adapter of transformers":
@@ -167,8 +168,8 @@ def test_other_models_are_refused(vit):
             prune_layers(model, [0])
 
 
-def test_a_plain_model_whose_layers_were_cut_by_hand_is_pruned_to_its_layers(architecture, batch):
-    plain = lively(architecture.plain_classifier())
+def test_a_plain_model_whose_layers_were_cut_by_hand_is_pruned_to_its_layers(vit, batch):
+    plain = lively(vit.plain_classifier())
     plain.base_model.layers = plain.base_model.layers[1:]
     pruned = prune_layers(plain, [0, 1, 2])
     assert pruned.config.num_hidden_layers == pruned.config.pruned_from["num_layers"] == 3

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, Architecture, run_python
+from conftest import REPOSITORY, Architecture, of_both_architectures, run_cli
 from datasets import Array2D, ClassLabel, Dataset, Features
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from PIL import Image
@@ -174,6 +174,7 @@ def test_a_bare_folder_gets_a_card_too(tmp_path):
     assert "the results above" not in text
 
 
+@of_both_architectures
 @pytest.mark.parametrize("with_report", [False, True])
 def test_a_plain_folders_card_promises_nothing_of_ours(architecture, tmp_path, with_report):
     model, processor = architecture.plain_classifier(), ViTImageProcessor(size={"height": 8, "width": 8})
@@ -249,8 +250,8 @@ def test_a_report_of_another_depth_is_refused(folder):
         write_model_card(folder)
 
 
-def test_a_base_model_gets_a_card_too(architecture, tmp_path):
-    architecture.model_class(architecture.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
+def test_a_base_model_gets_a_card_too(vit, tmp_path):
+    vit.model_class(vit.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
     check_folder(tmp_path)
     assert write_model_card(tmp_path, tags=["encoder"])
     assert "encoder" in metadata_load(tmp_path / "README.md")["tags"]
@@ -573,42 +574,36 @@ def test_a_folder_that_serves_one_auto_class_only_is_refused(folder):
         check_folder(folder)
 
 
-def test_the_command_evaluates_and_writes_a_card_offline(tmp_path):
-    code = """
-import sys
-from pathlib import Path
-from hf_layershuffle_cli import main
-folder = sys.argv[1]
-for arguments in (
-    ["--dry_run"],
-    ["--card_only", "--repo_id", "org/offline", "--dataset_name", "digits", "--max_samples", "20", "--num_orders", "8"],
-    ["--card_only", "--execution_order", "first"],
-    ["--repo_id", "org/offline"],
-    ["--repo_id", "org/offline", "--plain_vit", "--execution_order", "first"],
-):
-    sys.argv = ["hf-layershuffle", "publish", folder, *arguments]
-    try:
-        main()
-    except SystemExit as error:
-        print("exit code", error.code or 0)
-"""
+def test_the_command_evaluates_and_writes_a_card_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_offline")
     folder = tmp_path / "vit-tiny"
     shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("*.png", "examples", "README.md", "robustness.json"))
     files = [*published_files(folder), *(path.name for path in added_code(folder))]
-    result = run_python(code, folder, environment={"HF_TOKEN": "hf_offline"})
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == "To the repository (--repo_id), branch main:"
+    evaluation = ["--dataset_name", "digits", "--max_samples", "20", "--num_orders", "8"]
+    dry, written, *refused = (
+        run_cli("publish", folder, *arguments)
+        for arguments in (
+            ["--dry_run"],
+            ["--card_only", "--repo_id", "org/offline", *evaluation],
+            ["--card_only", "--execution_order", "first"],
+            ["--repo_id", "org/offline"],
+            ["--repo_id", "org/offline", "--plain_vit", "--execution_order", "first"],
+        )
+    )
+    lines = dry.stdout.splitlines()
+    assert dry.returncode == 0 and lines[0] == "To the repository (--repo_id), branch main:", dry.stderr
     assert {line.split()[-1] for line in lines[1 : len(files) + 2]} == {*files, "README.md"}
-    codes = [line[-1] for line in lines if line.startswith("exit code")]
-    assert codes == ["0", "0", "2", "2", "2"], result.stderr
-    assert f"Wrote {folder / 'README.md'}" in lines
+    assert written.returncode == 0, written.stderr
+    assert f"Wrote {folder / 'README.md'}" in written.stdout.splitlines()
     assert ls.RobustnessReport.load(folder).num_images == 20
     text = (folder / "README.md").read_text()
     assert 'repo_id = "org/offline"' in text and all(f"]({name})" in text for name in PICTURES)
     assert len(metadata_load(folder / "README.md")["widget"]) == 4
-    errors = [line for line in result.stderr.splitlines() if line.startswith("hf-layershuffle: error: ")]
-    assert len(errors) == 3 and "Traceback" not in result.stderr
+    errors = []
+    for result in refused:
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        errors += [line for line in result.stderr.splitlines() if line.startswith("hf-layershuffle: error: ")]
+    assert len(errors) == 3
     assert "add --plain_vit" in errors[0]
     assert "'org/offline' was not published: the connection to the Hub failed" in errors[1]
     assert "HF_HUB_OFFLINE" in errors[1] and f"'{folder}' is complete" in errors[1]
@@ -618,6 +613,7 @@ for arguments in (
 # --- Plain ViT ---
 
 
+@of_both_architectures
 @pytest.mark.parametrize("order", [None, "sequential", [3, 1, 0, 2], [2, 0], [1, 1, 3, 0, 2, 2]])
 @pytest.mark.parametrize("position_predictor", [False, True])
 def test_a_plain_vit_gives_the_same_logits(architecture, batch, order, position_predictor):
@@ -636,9 +632,9 @@ def test_a_plain_vit_gives_the_same_logits(architecture, batch, order, position_
     assert torch.equal(model(batch["pixel_values"], execution_order=order).logits, expected)
 
 
-def test_a_model_with_depth_embedding_is_no_plain_vit(architecture):
+def test_a_model_with_depth_embedding_is_no_plain_vit(vit):
     with pytest.raises(ValueError, match=r"`depth_embedding=True` cannot become a plain ViT.*trust_remote_code"):
-        to_plain_vit(architecture.classifier(depth_embedding=True))
+        to_plain_vit(vit.classifier(depth_embedding=True))
 
 
 def test_a_plain_vit_needs_one_fixed_order(vit):
