@@ -3,9 +3,10 @@
     python benchmarks/compile.py                        # three minutes on 2 cores; needs a C++ compiler
     python benchmarks/compile.py --device cuda --size vit-s --batch_size 256 --dtype bfloat16
 
-Counts the graphs compiled over 100 random orders, in training and in inference, by `accelerate.utils.compile_regions` (what
-`--torch_compile` of examples/train.py does) and, on a tiny model, by compiling the model as a whole. Then compares the speed of
-the compiled model (B) with the same model uncompiled and with the plain ViT compiled the same way (A), in turn.
+Counts the graphs compiled over 100 random orders, in training and in inference, by `accelerate.utils.compile_regions`
+(what `--torch_compile` of examples/train.py does) and, on a tiny model, by compiling the model as a whole. Then
+compares the speed of the compiled model (B) with the same model uncompiled and with the plain ViT compiled the same
+way (A), in turn.
 """
 
 import argparse
@@ -34,7 +35,10 @@ def count_graphs():
 
 
 def make_run(model, batch, training: bool, dtype: torch.dtype, order=None):
-    """A training pass (forward and backward) or an inference on a batch, in this order, or each time in the model's next one."""
+    """A training pass (forward and backward) or an inference on a batch.
+
+    It runs in the order that is given. Without one, each pass takes the model's next order.
+    """
     orders = {} if order is None else {"execution_order": order}
     model.train(training)
 
@@ -71,16 +75,15 @@ def graph_rows(args, device: str, dtype: torch.dtype) -> list[Row]:
     for mode in ("arbitrary", "all flags"):
         for training in (True, False):
             with count_graphs() as graphs:
-                model, batch = (
-                    compile_regions(build(args.size, mode, device)),
-                    images(args.size, args.batch_size, device),
-                )
+                model = compile_regions(build(args.size, mode, device))
+                batch = images(args.size, args.batch_size, device)
                 first, slowest = warm_up(model, batch, training, dtype, orders_of(args.size, args.orders))
                 what = f"{'training' if training else 'inference'}, {mode}: graphs over {args.orders} orders"
                 notes = f"the first call {first:.3g} s, the slowest other {slowest:.3g} s"
                 rows.append(Row(what, "", graphs(), unit="count", target="<= 5", notes=notes))
     with count_graphs() as graphs:
-        model, batch = torch.compile(build("tiny", "arbitrary", device)), images("tiny", None, device)
+        model = torch.compile(build("tiny", "arbitrary", device))
+        batch = images("tiny", None, device)
         start = time.perf_counter()
         warm_up(model, batch, False, dtype, orders_of("tiny", 20))
         notes = f"{time.perf_counter() - start:.3g} s for 20 orders of a tiny model with 4 layers"

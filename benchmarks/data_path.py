@@ -1,12 +1,12 @@
 """Does the data path of examples/train.py keep up with the training step?
 
-    python benchmarks/data_path.py                                     # 2,048 random images of CIFAR's size, one minute
+    python benchmarks/data_path.py                                     # 2,048 random images of CIFAR's size, 1 minute
     python benchmarks/data_path.py --dataset_name path/to/cifar10      # what examples/train.py accepts
     python benchmarks/data_path.py --dataset_name path/to/cifar10 --num_workers 2    # on a GPU
 
 A is a training step on one batch that stays in memory; B the same step on the example's own dataset, augmentation,
-DataLoader and collator. Both run in turn, `--steps` steps each, on the CPU or on the GPU if there is one. Also measures how much of
-the first start's decoding a second start saves.
+DataLoader and collator. Both run in turn, `--steps` steps each, on the CPU or on the GPU if there is one. Also
+measures how much of the first start's decoding a second start saves.
 """
 
 import argparse
@@ -57,12 +57,19 @@ def build_model(sizes: dict, splits):
 def make_steps(model, dataset, batch_size: int, num_workers: int, steps: int, folder: str):
     """Two functions that take `steps` steps: on a fixed batch, and on the dataset."""
     args = ls.LayerShuffleTrainingArguments(
-        folder, per_device_train_batch_size=batch_size, dataloader_pin_memory=torch.cuda.is_available(), dataloader_num_workers=num_workers, report_to=[],
-        dataloader_persistent_workers=num_workers > 0, dataloader_drop_last=True, bf16=torch.cuda.is_available(),
-    )  # fmt: skip
+        folder,
+        per_device_train_batch_size=batch_size,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=num_workers,
+        dataloader_persistent_workers=num_workers > 0,
+        dataloader_drop_last=True,
+        bf16=torch.cuda.is_available(),
+        report_to=[],
+    )
     trainer = ls.LayerShuffleTrainer(model, args, train_dataset=dataset)
     trainer.create_optimizer()
-    loader, model = trainer.get_train_dataloader(), trainer.accelerator.prepare(model).train()
+    loader = trainer.get_train_dataloader()
+    model = trainer.accelerator.prepare(model).train()
 
     def batches():
         for epoch in range(1_000_000):

@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py                       # half a minute on 2 cores
     python benchmarks/evaluation.py --device cuda --hidden_size 384 --images 1024
 
-Depth 12, 16 arbitrary orders and every prefix of each (192 orders). A is `score_execution_orders`, which computes shared beginnings
-once; B calls `model(pixel_values, execution_order=order)` for each. First checks that the predictions of both are equal, image by
-image, and that the memory does not grow with the number of orders.
+Depth 12, 16 arbitrary orders and every prefix of each (192 orders). A is `score_execution_orders`, which computes
+shared beginnings once; B calls `model(pixel_values, execution_order=order)` for each. First checks that the
+predictions of both are equal, image by image, and that the memory does not grow with the number of orders.
 """
 
 import argparse
@@ -22,7 +22,8 @@ class Recorder(LayerwiseClassifier):
 
     def __init__(self, model):
         super().__init__(model)
-        self.path, self.classes = [], {}
+        self.path = []
+        self.classes = {}
 
     def run_layer(self, hidden_states, index, position, **kwargs):
         self.path[position:] = [index]
@@ -58,9 +59,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     config = ls.LayerShuffleViTConfig(
-        hidden_size=args.hidden_size, num_hidden_layers=12, num_attention_heads=4, intermediate_size=4 * args.hidden_size,
-        image_size=32, patch_size=8, num_labels=10, initializer_range=0.2,
-    )  # fmt: skip
+        hidden_size=args.hidden_size,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        intermediate_size=4 * args.hidden_size,
+        image_size=32,
+        patch_size=8,
+        num_labels=10,
+        initializer_range=0.2,
+    )
     model = ls.LayerShuffleViTForImageClassification(config).to(args.device).eval()
     items = [{"pixel_values": torch.randn(3, 32, 32), "labels": index % 10} for index in range(args.images)]
     loader = torch.utils.data.DataLoader(items, args.batch_size)
@@ -84,9 +91,16 @@ def main() -> None:
     growth = peak_bytes(at_once, args.device) / peak_bytes(lambda: at_once(few), args.device)
     rows = [
         row,
-        Row("predictions equal to the naive loop's", "all", equal / total, unit="share", target=">= 1", notes=f"{equal} of {total}"),
+        Row(
+            "predictions equal to the naive loop's",
+            "all",
+            equal / total,
+            unit="share",
+            target=">= 1",
+            notes=f"{equal} of {total}",
+        ),
         Row(f"{len(prefixes)} orders", f"{few} orders", growth, unit="peak memory", target="<= 1.02"),
-    ]  # fmt: skip
+    ]
     record("How much faster is evaluating many orders at once than one after the other?", rows, vars(args))
 
 

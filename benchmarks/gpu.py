@@ -2,13 +2,13 @@
 
     pip install timm                                 # optional; without it its rows are left out
     python benchmarks/gpu.py                         # ViT-B/16, 224 pixels, bfloat16, batch 256; about ten minutes
-    python benchmarks/gpu.py --profile               # the operators of our compiled training step: what limits what is left
+    python benchmarks/gpu.py --profile               # the operators of our compiled training step
     python benchmarks/gpu.py --tiny --device cpu     # tries the script out
 
-Eager and compiled, training (forward, backward, fused AdamW, bfloat16 autocast over float32 weights) and inference (bfloat16 weights).
-timm is compiled as a whole, the others layer by layer, as `--torch_compile` does. Ours runs in another random order each time.
-Images a second and peak memory are absolute numbers of this machine; MFU is the share of its bfloat16 matrix rate, measured here, that
-the model's own arithmetic takes (3 forwards a training step).
+Eager and compiled, training (forward, backward, fused AdamW, bfloat16 autocast over float32 weights) and inference
+(bfloat16 weights). timm is compiled as a whole, the others layer by layer, as `--torch_compile` does. Ours runs in
+another random order each time. Images a second and peak memory are absolute numbers of this machine; MFU is the share
+of its bfloat16 matrix rate, measured here, that the model's own arithmetic takes (3 forwards a training step).
 """
 
 import argparse
@@ -110,7 +110,8 @@ def matrix_rate(args, synchronize) -> float:
 
 def compare(training: bool, libraries: list[str], rate: float, args, synchronize) -> list[Row]:
     """Ours compiled against each of the others, and the share of the matrix rate of each."""
-    kind, rows = "training" if training else "inference", []
+    kind = "training" if training else "inference"
+    rows = []
     work = forward_flops(args.sizes) * args.batch_size * (3 if training else 1)
     others = [(library, is_compiled) for library in libraries for is_compiled in (False, True)]
     for library, is_compiled in others:
@@ -178,9 +179,11 @@ def main() -> None:
     try:
         import timm
 
-        notes, libraries = f"timm {timm.__version__}.", ["plain", "timm", "ours"]
+        notes = f"timm {timm.__version__}."
+        libraries = ["plain", "timm", "ours"]
     except ImportError:
-        notes, libraries = "timm is not installed: its rows are missing.", ["plain", "ours"]
+        notes = "timm is not installed: its rows are missing."
+        libraries = ["plain", "ours"]
     synchronize = torch.cuda.synchronize if args.device == "cuda" else None
     rate = matrix_rate(args, synchronize)
     notes += f" The bfloat16 matrix rate measured is {rate / 1e12:.3g} TFLOP/s."

@@ -1,7 +1,7 @@
 """Measures things in turn, A B A B ..., and records what came out. The other scripts of this folder use it.
 
-No absolute time is ever claimed: each row is a ratio to a peer measured in the same run, the median over the pairs, with the
-quartiles as its spread.
+No absolute time is ever claimed: each row is a ratio to a peer measured in the same run, the median over the pairs,
+with the quartiles as its spread.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ class Row:
     """One measured ratio.
 
     Args:
-        what (`str`): What was measured, such as "depth embedding".
-        against (`str`): The peer.
-        ratio (`float`): Median over the pairs.
-        quartiles (`tuple[float, float]`, *optional*): First and third quartile of the ratio.
-        pairs (`int`): Number of pairs.
-        cpu_ratio (`float`, *optional*): The same of the process's CPU time, which other work on the machine disturbs less.
-        unit (`str`): What the ratio is of: "time", "peak memory", "speed", or a count without a peer.
-        target (`str`): Such as "<= 1.02"; empty without one.
-        notes (`str`): Absolute numbers, for orientation only.
+        what: What was measured, such as "depth embedding".
+        against: The peer.
+        ratio: Median over the pairs.
+        quartiles: First and third quartile of the ratio.
+        pairs: Number of pairs.
+        cpu_ratio: The same of the process's CPU time, which other work on the machine disturbs less.
+        unit: What the ratio is of: "time", "peak memory", "speed", or a count without a peer.
+        target: Such as "<= 1.02"; empty without one.
+        notes: Absolute numbers, for orientation only.
     """
 
     what: str
@@ -74,7 +74,8 @@ class Pairs:
         return [b / a for a, b in zip(first, second)]
 
     def row(self, what: str, against: str, target: str = "", notes: str = "") -> Row:
-        ratios, cpu_ratios = self.ratios(), self.ratios(cpu=True) if all(self.first_cpu) else []
+        ratios = self.ratios()
+        cpu_ratios = self.ratios(cpu=True) if all(self.first_cpu) else []
         seconds = f"{statistics.median(self.first):.3g} s against {statistics.median(self.second):.3g} s"
         return Row(
             what,
@@ -97,17 +98,14 @@ def quartiles(values: list[float]) -> tuple[float, float] | None:
 
 def measure_pairs(
     first: Callable, second: Callable, pairs: int, warm_up: int = 1, synchronize: Callable | None = None
-):
+) -> Pairs:
     """Runs A B, B A, A B ... The order changes from pair to pair, so that neither always runs on the other's heels.
 
     Args:
         first, second: Functions without arguments: A and B.
-        pairs (`int`): At least 1.
-        warm_up (`int`): Runs of each that are not measured.
-        synchronize (*optional*): Waits for the accelerator.
-
-    Returns:
-        [`Pairs`]
+        pairs: Number of pairs, at least 1.
+        warm_up: Runs of each that are not measured.
+        synchronize: Waits for the accelerator.
     """
     if pairs < 1:
         raise ValueError(f"`pairs` is {pairs}; it must be at least 1.")
@@ -209,7 +207,10 @@ def _processor_name() -> str:
 
 
 def record(question: str, rows: list[Row], settings: dict | None = None, notes: str = "") -> Path:
-    """Prints the table and writes `results/<script>.json`; a run with arguments is a trial and goes to the temporary folder."""
+    """Prints the table and writes `results/<script>.json`.
+
+    A run with arguments is a trial. It is written to the temporary folder.
+    """
     script = Path(sys.argv[0])
     print_rows({script.stem: rows})
     if notes:

@@ -105,7 +105,8 @@ def main() -> None:
         sources = write_sources(folder, args.num_sources, args.hidden_size)
         files = [Path(source, "model.safetensors") for source in sources]
         size = f"{files[0].stat().st_size / 1e6:.0f} MB"
-        random, average = MergePlan.random(sources, seed=0), MergePlan.average(sources)
+        random = MergePlan.random(sources, seed=0)
+        average = MergePlan.average(sources)
         rows = [
             measure(files[:1], random, folder, args.pairs).row("random merge", f"copy of {size}", "<= 2"),
             measure(files, average, folder, args.pairs).row("average", f"copies of {len(files)} × {size}", "<= 2"),

@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after the other, prints all ratios in one table and renders README.md from the recorded numbers.
+"""Runs the benchmarks one after the other, prints all ratios in one table and renders README.md from the records.
 
 make bench                                         # all that need no GPU, under ten minutes on 2 cores
 python benchmarks/run.py --only train_step startup
@@ -20,9 +20,10 @@ FOLDER = Path(__file__).parent
 SCRIPTS = ("startup", "evaluation", "data_path", "merging", "train_step", "compile")
 HEADER = """# Speed
 
-Each script here answers one question, each ratio is to a peer measured in the same run: A and B in turn, A B B A ..., the median over the
-pairs with the quartiles as spread. *CPU time* is the same ratio of the process's CPU time, which other work on the machine disturbs
-less. Tests assert no time. Rendered by `python benchmarks/run.py --render` from `results/*.json`, which also hold the absolute numbers.
+Each script here answers one question. Each ratio is to a peer measured in the same run: A and B in turn, A B B A ...
+It is the median over the pairs, with the quartiles as spread. *CPU time* is the same ratio of the process's CPU time,
+which other work on the machine disturbs less. Tests assert no time. Rendered by `python benchmarks/run.py --render`
+from `results/*.json`, which also hold the absolute numbers.
 
 ```bash
 make bench                       # all that need no GPU, under ten minutes on 2 cores

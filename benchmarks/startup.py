@@ -3,10 +3,12 @@
     python benchmarks/startup.py             # a minute on 2 cores
     python benchmarks/startup.py --pairs 3
 
-Each of the pairs is a fresh process, which imports the peer (A) and then the package (B). The peer is what registering models with the Auto classes and subclassing ViT and
-DeiT cannot do without, and what anybody who uses these classes imports:
+Each of the pairs is a fresh process, which imports the peer (A) and then the package (B). The peer is what registering
+models with the Auto classes and subclassing ViT and DeiT cannot do without, and what anybody who uses these classes
+imports:
 
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTForImageClassification, DeiTForImageClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers import ViTForImageClassification, DeiTForImageClassification
 
 The bare `import transformers`, which imports nothing before a name is used (not even torch), is shown beside it.
 """
@@ -25,7 +27,15 @@ PEER = (
     "ViTForImageClassification, DeiTForImageClassification"
 )
 PACKAGE = "import hf_layershuffle"
-HELP = "import sys; sys.argv = ['hf-layershuffle', '--help']; from hf_layershuffle_cli import main\ntry: main()\nexcept SystemExit: pass"
+HELP = """
+import sys
+sys.argv = ["hf-layershuffle", "--help"]
+from hf_layershuffle_cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
 PROBE = """
 import json, resource, sys, time
 
@@ -42,7 +52,10 @@ print(json.dumps(dict(results=results, torch="torch" in sys.modules)))
 
 
 def probe(*codes: str) -> dict:
-    """Seconds and CPU seconds that each of these takes, one after the other in one fresh process, and MiB after each."""
+    """Seconds and CPU seconds that each of these takes, and MiB after it.
+
+    They run one after the other in one fresh process.
+    """
     command = [sys.executable, "-c", PROBE.format(codes=codes)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -83,10 +96,20 @@ def main() -> None:
         added_row(values(ours, "wall"), values(peers, "wall"), against, "<= 0.15", "seconds added"),
         added_row(values(ours, "cpu"), values(peers, "cpu"), against, "<= 0.15", "CPU seconds added"),
         added_row(megabytes, values(peers, "megabytes"), against, "<= 20", "MiB added"),
-        added_row(values(after_bare, "cpu"), values(bare, "cpu"), "the bare `import transformers`", "", "CPU seconds added"),
-        Row("hf-layershuffle --help", "", statistics.median(help_seconds), quartiles(help_seconds), len(helps),
-            unit="seconds", target="<= 0.5", notes="torch is not imported"),
-    ]  # fmt: skip
+        added_row(
+            values(after_bare, "cpu"), values(bare, "cpu"), "the bare `import transformers`", "", "CPU seconds added"
+        ),
+        Row(
+            "hf-layershuffle --help",
+            "",
+            statistics.median(help_seconds),
+            quartiles(help_seconds),
+            len(helps),
+            unit="seconds",
+            target="<= 0.5",
+            notes="torch is not imported",
+        ),
+    ]
     record("What does importing the package add to importing transformers?", rows, vars(args))
 
 

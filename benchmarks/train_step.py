@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --sizes cifar --modes depth --pairs 40
     python benchmarks/train_step.py --sizes cifar --modes depth --profile   # which operators take the time
 
-One step is forward, backward and AdamW on the same images. `ViTForImageClassification` of transformers (A) and each mode
-of the LayerShuffle model (B) run in turn in one process. Prints the ratio of the times and of the peak memory (tensors
-held during a step: weights, gradients, optimizer, activations), and writes results/train_step.json.
+One step is forward, backward and AdamW on the same images. `ViTForImageClassification` of transformers (A) and each
+mode of the LayerShuffle model (B) run in turn in one process. Prints the ratio of the times and of the peak memory
+(tensors held during a step: weights, gradients, optimizer, activations), and writes results/train_step.json.
 """
 
 import argparse
@@ -59,9 +59,11 @@ TARGETS = {
     "distilled": "<= 1.40",  # a forward pass of three
 }
 
-NOTES = """The depth path cannot stay within 2 % of memory: for its backward pass each layer keeps the joined tokens, the normalised ones
-and the input of GELU, three tensors of about the tokens' size beside about 16 of the layer itself. Of its time, 7 % of a step are
-matrix products and GELU."""
+NOTES = (
+    "The depth path cannot stay within 2 % of memory. For its backward pass each layer keeps the joined tokens, the "
+    "normalised ones and the input of GELU: three tensors of about the tokens' size, beside about 16 of the layer "
+    "itself. Of its time, 7 % of a step are matrix products and GELU."
+)
 
 
 def build(size: str, mode: str | None, device: str = "cpu"):

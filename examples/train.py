@@ -10,9 +10,9 @@
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py
     python examples/train.py --torch_compile                  # layer by layer: five graphs for all orders
 
-Does what `hf-layershuffle train` does. Prints, at the end, a table of the accuracy in sequential order and over arbitrary
-orders, and writes to `--output_dir`: the model, the image processor and the code, a model card, and all metrics in
-`all_results.json`. Run the same command again to go on with a run that was stopped.
+Does what `hf-layershuffle train` does. Prints, at the end, a table of the accuracy in sequential order and over
+arbitrary orders, and writes to `--output_dir`: the model, the image processor and the code, a model card, and all
+metrics in `all_results.json`. Run the same command again to go on with a run that was stopped.
 """
 
 import sys

@@ -1,14 +1,15 @@
-"""Builds model_cards/: one folder for each model, exactly what `hf-layershuffle publish` would push, and the model that
-comes with the package.
+"""Builds model_cards/: one folder for each model, exactly what `hf-layershuffle publish` would push, and the model
+that comes with the package.
 
     python experiments/build_model_cards.py               # or `make model-cards`: keeps the weights; renews pictures,
                                                        # examples and cards; two minutes
     python experiments/build_model_cards.py --train vit-digits-plain
-                                                       # takes the model of its run in outputs/, which is trained if missing
+                                                       # takes the model of its run in outputs/; trains it if missing
     python experiments/build_model_cards.py --train vit-fashion-mnist-layershuffle --dataset_name path/to/fashion-mnist
 
-The models of the digits are trained by examples/train.py; the larger ones are those that experiments/grid.py trained, for
-RGB images. All weights are float32. A model whose report is of other weights is evaluated. Prints a table of the digits' models.
+The models of the digits are trained by examples/train.py; the larger ones are those that experiments/grid.py trained,
+for RGB images. All weights are float32. A model whose report is of other weights is evaluated. Prints a table of the
+digits' models.
 """
 
 import argparse
@@ -42,8 +43,11 @@ from hf_layershuffle.plotting import save_report_pictures
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDERS, RUNS = REPOSITORY / "model_cards", REPOSITORY / "outputs"
-OWNER, LICENSE, DATASET = "hf-layershuffle", "apache-2.0", "digits"
+FOLDERS = REPOSITORY / "model_cards"
+RUNS = REPOSITORY / "outputs"
+OWNER = "hf-layershuffle"
+LICENSE = "apache-2.0"
+DATASET = "digits"
 # Name of the model: folder of its run in outputs/, arguments of examples/train.py
 MODELS = {
     "vit-digits-plain": ("digits-plain", ["--shuffle_mode", "none"]),
@@ -54,10 +58,13 @@ MODELS = {
 }
 BASELINE = "vit-digits-plain"
 # A random merge of one model fine-tuned from three seeds
-MERGED, MERGED_FROM, MERGED_SEEDS = "vit-digits-layershuffle-merged", "vit-digits-layershuffle", (1, 2, 3)
+MERGED = "vit-digits-layershuffle-merged"
+MERGED_FROM = "vit-digits-layershuffle"
+MERGED_SEEDS = (1, 2, 3)
 MERGE_NOTE = (
-    "The sources are vit-digits-layershuffle, fine-tuned on the same training images for 20 more epochs with the seeds 1, 2 "
-    "and 3. The merge is the random one of seed 0, not chosen among several; each layer stands at its own place."
+    "The sources are vit-digits-layershuffle, fine-tuned on the same training images for 20 more epochs with the "
+    "seeds 1, 2 and 3. The merge is the random one of seed 0, not chosen among several; each layer stands at its own "
+    "place."
 )
 # Name of the model: run in outputs/reproduce/, dataset on the Hub, names of the classes as there (IDX files lack them)
 LARGER_MODELS = {
@@ -110,10 +117,14 @@ def merge(folder: Path) -> None:
 
 
 def prepare_for_the_hub(folder: Path, class_names: list[str]) -> None:
-    """Rewrites the weights in float32, names the classes, and lets a model of grey images read RGB ones, as pipelines pass
-    them: with a third of the weight for each of three equal channels, the sum is the same."""
-    model, processor = load_classifier(str(folder)), load_image_processor(folder)
-    config, patches = model.config, model.base_model.embeddings.patch_embeddings
+    """Rewrites the weights in float32, names the classes, and lets a model of grey images read RGB ones.
+
+    Pipelines pass RGB images. With a third of the weight for each of three equal channels, the sum is the same.
+    """
+    model = load_classifier(str(folder))
+    processor = load_image_processor(folder)
+    config = model.config
+    patches = model.base_model.embeddings.patch_embeddings
     if config.num_channels == 1:
         patches.projection.weight = nn.Parameter(patches.projection.weight.detach().repeat(1, 3, 1, 1) / 3)
         config.num_channels = 3
@@ -125,11 +136,15 @@ def prepare_for_the_hub(folder: Path, class_names: list[str]) -> None:
 
 
 def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
-    """Code, report, pictures, example images and card of the model in `folder`; without a dataset, its examples stay."""
+    """Makes code, report, pictures, example images and card of the model in `folder`.
+
+    Without a dataset, the example images stay.
+    """
     remove_code(folder)
     # The fused kernel for attention on CPUs is slow for sequences as short as these
     precision = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model, processor = load_classifier(str(folder), **precision).eval(), load_image_processor(folder)
+    model = load_classifier(str(folder), **precision).eval()
+    processor = load_image_processor(folder)
     report = RobustnessReport.load(folder) if (folder / REPORT_FILE).exists() else None
     if dataset is None:
         is_current = report is not None and report.config.get("weights") == weights_digest(model)
@@ -158,16 +173,21 @@ def build(folder: Path, dataset, dataset_name: str) -> RobustnessReport:
 
 
 def remove_code(folder: Path) -> None:
-    """Publishing adds it."""
+    """Removes the code files, which publishing adds."""
     for path in folder.glob("*.py"):
         path.unlink()
 
 
 def build_bundled_model(dataset) -> None:
-    """The model that comes with the package: half the bytes by float16, which is read as float32, and no code or pictures."""
-    folder, source = Path(ls.example_model()), FOLDERS / MERGED_FROM
+    """Writes the model that comes with the package, without code or pictures.
+
+    Its weights are float16, which halves the bytes, and are read as float32.
+    """
+    folder = Path(ls.example_model())
+    source = FOLDERS / MERGED_FROM
     shutil.rmtree(folder, ignore_errors=True)
-    model, processor = load_classifier(str(source)).eval(), load_image_processor(source)
+    model = load_classifier(str(source)).eval()
+    processor = load_image_processor(source)
     model.to(torch.float16).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     del config["auto_map"]  # the code is the package's
@@ -177,11 +197,12 @@ def build_bundled_model(dataset) -> None:
     write_examples(folder, dataset, processor, num_examples=10)
     report = evaluate_robustness(load_classifier(str(folder)), dataset, image_processor=processor, **SETTINGS)
     text = (
-        f"# Example model\n\n`{MERGED_FROM}` of model_cards/, with weights rounded to float16: a LayerShuffle ViT of scikit-learn's "
-        f"hand-written digits, 8 × 8 pixels.\n`hf_layershuffle.example_model()` is this folder.\n\nOf the {report.num_images} "
-        f"test images it classifies the fraction {report.sequential.accuracy:.4f} correctly in sequential order and "
-        f"{report.arbitrary.accuracy.mean:.4f} ± {report.arbitrary.accuracy.std:.4f}\nin {report.num_orders} arbitrary ones. The "
-        "images in examples/ are ones that it classifies correctly. Licence: Apache 2.0.\n"
+        f"# Example model\n\n`{MERGED_FROM}` of model_cards/, with weights rounded to float16: a LayerShuffle ViT of "
+        "scikit-learn's hand-written digits, 8 × 8 pixels.\n`hf_layershuffle.example_model()` is this folder.\n\nOf "
+        f"the {report.num_images} test images it classifies the fraction {report.sequential.accuracy:.4f} correctly "
+        f"in sequential order and {report.arbitrary.accuracy.mean:.4f} ± {report.arbitrary.accuracy.std:.4f}\nin "
+        f"{report.num_orders} arbitrary ones. The images in examples/ are ones that it classifies correctly. Licence: "
+        "Apache 2.0.\n"
     )
     write_text(folder / "README.md", text)
 
@@ -192,21 +213,25 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help=f"Defaults to all: {', '.join(known)}.")
     parser.add_argument("--train", action="store_true", help="Take the models of their runs, trained if missing.")
     parser.add_argument(
-        "--dataset_name", help="Of a larger model, for its examples and its report: a folder or a Hub id."
+        "--dataset_name", help="Dataset of a larger model, for its examples and its report: a folder or a Hub id."
     )
     args = parser.parse_args()
     unknown = sorted(set(args.models) - set(known))
     if unknown:
         parser.error(f"unknown models {', '.join(unknown)}; choose from {', '.join(known)}.")
-    names, reports = args.models or known, {}
+    names = args.models or known
+    reports = {}
     digits = load_image_datasets(DATASET)["test"]
     # Half the time for the larger ones; the accuracies of a trial were equal to 4 digits
     torch.set_float32_matmul_precision("medium")
     for name in names:
-        folder, dataset, dataset_name = FOLDERS / name, digits, DATASET
+        folder = FOLDERS / name
+        dataset = digits
+        dataset_name = DATASET
         if name in LARGER_MODELS:
             run, dataset_name, class_names = LARGER_MODELS[name]
-            run, dataset = RUNS / "reproduce" / run, None
+            run = RUNS / "reproduce" / run
+            dataset = None
             if args.train and not run.is_dir():
                 parser.error(f"there is no run '{run}'; train it by experiments/grid.py: see docs/results.md.")
             if args.train:

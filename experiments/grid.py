@@ -40,11 +40,11 @@ PAGES = (REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md", RECORDS.w
 class GridArguments:
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "As for train.py: a folder or a Hub id. Defaults to digits for the preset digits."},
+        metadata={"help": "Dataset as for train.py: a folder or a Hub id. Defaults to digits for the preset digits."},
     )
     preset: str = field(default="fashion-mnist", metadata={"help": f"Model and schedule: {', '.join(PRESETS)}."})
-    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Of the grid."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Of the grid, each at least 0."})
+    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Methods of the grid."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the grid, each at least 0."})
     train_arguments: str = field(
         default="", metadata={"help": "Further arguments for train.py in one string; recorded with the run."}
     )
@@ -59,7 +59,7 @@ class GridArguments:
     num_orders: int = field(default=32, metadata={"help": "Arbitrary orders of the evaluation."})
     num_subsets: int = field(default=4, metadata={"help": "Random subsets a number of layers of the evaluation."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each with one thread if there are several."})
-    work_dir: str = field(default="outputs/reproduce", metadata={"help": "For checkpoints and models."})
+    work_dir: str = field(default="outputs/reproduce", metadata={"help": "Folder for checkpoints and models."})
     records: str = field(default=str(RECORDS), metadata={"help": "The file with one JSON line a run."})
     pages: list[str] = field(
         default_factory=lambda: [str(page) for page in PAGES],
@@ -109,12 +109,10 @@ def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> 
         held_out.append("--use_cpu")
     trained = {"plain-init": str(run_folder(args, "plain-init", seed))}
     method_arguments = [argument.format_map(trained) for argument in METHODS[method]]
-    return [
-        *(sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name),
-        *(*PRESETS[args.preset], *method_arguments, *args.train_arguments.split(), *held_out),
-        *("--seed", str(seed), "--output_dir", str(folder)),
-        *("--eval_strategy", "no", "--save_total_limit", "1", "--final_eval_orders", "8", "--report_to", "none"),
-    ]
+    command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
+    command += [*PRESETS[args.preset], *method_arguments, *args.train_arguments.split(), *held_out]
+    command += ["--seed", str(seed), "--output_dir", str(folder)]
+    return command + "--eval_strategy no --save_total_limit 1 --final_eval_orders 8 --report_to none".split()
 
 
 def run_one(args: GridArguments, method: str, seed: int) -> dict:
@@ -156,7 +154,10 @@ def public_name(args: GridArguments) -> str:
 
 
 def public_command(args: GridArguments, command: list[str], environment: dict) -> str:
-    """Without where things lie on this machine, but with the number of threads, on which the last digits depend."""
+    """The command without where things lie on this machine, but with the number of threads.
+
+    The last digits depend on that number.
+    """
     places = {args.dataset_name: public_name(args)}
     places |= {
         word: f"outputs/reproduce/{Path(word).name}" for word in command if Path(word).parent == Path(args.work_dir)
@@ -166,7 +167,7 @@ def public_command(args: GridArguments, command: list[str], environment: dict) -
 
 
 def evaluate(args: GridArguments, folder: Path, environment: dict) -> dict:
-    """By this file in a process of its own, so that several evaluations run at a time."""
+    """Evaluates by this file in a process of its own, so that several evaluations run at a time."""
     command = [sys.executable, __file__, "evaluate-folder", json.dumps(vars(args)), str(folder)]
     with open(f"{folder}.log", "a", encoding="utf-8") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
@@ -205,7 +206,8 @@ def run_grid(args: GridArguments) -> None:
         for method in args.methods
         if not any(run_key(args, method, seed).items() <= record.items() for record in recorded)
     ]
-    lock, path = threading.Lock(), Path(args.records)
+    lock = threading.Lock()
+    path = Path(args.records)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def run_and_record(method: str, seed: int) -> None:

@@ -19,7 +19,7 @@ SHORT_TABLES = {"digits": ("plain", "layerdrop", "layershuffle")}  # dataset: me
 
 
 def groups_by_dataset(records: list[dict]) -> dict[str, list[Group]]:
-    """Of the runs on test images that count."""
+    """The groups of each dataset, from the runs on test images that count."""
     records = counted(records)
     datasets = dict.fromkeys(record["dataset"] for record in records)
     groups = {name: group_records([record for record in records if record["dataset"] == name]) for name in datasets}
@@ -65,7 +65,7 @@ def describe(record: dict) -> str:
 
 
 def merge_command(record: dict, dataset_name: str) -> str:
-    """Of a record of random merges, whose models are those of the runs of the same seeds."""
+    """The command of a record of random merges, whose models are those of the runs of the same seeds."""
     seeds = " ".join(map(str, record["merged_seeds"]))
     extra = f' --train_arguments "{record["train_arguments"]}"' if record["train_arguments"] else ""
     return (

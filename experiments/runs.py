@@ -17,7 +17,7 @@ def read_records(path) -> list[dict]:
 
 
 def counted(records: list[dict], split: str = "test") -> list[dict]:
-    """Those on a split that the tables are about; a record's `left_out` says why it is not."""
+    """The records on a split that the tables are about. A record's `left_out` says why it is not."""
     return [record for record in records if record["split"] == split and "left_out" not in record]
 
 
@@ -64,11 +64,11 @@ class Group:
         return {seed: float(np.mean(accuracies)) for seed, accuracies in self.by_order().items()}
 
     def by_order(self) -> dict[int, list[float]]:
-        """In each arbitrary order."""
+        """Accuracy in each arbitrary order, by seed."""
         return {seed: [score.accuracy for score in report.arbitrary.scores] for seed, report in self.reports.items()}
 
     def all_orders(self) -> list[float]:
-        """Of all seeds and orders."""
+        """Accuracies of all seeds and orders."""
         return [accuracy for accuracies in self.by_order().values() for accuracy in accuracies]
 
     def spread_over_orders(self) -> float:
@@ -84,7 +84,7 @@ class Group:
         return 100 * (float(np.mean(self.all_orders())) - min(self.all_orders()))
 
     def pruned(self, kind: str, num_kept: int) -> dict[int, float]:
-        """With `num_kept` layers, mean over the ways to choose them; nothing for models of no more layers."""
+        """Accuracy with `num_kept` layers, mean over the ways to choose them; nothing for models of no more layers."""
         return {
             seed: float(np.mean([score.accuracy for score in report.pruning[kind][num_kept - 1].scores]))
             for seed, report in self.reports.items()
@@ -96,7 +96,7 @@ class Group:
 
 
 def group_records(records: list[dict]) -> list[Group]:
-    """In the order of `METHODS`, each with at least one run. Of records of one dataset and split.
+    """The groups of records of one dataset and split, in the order of `METHODS`, each with at least one run.
 
     Raises:
         `ValueError`: if two records are of the same run.

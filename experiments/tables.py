@@ -10,7 +10,7 @@ MARGINS = "± half of the 95 % interval over seeds (t) ± half of that over test
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """Without columns that no row fills."""
+    """The lines of a table, without columns that no row fills."""
     filled = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     lines = [[row[number] for number in filled] for row in (columns, *rows)]
     return [
@@ -166,7 +166,8 @@ def _decided_worst(group: Group, target: float) -> str:
 def short_table(groups: list[Group]) -> str:
     """The methods beside each other, as on the first page of the README."""
     depth, (_, num_kept, _) = three_points(groups)
-    num_orders, num_images = groups[0].runs[0]["num_orders"], groups[0].first_report.num_images
+    num_orders = groups[0].runs[0]["num_orders"]
+    num_images = groups[0].first_report.num_images
     seeds = sorted({len(group.runs) for group in groups})
     columns = [
         [

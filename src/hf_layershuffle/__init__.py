@@ -1,13 +1,14 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Transformers whose layers run in any order (LayerShuffle, arXiv 2407.04513).
 
-Public names stand in `__init__.pyi` and are imported when they are first used, so that loading a model does not wait for
-datasets, the Trainer or matplotlib. `LayerShuffle` and the name of a class of transformers is that class with free order.
+Public names stand in `__init__.pyi` and are imported when they are first used. So loading a model does not wait for
+datasets, the Trainer or matplotlib. `LayerShuffle<Class>` is the class <Class> of transformers with free order.
 """
 
 import ast
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .common.reports import Report
 from .models.modeling_layershuffle import LayerShuffleMixin
@@ -24,11 +25,12 @@ __all__ = sorted(_MODULE_OF)
 
 register_auto_classes()
 # What models and reports do by rooms that stand above theirs
-LayerShuffleMixin.publisher = Report.publishing = staticmethod(lambda: import_module(".hub.publishing", __name__))
+LayerShuffleMixin.publisher = staticmethod(lambda: import_module(".hub.publishing", __name__))
+Report.publishing = staticmethod(lambda: import_module(".hub.publishing", __name__))
 Report.drawing = staticmethod(lambda: import_module(".plotting", __name__))
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(import_module(_MODULE_OF[name], __name__), name)
     elif name.startswith("LayerShuffle"):
@@ -39,13 +41,14 @@ def __getattr__(name: str):
     return value
 
 
-def _made_on_demand(name: str):
+def _made_on_demand(name: str) -> type:
     for module in ("configuration_layershuffle", "modeling_layershuffle"):
         value = getattr(import_module(f".models.{module}", __name__), name, None)
         if value is not None:
             return value
     raise AttributeError(
-        f"module '{__name__}' has no attribute '{name}'; `LayerShuffle<Class>` is made of the class <Class> of transformers."
+        f"module '{__name__}' has no attribute '{name}'; `LayerShuffle<Class>` is made of the class <Class> of "
+        "transformers."
     )
 
 

@@ -1,4 +1,4 @@
-"""The public names of the package: read by editors, and by `__init__.py`, which imports a name when it is first used."""
+"""The public names of the package, for editors and for `__init__.py`, which imports a name when it is first used."""
 
 from .analysis.analysis import analyze as analyze
 from .analysis.report import AnalysisReport as AnalysisReport

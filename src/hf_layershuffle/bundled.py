@@ -5,10 +5,11 @@ from pathlib import Path
 
 
 def example_model() -> str:
-    """The folder of a small LayerShuffle ViT of scikit-learn's digits, which comes with the package: 8 × 8 pixels, six layers,
-    303,000 parameters, an image processor, and ten images in `examples/`, named after their digits.
+    """The folder of a small LayerShuffle ViT of scikit-learn's digits, which comes with the package.
 
-    It is a model's folder like any other: `from_pretrained`, `pipeline` and all commands take it.
+    The model takes images of 8 × 8 pixels and has six layers and 303,000 parameters. Beside it are an image processor
+    and ten images in `examples/`, named after their digits. It is a model's folder like any other: `from_pretrained`,
+    `pipeline` and all commands take it.
 
     ```python
     >>> import hf_layershuffle as ls

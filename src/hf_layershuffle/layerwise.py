@@ -1,30 +1,42 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any classifier as a LayerShuffle one, and its layers run one by one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 import torch
-from transformers import PreTrainedModel
+from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints.loading import as_layershuffle, load_classifier
 from .models.configuration_layershuffle import encoder_config
-from .models.layer_program import Run, StandIn, run_program
+from .models.layer_program import LayerProgram, Run, StandIn, run_program
+
+
+Inputs = torch.Tensor | Mapping[str, torch.Tensor]  # the main input of a model, or all inputs by name
 
 
 class LayerwiseModel(Protocol):
     """What evaluation and analysis need of a model that is taken apart: [`LayerwiseClassifier`] or like objects."""
 
-    num_layers: int
-    num_labels: int
-    num_channels: int | None
-    device: torch.device
-    layers: Iterable[torch.nn.Module]
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_labels(self) -> int: ...
+
+    @property
+    def num_channels(self) -> int | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def layers(self) -> LayerProgram | list[torch.nn.Module]: ...
 
     def evaluation_mode(self) -> AbstractContextManager: ...
 
-    def embed(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor: ...
+    def embed(self, inputs: Inputs) -> torch.Tensor: ...
 
     def run_layer(
         self, hidden_states: torch.Tensor, index: int, position: int
@@ -33,14 +45,32 @@ class LayerwiseModel(Protocol):
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor: ...
 
 
-_INTERFACE = (*LayerwiseModel.__annotations__, "evaluation_mode", "embed", "run_layer", "classify")
+_INTERFACE = (
+    "num_layers",
+    "num_labels",
+    "num_channels",
+    "device",
+    "layers",
+    "evaluation_mode",
+    "embed",
+    "run_layer",
+    "classify",
+)
 
 
-def as_layerwise(model) -> LayerwiseModel:
-    """A [`LayerwiseClassifier`] of a model; anything that is none, which must have its interface, as it is.
+@overload
+def as_layerwise(model: "PreTrainedModel | LayerwiseClassifier") -> "LayerwiseClassifier": ...
+
+
+@overload
+def as_layerwise(model: PreTrainedModel | LayerwiseModel) -> LayerwiseModel: ...
+
+
+def as_layerwise(model: PreTrainedModel | LayerwiseModel) -> LayerwiseModel:
+    """A [`LayerwiseClassifier`] of a model. An object with the interface of one comes back as it is.
 
     Raises:
-        `TypeError`: if it has not.
+        `TypeError`: if the object lacks a part of the interface.
     """
     if isinstance(model, PreTrainedModel):
         return LayerwiseClassifier(model)
@@ -57,10 +87,10 @@ def as_layerwise(model) -> LayerwiseModel:
 class LayerwiseClassifier:
     """A classifier as three functions: embed, run one layer at a position, classify.
 
-    Running the layers of an order one after the other gives the model's logits for that order. It is for work that the
-    model's `forward` would repeat: many orders of the same inputs, every prefix of an order, or what happens in between.
-    All three run the family's own forward: `embed` with layers that only note how they are called, `classify` with one that
-    gives the hidden states.
+    Running the layers of an order one after the other gives the model's logits for that order. Use it where the
+    model's `forward` would repeat work: for many orders of the same inputs, for every prefix of an order, or to see
+    what happens between layers. All three run the family's own forward. In `embed` its layers only note how they are
+    called. In `classify` it has one layer, which gives the hidden states.
 
     Args:
         model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
@@ -71,14 +101,19 @@ class LayerwiseClassifier:
         self.num_layers = len(self.model.free_layers)
         self._gives_tuple: bool | None = None  # whether a layer gives a tuple, of which hidden states are the first
         self._is_one_enough: bool | None = None  # whether what follows the layers needs but one of the inputs
+        self._inputs: dict[str, torch.Tensor]
+        self._embedded: torch.Tensor
+        self._run: Run
+        self._calls: list[tuple[tuple, dict[str, Any]]]
 
     @property
-    def layers(self):
+    def layers(self) -> LayerProgram | list[torch.nn.Module]:
         return self.model.free_layers
 
     @property
     def num_labels(self) -> int:
-        return self.model.config.num_labels
+        config: Any = self.model.config
+        return config.num_labels
 
     @property
     def num_channels(self) -> int | None:
@@ -93,8 +128,8 @@ class LayerwiseClassifier:
         return self.model.device
 
     @contextmanager
-    def evaluation_mode(self):
-        """Without dropout inside; the model is then put back into the mode it was in."""
+    def evaluation_mode(self) -> Iterator[None]:
+        """A context without dropout. At its end the model is put back into the mode it was in."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -102,10 +137,11 @@ class LayerwiseClassifier:
         finally:
             self.model.train(was_training)
 
-    def embed(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def embed(self, inputs: Inputs) -> torch.Tensor:
         """The hidden states, of shape `(batch_size, tokens, hidden_size)`, that the first layer gets.
 
-        What the model passes to each layer beside them, such as attention masks, is kept for `run_layer` until the next call.
+        What the model passes to each layer beside them, such as attention masks, is kept for `run_layer` until the
+        next call.
 
         Args:
             inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
@@ -114,12 +150,14 @@ class LayerwiseClassifier:
         self._inputs = {self.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
         layers = self.model.free_layers
         self._run = Run(layers, [], self.model._depth_embedding)
-        self._calls: list[tuple[tuple, dict]] = []
+        self._calls = []
         with run_program(layers, [_Recorder(layer, self) for layer in layers._modules.values()]):
             self.model(**self._inputs)
         return self._embedded
 
-    def run_layer(self, hidden_states: torch.Tensor, index: int, position: int):
+    def run_layer(
+        self, hidden_states: torch.Tensor, index: int, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Runs layer `index` at `position`.
 
         Returns:
@@ -144,13 +182,14 @@ class LayerwiseClassifier:
 
     def _classify(self, hidden_states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         layers = self.model.free_layers
-        with run_program(layers, [_Constant(layers._modules["0"], hidden_states, self._gives_tuple)]):
+        with run_program(layers, [_Constant(layers[0], hidden_states, bool(self._gives_tuple))]):
             return self.model(**inputs).logits
 
     def _first_input(self) -> dict[str, torch.Tensor]:
         return {name: value[:1] for name, value in self._inputs.items()}
 
-    def _call_of(self, index: int) -> tuple[tuple, dict]:
+    def _call_of(self, index: int) -> tuple[tuple, dict[str, Any]]:
+        """How the model calls a layer beside its hidden states; a pool of several models' layers has other indices."""
         return self._calls[index]
 
 
@@ -161,9 +200,10 @@ class _Recorder(StandIn):
         super().__init__(layer)
         self.parts = parts
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden_states = args[0] if args else kwargs.pop("hidden_states")
-        parts, args = self.parts, args[1:]
+        parts = self.parts
+        args = args[1:]
         if not parts._calls:
             parts._embedded = hidden_states
         parts._calls.append((args, kwargs))
@@ -181,13 +221,14 @@ class _Constant(StandIn):
         super().__init__(layer)
         self.output = (hidden_states, None) if gives_tuple else hidden_states
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
 
 
-def check_evaluable(config, image_processor=None) -> None:
-    """Refuses what has no accuracy, a model that does not choose one class of several, and an image processor for images
-    with another number of channels than the model takes.
+def check_evaluable(config: PreTrainedConfig, image_processor: ImageProcessingMixin | None = None) -> None:
+    """Refuses a model that does not choose one class of several, since it has no accuracy.
+
+    It also refuses an image processor for images with another number of channels than the model takes.
 
     Raises:
         `ValueError`: naming the field.
@@ -195,30 +236,32 @@ def check_evaluable(config, image_processor=None) -> None:
     problem = getattr(config, "problem_type", None) or ("regression" if config.num_labels == 1 else None)
     if problem not in (None, "single_label_classification"):
         raise ValueError(
-            f"The model is for '{problem}' (`problem_type` and `num_labels`, {config.num_labels}); accuracy is measured of "
-            "models that choose one class of at least two. Take a model for single-label classification."
+            f"The model is for '{problem}' (`problem_type` and `num_labels`, {config.num_labels}); accuracy is "
+            "measured of models that choose one class of at least two. Take a model for single-label classification."
         )
     if image_processor is None or not getattr(image_processor, "do_normalize", False):
         return
+    num_channels = getattr(encoder_config(config), "num_channels", None)
     for name in ("image_mean", "image_std"):
         value = getattr(image_processor, name, None)
-        if isinstance(value, (list, tuple)) and len(value) != config.num_channels:
-            kind = {1: "grey", 3: "RGB"}.get(config.num_channels, f"{config.num_channels}-channel")
+        if num_channels is not None and isinstance(value, (list, tuple)) and len(value) != num_channels:
+            kind = {1: "grey", 3: "RGB"}.get(num_channels, f"{num_channels}-channel")
             raise ValueError(
-                f"The model takes {kind} images (`num_channels` is {config.num_channels}), but `{name}` of its image processor "
-                f"has {len(value)} numbers: {list(value)}. Save the image processor that it was trained with beside it."
+                f"The model takes {kind} images (`num_channels` is {num_channels}), but `{name}` of its image "
+                f"processor has {len(value)} numbers: {list(value)}. Save the image processor that it was trained "
+                "with beside it."
             )
 
 
 def inputs_on_device(
     parts: LayerwiseModel, batch: Mapping[str, torch.Tensor]
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What `embed` takes of a batch: all but the labels; the images alone where there is nothing else."""
+    """What `embed` takes of a batch: all but the labels, or the images alone where there is nothing else."""
     inputs = {name: value.to(parts.device) for name, value in batch.items() if name != "labels"}
     return inputs["pixel_values"] if inputs.keys() == {"pixel_values"} else inputs
 
 
-def labels_on_device(parts, labels) -> torch.Tensor:
+def labels_on_device(parts: LayerwiseModel, labels: torch.Tensor | list[int]) -> torch.Tensor:
     """Labels of shape `(batch_size,)` on the device of a [`LayerwiseClassifier`] or like object.
 
     Raises:

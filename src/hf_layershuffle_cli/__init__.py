@@ -60,8 +60,10 @@ MAKE_ROOM = ". Make room on the disk, or write to another one"
 
 
 def main() -> None:
-    """Runs a command. What a user can cause is one line on the standard error and exit code 2; what is a fault of this
-    program keeps its traceback, says so, and has exit code 1.
+    """Runs a command.
+
+    What a user can cause is one line on the standard error and exit code 2. What is a fault of this program keeps its
+    traceback, says so, and has exit code 1.
 
     Readers of others' files turn whatever goes wrong there into a `ValueError` or an `OSError` (`explained_reading`).
     """
@@ -80,7 +82,8 @@ def main() -> None:
         if message is None:
             traceback.print_exc()
             fail(
-                f"this is a fault of the program, not of what was asked; please report it with the lines above: {REPORT_AT}",
+                "this is a fault of the program, not of what was asked; please report it with the lines above: "
+                f"{REPORT_AT}",
                 1,
             )
         logger.debug("", exc_info=True)

@@ -3,11 +3,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
+from . import inputs, options, outputs
+
+
+if TYPE_CHECKING:
+    from hf_layershuffle.analysis import AnalysisReport
 
 
 def analyze(
@@ -48,20 +52,21 @@ def analyze(
     from hf_layershuffle.analysis import analysis
 
     analysis.check_embedding(embedding)
-    options.check_can_be_written(output_dir)
-    options.claim(context, output_dir)
-    loaded = options.load_model(model, device, dtype, revision, trust_remote_code)
-    dataset_name = options.dataset_of([model], dataset_name, revision)
-    data = options.load_evaluation_split(
-        loaded.model,
+    outputs.check_can_be_written(output_dir)
+    outputs.claim(context, output_dir)
+    loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
+    dataset_name = inputs.dataset_of([model], dataset_name, revision)
+    data = inputs.load_evaluation_split(
+        loaded,
         dataset_name,
         dataset_config_name=dataset_config_name,
         eval_split=eval_split,
         image_column=image_column_name,
         label_column=label_column_name,
+        skip_damaged=skip_damaged,
+        max_samples=max_samples,
+        seed=seed,
     )
-    if skip_damaged:
-        data = options.without_damaged(data, loaded, max_samples, seed)
     report = analysis.analyze(
         loaded.model,
         data,
@@ -72,15 +77,18 @@ def analyze(
         max_samples=max_samples,
         embedding=embedding,
         num_attention_images=num_attention_images,
-        model_name=options.short_name(model),
-        dataset_name=options.short_name(dataset_name),
+        model_name=outputs.short_name(model),
+        dataset_name=outputs.short_name(dataset_name),
     )
-    with options.shown_before(report.table(), output_dir):
+    with outputs.shown_before(report.table(), output_dir):
         write_analysis(report, output_dir, data.features["label"].names)
 
 
-def write_analysis(report, output_dir: Path, class_names: list[str]) -> None:
-    """Writes all files into a folder of their own first, and moves them out when all are complete, the numbers last."""
+def write_analysis(report: "AnalysisReport", output_dir: Path, class_names: list[str]) -> None:
+    """Writes all files into a folder of their own first, and moves them out when all are complete.
+
+    The numbers are moved last.
+    """
     from hf_layershuffle.common.files import temporary_folder
 
     with temporary_folder(output_dir / "analysis") as folder:

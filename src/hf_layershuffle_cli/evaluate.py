@@ -2,11 +2,17 @@
 """`hf-layershuffle evaluate`: what order and missing layers cost."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import inputs, options, outputs
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_layershuffle import RobustnessReport
 
 
 def evaluate(
@@ -40,69 +46,65 @@ def evaluate(
     folder each, with the pictures of all beside them. A model that has a report made with the same settings is not
     evaluated again, and an evaluation that was stopped goes on.
     """
-    from hf_layershuffle import compare_reports, evaluate_robustness
+    from hf_layershuffle import RobustnessReport, compare_reports, evaluate_robustness
     from hf_layershuffle.plotting import save_report_pictures
 
-    names = options.distinct_names(models)
+    names = outputs.distinct_names(models)
     folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
     for folder in folders:
-        options.check_can_be_written(folder)
-    options.claim(context, output_dir, *folders)
-    settings = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
+        outputs.check_can_be_written(folder)
+    outputs.claim(context, output_dir, *folders)
     # All is loaded before the first evaluation starts, so that bad input shows at once
-    loaded_models = [options.load_model(each, device, dtype, revision, trust_remote_code) for each in models]
-    dataset_name = options.dataset_of(models, dataset_name, revision)
-    evaluations = []
-    for name, loaded in zip(names, loaded_models):
-        data = options.load_evaluation_split(
-            loaded.model,
-            dataset_name,
-            dataset_config_name=dataset_config_name,
-            eval_split=eval_split,
-            image_column=image_column_name,
-            label_column=label_column_name,
-        )
-        if skip_damaged:
-            data = options.without_damaged(data, loaded, max_samples, seed)
-        evaluations.append((name, loaded, data))
-
-    dataset, reports, unsaved = options.short_name(dataset_name), {}, None
-    for (name, loaded, data), folder in zip(evaluations, folders):
+    loaded_models = [inputs.load_model(each, device, dtype, revision, trust_remote_code) for each in models]
+    dataset_name = inputs.dataset_of(models, dataset_name, revision)
+    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    split: dict[str, Any] = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
+    split |= {"skip_damaged": skip_damaged, "max_samples": max_samples, "seed": seed}
+    datasets = [inputs.load_evaluation_split(loaded, dataset_name, **split) for loaded in loaded_models]
+    settings: dict[str, Any] = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
+    dataset = outputs.short_name(dataset_name)
+    evaluations = list(zip(names, loaded_models, datasets, folders))
+    found: dict[str, RobustnessReport | None] = dict.fromkeys(names)
+    if not overwrite:
         expected = settings | {"dataset": dataset}
-        reports[name] = None if overwrite else find_report(folder, loaded, data, max_samples, expected)
-    for (name, loaded, data), folder in zip(evaluations, folders):
-        is_new = reports[name] is None
-        if is_new:
-            reports[name] = evaluate_robustness(
-                loaded.model,
-                data,
-                image_processor=loaded.image_processor,
-                max_samples=max_samples,
-                batch_size=batch_size,
-                model_name=name,
-                dataset_name=dataset,
-                progress_file=folder / ".evaluation.npz",
-                **settings,
-            )
+        for name, loaded, data, folder in evaluations:
+            found[name] = find_report(folder, loaded, data, max_samples, expected)
+    reports: dict[str, RobustnessReport] = {}
+    unsaved = None
+    for name, loaded, data, folder in evaluations:
+        report = found[name] or evaluate_robustness(
+            loaded.model,
+            data,
+            image_processor=loaded.image_processor,
+            max_samples=max_samples,
+            batch_size=batch_size,
+            model_name=name,
+            dataset_name=dataset,
+            progress_file=folder / ".evaluation.npz",
+            **settings,
+        )
+        reports[name] = report
         try:  # a disk that is full now does not take the other models' numbers
-            if is_new:
-                reports[name].save(folder)
-            save_report_pictures({name: reports[name]}, folder)
+            if found[name] is None:
+                report.save(folder)
+            save_report_pictures({name: report}, folder)
         except OSError as error:
             unsaved = error
     table = compare_reports(reports) if len(reports) > 1 else reports[names[0]].table()
-    with options.shown_before(table, output_dir):
+    with outputs.shown_before(table, output_dir):
         if unsaved is not None:
             raise unsaved
         if len(reports) > 1:
             save_report_pictures(reports, output_dir)
 
 
-def find_report(folder: Path, loaded, data, max_samples: int | None, expected: dict):
+def find_report(
+    folder: Path, loaded: inputs.LoadedModel, data: "Dataset", max_samples: int | None, expected: dict[str, Any]
+) -> "RobustnessReport | None":
     """The report in the folder, if there is one of the same model, data and settings.
 
     Raises:
-        `ValueError`: if there is another one.
+        `ValueError`: if there is another report.
     """
     from hf_layershuffle import RobustnessReport
     from hf_layershuffle.data.datasets import as_dataloader
@@ -111,7 +113,8 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
 
     if not (folder / REPORT_FILE).exists():
         return None
-    report, model = RobustnessReport.load(folder), loaded.model
+    report = RobustnessReport.load(folder)
+    model = loaded.model
     loader = as_dataloader(
         data,
         loaded.image_processor,
@@ -122,7 +125,7 @@ def find_report(folder: Path, loaded, data, max_samples: int | None, expected: d
     other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
     if other is not None:
         raise ValueError(
-            f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add --overwrite to "
-            "replace it."
+            f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add "
+            "--overwrite to replace it."
         )
     return report

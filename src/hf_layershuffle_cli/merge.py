@@ -2,11 +2,16 @@
 """`hf-layershuffle merge`: one model from layers of several."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from . import options
+from . import inputs, options, outputs
+
+
+if TYPE_CHECKING:
+    from hf_layershuffle.merging.plan import MergePlan, MergeSource
+    from hf_layershuffle.merging.random_merges import RandomMergeReport
 
 
 PLAN_SUFFIXES = (".yaml", ".yml", ".json")
@@ -21,7 +26,8 @@ def merge(
         Path | None, typer.Option("--output_dir", help="New folder for the merged model, or for --evaluate's report.")
     ] = None,
     num_random: Annotated[
-        int | None, typer.Option("--random", help="So many random merges of the sources: 1, or more with --evaluate.")
+        int | None,
+        typer.Option("--random", help="Number of random merges of the sources: 1, or more with --evaluate."),
     ] = None,
     average: Annotated[bool, typer.Option("--average", help="The average of the sources, layer by layer.")] = False,
     num_layers: Annotated[
@@ -56,7 +62,7 @@ def merge(
     dtype: options.Dtype = "float32",
     trust_remote_code: options.TrustRemoteCode = False,
     max_shard_size: Annotated[
-        str, typer.Option("--max_shard_size", help="Of a weight file at most, such as 200MB.")
+        str, typer.Option("--max_shard_size", help="Size of a weight file at most, such as 200MB.")
     ] = "5GB",
     trust_paths: Annotated[
         bool,
@@ -74,15 +80,16 @@ def merge(
     """
     is_plan = len(sources) == 1 and sources[0].endswith(PLAN_SUFFIXES)
     check_arguments(is_plan, num_random, average, evaluate, compare, output_dir, dry_run)
-    named = None if is_plan else name_sources(sources, base)
-    drawing = {"num_layers": num_layers, "any_layer": any_layer, "seed": seed}
+    named = {} if is_plan else name_sources(sources, base)
+    drawing: dict[str, Any] = {"num_layers": num_layers, "any_layer": any_layer, "seed": seed}
     if evaluate is not None:
         columns = {"image_column": image_column_name, "label_column": label_column_name}
         split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
         sizes = {"batch_size": batch_size, "max_samples": max_samples, "skip_damaged": skip_damaged}
-        drawing |= {"num_merges": num_random, "base": list(named)[base - 1]}
+        drawing |= {"num_merges": num_random, "base": list(named)[base - 1], **sizes}
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        evaluate_merges(context, named, output_dir, evaluate, split, loading, compare or [], **drawing, **sizes)
+        report_folder = cast(Path, output_dir)  # `check_arguments` knows that it is given
+        evaluate_merges(context, named, report_folder, evaluate, split, loading, compare or [], **drawing)
         return
     from hf_layershuffle.merging.plan import MergePlan
 
@@ -96,7 +103,16 @@ def merge(
     write_merge(plan, output_dir, max_shard_size, dry_run)
 
 
-def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare, output_dir, dry_run: bool) -> None:
+def check_arguments(
+    is_plan: bool,
+    num_random: int | None,
+    average: bool,
+    evaluate: str | None,
+    compare: list[Path] | None,
+    output_dir: Path | None,
+    dry_run: bool,
+) -> None:
+    """Raises a `ValueError` for options that do not go together."""
     if is_plan and (num_random is not None or average or evaluate is not None):
         raise ValueError("A plan says what to merge; --random, --average and --evaluate are for sources.")
     if not is_plan and (num_random is not None) + average != 1:
@@ -105,11 +121,13 @@ def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare,
         raise ValueError(f"--random is {num_random}; it must be at least 1.")
     if evaluate is not None and num_random is None:
         raise ValueError(
-            "--evaluate needs --random, the number of merges; evaluate a merge on disk with `hf-layershuffle evaluate`."
+            "--evaluate needs --random, the number of merges; evaluate a merge on disk with `hf-layershuffle "
+            "evaluate`."
         )
     if evaluate is None and (num_random or 1) > 1:
         raise ValueError(
-            f"--random {num_random} needs --evaluate DATASET; one merge at a time is written, by --random 1 and --seed."
+            f"--random {num_random} needs --evaluate DATASET; one merge at a time is written, by --random 1 and "
+            "--seed."
         )
     if compare and evaluate is None:
         raise ValueError("--compare is for --evaluate.")
@@ -119,8 +137,13 @@ def check_arguments(is_plan: bool, num_random, average: bool, evaluate, compare,
         raise ValueError("--output_dir is missing: the folder for the result.")
 
 
-def name_sources(sources: list[str], base: int) -> dict:
-    """The sources by short names; `base` is checked to be one of them."""
+def name_sources(sources: list[str], base: int) -> "dict[str, MergeSource]":
+    """The sources by short names.
+
+    Args:
+        sources: Folders or Hub ids, also as ID@REVISION.
+        base: Number of the base, counted from 1, which is checked to be one of them.
+    """
     from hf_layershuffle.checkpoints.locations import is_local, name_sources
     from hf_layershuffle.merging.plan import MergeSource
 
@@ -132,31 +155,32 @@ def name_sources(sources: list[str], base: int) -> dict:
     return {name: MergeSource(path=path, revision=rev) for (name, path), rev in zip(named.items(), revisions)}
 
 
-def write_merge(plan, output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
+def write_merge(plan: "MergePlan", output_dir: Path | None, max_shard_size: str, dry_run: bool) -> None:
+    """Writes the merge of a plan, or says what would be written."""
     from hf_layershuffle.hub.merged_folder import merge
     from hf_layershuffle.merging.merged_model import check_output_folder, prepare_merge, split_into_shards
 
     if output_dir is not None:
-        options.check_can_be_written(output_dir)
-    max_shard_size = int(max_shard_size) if max_shard_size.isdigit() else max_shard_size
+        outputs.check_can_be_written(output_dir)
+    shard_size = int(max_shard_size) if max_shard_size.isdigit() else max_shard_size
     if not dry_run:
-        merge(plan, output_dir, max_shard_size=max_shard_size)
+        merge(plan, cast(Path, output_dir), max_shard_size=shard_size)
         print(f"Saved to {output_dir}")
         return
     prepared = prepare_merge(plan)
     if output_dir is not None:
         check_output_folder(output_dir, prepared.sources)
-    num_files = len(split_into_shards(prepared, max_shard_size).filename_to_tensors)
+    num_files = len(split_into_shards(prepared, shard_size).filename_to_tensors)
     prepared.check_values()
-    options.print_table(prepared.plan.table())
+    outputs.print_table(prepared.plan.table())
     files = "1 file" if num_files == 1 else f"{num_files} files"
     print(
         f"{len(prepared.tensors)} tensors, {prepared.num_bytes:,} bytes in {files}. Nothing was written (--dry_run)."
     )
 
 
-def check_same_data(reports: list, dataset: str, num_images: int) -> None:
-    """Refuses reports to compare of other data, before anything is evaluated."""
+def check_same_data(reports: "list[RandomMergeReport]", dataset: str, num_images: int) -> None:
+    """Refuses reports of other data, before anything is evaluated."""
     for report in reports:
         if (report.dataset, report.num_images) != (dataset, num_images):
             raise ValueError(
@@ -167,14 +191,22 @@ def check_same_data(reports: list, dataset: str, num_images: int) -> None:
 
 def evaluate_merges(
     context: typer.Context,
-    sources: dict,
+    sources: "dict[str, MergeSource]",
     output_dir: Path,
     dataset_name: str,
-    split: dict,
-    loading: dict,
+    split: dict[str, Any],
+    loading: dict[str, Any],
     compare: list[Path],
-    **kwargs,
+    **kwargs: Any,
 ) -> None:
+    """Evaluates random merges of the sources, and prints and saves a report.
+
+    Args:
+        split: Arguments of the split to evaluate on.
+        loading: Arguments with which the models are loaded.
+        compare: Earlier reports to show beside this one.
+        kwargs: As for [`evaluate_random_merges`], and `skip_damaged`.
+    """
     from hf_layershuffle.checkpoints.locations import resolve_folder
     from hf_layershuffle.merging.random_merges import (
         REPORT_FILE,
@@ -184,25 +216,24 @@ def evaluate_merges(
     )
     from hf_layershuffle.plotting.merges import plot_random_merges
 
-    options.check_output_dir(output_dir, REPORT_FILE)
-    options.claim(context, output_dir)
+    outputs.check_output_dir(output_dir, REPORT_FILE)
+    outputs.claim(context, output_dir)
     others = [RandomMergeReport.load(path) for path in compare]
     folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
-    loaded = {name: options.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
+    loaded = {name: inputs.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
     base = loaded[kwargs["base"]]
-    data = options.load_evaluation_split(base.model, dataset_name, **split)
-    if kwargs.pop("skip_damaged"):
-        data = options.without_damaged(data, base, kwargs["max_samples"], kwargs["seed"])
-    check_same_data(others, options.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))
+    drawn = {"max_samples": kwargs["max_samples"], "seed": kwargs["seed"]}
+    data = inputs.load_evaluation_split(base, dataset_name, skip_damaged=kwargs.pop("skip_damaged"), **drawn, **split)
+    check_same_data(others, outputs.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))
     report = evaluate_random_merges(
         {name: each.model for name, each in loaded.items()},
         data,
         image_processor=base.image_processor,
         name=output_dir.resolve().name,
-        dataset_name=options.short_name(dataset_name),
+        dataset_name=outputs.short_name(dataset_name),
         sources={name: {"path": source.path, "revision": folders[name][1]} for name, source in sources.items()},
         **kwargs,
     )
-    with options.shown_before(random_merge_table([report, *others]), output_dir):
+    with outputs.shown_before(random_merge_table([report, *others]), output_dir):
         report.save(output_dir)
         plot_random_merges([report, *others]).save(output_dir)

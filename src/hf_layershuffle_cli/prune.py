@@ -2,11 +2,11 @@
 """`hf-layershuffle prune`: a shorter model, saved as such."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
-from . import options
+from . import inputs, options, outputs
 
 
 def prune(
@@ -19,7 +19,9 @@ def prune(
         float | None,
         typer.Option("--speedup", help="Keep the first, the last and evenly spaced layers: 2 keeps half of them."),
     ] = None,
-    num_kept: Annotated[int | None, typer.Option("--num_layers", help="For --search: layers to keep.")] = None,
+    num_kept: Annotated[
+        int | None, typer.Option("--num_layers", help="For --search: number of layers to keep.")
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Drop greedily what costs least on training images of --dataset_name.")
     ] = False,
@@ -44,33 +46,27 @@ def prune(
     from hf_layershuffle.checkpoints.image_processors import load_image_processor
     from hf_layershuffle.checkpoints.loading import load_classifier
     from hf_layershuffle.common.paths import check_links
-    from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
-    from hf_layershuffle.hub.folder_records import license_of
+    from hf_layershuffle.compression.pruning import prune_layers, search_layers
+    from hf_layershuffle.hub.card_files import license_of
     from hf_layershuffle.hub.model_card import write_model_card
     from hf_layershuffle.layerwise import check_evaluable
 
     check_arguments(keep, speedup, search, num_kept)
-    options.check_model(model, revision)
+    inputs.check_model(model, revision)
     if Path(model).is_dir():
         check_links(model, ("config.json", *(path.name for path in Path(model).glob("*.safetensors*"))))
-    with options.new_folder(output_dir) as folder:
-        hub = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
+    with outputs.new_folder(output_dir) as folder:
+        hub: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
         whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()
         image_processor = load_image_processor(model, **hub)
         num_layers = whole.config.num_hidden_layers
-        if num_kept is not None and not 1 <= num_kept <= num_layers:
-            raise ValueError(f"`num_layers` is {num_kept}; it must be from 1 to {num_layers}, the model's layers.")
-        if keep is not None:
-            layers = options.parse_layers(keep, "keep")
-        else:
-            layers = layers_for_speedup(num_layers, speedup) if num_kept is None else list(range(num_kept))
+        layers = choose_layers(num_layers, keep, speedup, num_kept)
         if search:
             check_evaluable(whole.config, image_processor)
-            dataset_name = options.dataset_of([model], dataset_name, revision)
-            data = options.load_split(
+            data = inputs.load_split(
                 whole,
                 "train",
-                dataset_name,
+                inputs.dataset_of([model], dataset_name, revision),
                 dataset_config_name=dataset_config_name,
                 image_column=image_column_name,
                 label_column=label_column_name,
@@ -79,10 +75,11 @@ def prune(
                 raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
             data = data.shuffle(seed=seed).select(range(min(max_samples, len(data))))
             if skip_damaged:
-                data = options.without_damaged(data, options.LoadedModel(model, whole, image_processor))
-            sizes = {"image_processor": image_processor, "batch_size": batch_size}
-            num_kept = len(layers) if num_kept is None else num_kept
-            layers = search_layers(whole.to(options.choose_device(device)), data, num_kept, **sizes)
+                data = inputs.without_damaged(data, inputs.LoadedModel(model, whole, image_processor))
+            on_device = cast(Any, whole).to(inputs.choose_device(device))  # transformers hides what `to` takes
+            layers = search_layers(
+                on_device, data, len(layers), image_processor=image_processor, batch_size=batch_size
+            )
         pruned = prune_layers(whole, layers)
         pruned.save_pretrained(folder)
         image_processor.save_pretrained(folder)
@@ -94,10 +91,30 @@ def prune(
     print(f"Saved to {output_dir}")
 
 
-def check_arguments(keep, speedup, search: bool, num_kept) -> None:
+def choose_layers(num_layers: int, keep: str | None, speedup: float | None, num_kept: int | None) -> list[int]:
+    """The layers to keep; for a search, as many as are to be kept.
+
+    Raises:
+        `ValueError`: if they cannot be those of a model with `num_layers` layers.
+    """
+    from hf_layershuffle.compression.pruning import layers_for_speedup
+    from hf_layershuffle.models.execution_order import parse_execution_order
+
+    if num_kept is not None:
+        if not 1 <= num_kept <= num_layers:
+            raise ValueError(f"`num_layers` is {num_kept}; it must be from 1 to {num_layers}, the model's layers.")
+        return list(range(num_kept))
+    if keep is not None:
+        return cast(list[int], parse_execution_order(keep, "keep", names=()))
+    return layers_for_speedup(num_layers, cast(float, speedup))  # `check_arguments` knows that it is given
+
+
+def check_arguments(keep: str | None, speedup: float | None, search: bool, num_kept: int | None) -> None:
+    """Raises a `ValueError` for options that do not go together."""
     if (keep is not None) + (speedup is not None) + (num_kept is not None) != 1 or (keep is not None and search):
         raise ValueError(
-            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search --speedup 2."
+            "Say which layers stay: give one of --keep 0,2,5, --speedup 2, --search --num_layers 6 and --search "
+            "--speedup 2."
         )
     if num_kept is not None and not search:
         raise ValueError("--num_layers needs --search, which chooses the layers; or name them with --keep 0,2,5.")

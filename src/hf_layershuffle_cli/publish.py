@@ -2,42 +2,38 @@
 """`hf-layershuffle publish`: a model's folder on the Hub, with its card."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .options import (
-    BatchSize,
-    DatasetConfigName,
-    Device,
-    EvalSplit,
-    ImageColumn,
-    LabelColumn,
-    MaxSamples,
-    Seed,
-    SkipDamaged,
-    TrustRemoteCode,
-    claim,
-    without_damaged,
-)
+from . import inputs, options, outputs
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_layershuffle import RobustnessReport
 
 
 def publish(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Of the model, as save_pretrained, train.py or merge wrote it.")
+        Path,
+        typer.Argument(metavar="FOLDER", help="Model's folder, as save_pretrained, train.py or merge wrote it."),
     ],
-    repo_id: Annotated[str | None, typer.Option("--repo_id", help="Where to, such as org/vit-layershuffle.")] = None,
+    repo_id: Annotated[str | None, typer.Option("--repo_id", help="Repository, such as org/vit-layershuffle.")] = None,
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="Of a new repository. Defaults to what its owner has set."),
+        typer.Option(
+            "--private/--public", help="Whether a new repository is private. Defaults to what its owner has set."
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch; made if missing. Defaults to main.")
     ] = None,
     token: Annotated[str | None, typer.Option("--token", help="Defaults to `hf auth login`'s, or HF_TOKEN.")] = None,
-    commit_message: Annotated[str | None, typer.Option("--commit_message", help="Of the one commit.")] = None,
-    license: Annotated[str | None, typer.Option("--license", help="For the card, such as apache-2.0.")] = None,
+    commit_message: Annotated[str | None, typer.Option("--commit_message", help="Message of the one commit.")] = None,
+    license: Annotated[str | None, typer.Option("--license", help="Licence for the card, such as apache-2.0.")] = None,
     overwrite_card: Annotated[
         bool, typer.Option("--overwrite_card", help="Replace a card that was edited on the Hub.")
     ] = False,
@@ -52,34 +48,33 @@ def publish(
         str | None, typer.Option("--plain_vit_repo_id", help="Push the plain ViT to this repository instead.")
     ] = None,
     execution_order: Annotated[
-        str | None, typer.Option("--execution_order", help="Of the plain ViT, such as 2,0,1. Defaults to the model's.")
+        str | None,
+        typer.Option("--execution_order", help="Order of the plain ViT, such as 2,0,1. Defaults to the model's."),
     ] = None,
     dataset_name: Annotated[
         str | None,
         typer.Option(
             "--dataset_name",
-            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder or a Hub "
-            "dataset id.",
+            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder "
+            "or a Hub dataset id.",
         ),
     ] = None,
-    dataset_config_name: DatasetConfigName = None,
-    eval_split: EvalSplit = None,
-    image_column_name: ImageColumn = None,
-    label_column_name: LabelColumn = None,
-    max_samples: MaxSamples = None,
-    skip_damaged: SkipDamaged = False,
+    dataset_config_name: options.DatasetConfigName = None,
+    eval_split: options.EvalSplit = None,
+    image_column_name: options.ImageColumn = None,
+    label_column_name: options.LabelColumn = None,
+    max_samples: options.MaxSamples = None,
+    skip_damaged: options.SkipDamaged = False,
     num_orders: Annotated[int, typer.Option("--num_orders", help="Arbitrary orders of the evaluation.")] = 32,
-    batch_size: BatchSize = 64,
-    seed: Seed = 0,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-):
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
     """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
     from hf_layershuffle.hub.model_card import card_text, write_model_card
-    from hf_layershuffle.hub.plain_vit_folder import check_plain_vit, publish_with_plain_vit
-    from hf_layershuffle.hub.publish_plan import check_access, check_targets
+    from hf_layershuffle.hub.publish_plan import check_targets
     from hf_layershuffle.hub.published_files import check_folder
-    from hf_layershuffle.hub.publishing import publish as push
 
     if repo_id is None and not (card_only or dry_run):
         raise ValueError(
@@ -89,47 +84,84 @@ def publish(
         raise ValueError("`execution_order` is of the plain ViT; add --plain_vit, or leave it out.")
     check_folder(folder)
     check_targets(repo_id, plain_vit_repo_id)
-    plain_vit, order = plain_vit or plain_vit_repo_id is not None, _read_order(execution_order)
-    if plain_vit:
-        check_plain_vit(folder, order)
+    plain_vit = plain_vit or plain_vit_repo_id is not None
+    order = _read_plain_order(folder, execution_order) if plain_vit else None
     if not (card_only or dry_run):
-        go_on = f"'{folder}' is complete: publish it again when that is mended"
-        targets = [repo_id] if plain_vit_repo_id is None else [repo_id, plain_vit_repo_id]
-        check_access(*targets, token=token, go_on=go_on)
-    if dataset_name is not None and not dry_run:
-        claim(context, folder, remedy="evaluate a copy of it")
+        _check_access(folder, cast(str, repo_id), plain_vit_repo_id, token)
+    evaluates = dataset_name is not None
     if dataset_name is not None:
-        columns = {"image_column": image_column_name, "label_column": label_column_name, "eval_split": eval_split}
-        columns |= {"dataset_config_name": dataset_config_name}
-        loaded, data = _load_data(folder, dataset_name, device, trust_remote_code, **columns)
-        if skip_damaged and not dry_run:
-            data = without_damaged(data, loaded, max_samples, seed)
+        if not dry_run:
+            outputs.claim(context, folder, remedy="evaluate a copy of it")
+        loaded = inputs.load_model(str(folder), device, trust_remote_code=trust_remote_code)
+        data = inputs.load_evaluation_split(
+            loaded,
+            dataset_name,
+            dataset_config_name=dataset_config_name,
+            eval_split=eval_split,
+            image_column=image_column_name,
+            label_column=label_column_name,
+            skip_damaged=skip_damaged and not dry_run,
+            max_samples=max_samples,
+            seed=seed,
+        )
+        if not dry_run:
+            sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
+            _evaluate(folder, loaded, data, dataset_name, sizes)
     else:
         card_text(folder)  # refuses records that are broken or of other weights
     if dry_run:
-        _print_plan(folder, repo_id, revision, plain_vit_repo_id, plain_vit, dataset_name is not None)
+        _print_plan(folder, repo_id, revision, plain_vit_repo_id, plain_vit, evaluates)
         return
-    if dataset_name is not None:
-        sizes = {"max_samples": max_samples, "num_orders": num_orders, "batch_size": batch_size, "seed": seed}
-        _evaluate(folder, loaded, data, dataset_name, sizes)
     if card_only:
         write_model_card(folder, repo_id=repo_id, revision=revision, license=license)
         print(f"Wrote {folder / 'README.md'}")
         return
-    options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
-    options |= {"license": license, "overwrite_card": overwrite_card}
-    if plain_vit:
-        commits = publish_with_plain_vit(
-            folder, repo_id, plain_repo_id=plain_vit_repo_id, execution_order=order, **options
-        )
+    plain = {"plain_repo_id": plain_vit_repo_id, "execution_order": order} if plain_vit else None
+    pushing = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
+    pushing |= {"license": license, "overwrite_card": overwrite_card}
+    _push(folder, cast(str, repo_id), pushing, plain)
+
+
+def _read_plain_order(folder: Path, text: str | None) -> str | list[int] | None:
+    """The order of the plain ViT, checked to be one of the folder's model."""
+    from hf_layershuffle.hub.plain_vit_folder import check_plain_vit
+    from hf_layershuffle.models.execution_order import parse_execution_order
+
+    order = None if text is None else parse_execution_order(text)
+    check_plain_vit(folder, order)
+    return order
+
+
+def _check_access(folder: Path, repo_id: str, plain_repo_id: str | None, token: str | None) -> None:
+    """Checks that the token may write to the repositories."""
+    from hf_layershuffle.hub.publish_plan import check_access
+
+    targets = [repo_id] if plain_repo_id is None else [repo_id, plain_repo_id]
+    check_access(*targets, token=token, go_on=f"'{folder}' is complete: publish it again when that is mended")
+
+
+def _push(folder: Path, repo_id: str, kwargs: dict[str, Any], plain: dict[str, Any] | None) -> None:
+    """Pushes the folder and, with the arguments `plain`, the plain ViT."""
+    from hf_layershuffle.hub.plain_vit_folder import publish_with_plain_vit
+    from hf_layershuffle.hub.publishing import publish
+
+    if plain is not None:
+        commits = list(publish_with_plain_vit(folder, repo_id, **kwargs, **plain))
     else:
-        commits = [push(folder, repo_id, **options)]
+        commits = [publish(folder, repo_id, **kwargs)]
     for commit in commits:
         print(f"Published {commit.commit_url}")
 
 
-def _print_plan(folder: Path, repo_id, revision, plain_repo_id, plain_vit: bool, evaluates: bool) -> None:
-    """What would be pushed, where to, and how large; what has no size is made before."""
+def _print_plan(
+    folder: Path,
+    repo_id: str | None,
+    revision: str | None,
+    plain_repo_id: str | None,
+    plain_vit: bool,
+    evaluates: bool,
+) -> None:
+    """Says what would be pushed, where to, and how large it is. What has no size is made before."""
     from hf_layershuffle.hub.plain_vit_folder import PLAIN_REVISION, planned_plain_files
     from hf_layershuffle.hub.publish_plan import planned_files
 
@@ -145,30 +177,22 @@ def _print_plan(folder: Path, repo_id, revision, plain_repo_id, plain_vit: bool,
     print("Nothing was changed (--dry_run).")
 
 
-def _load_data(folder: Path, dataset_name: str, device: str | None, trust_remote_code: bool, **kwargs):
-    """The model, its image processor and the images to evaluate on."""
-    from .options import load_evaluation_split, load_model
-
-    loaded = load_model(str(folder), device, trust_remote_code=trust_remote_code)
-    return loaded, load_evaluation_split(loaded.model, dataset_name, **kwargs)
-
-
-def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> None:
+def _evaluate(
+    folder: Path, loaded: inputs.LoadedModel, dataset: "Dataset", dataset_name: str, sizes: dict[str, Any]
+) -> None:
     """Writes the report, unless it is there, its pictures and the example images into the folder."""
     from hf_layershuffle import evaluate_robustness
     from hf_layershuffle.hub.card_examples import write_examples
     from hf_layershuffle.plotting import save_report_pictures
 
-    from .options import short_name
-
-    dataset_name = short_name(dataset_name)
+    dataset_name = outputs.short_name(dataset_name)
     report = _find_report(folder, loaded, dataset, sizes | {"dataset": dataset_name})
     if report is None:
         report = evaluate_robustness(
             loaded.model,
             dataset,
             image_processor=loaded.image_processor,
-            model_name=short_name(str(folder)),
+            model_name=outputs.short_name(str(folder)),
             dataset_name=dataset_name,
             **sizes,
         )
@@ -177,8 +201,10 @@ def _evaluate(folder: Path, loaded, dataset, dataset_name: str, sizes: dict) -> 
     write_examples(folder, dataset, loaded.image_processor)
 
 
-def _find_report(folder: Path, loaded, dataset, settings: dict):
-    """The report in the folder, if it is of these weights, images and settings; else None, and it is made anew."""
+def _find_report(
+    folder: Path, loaded: inputs.LoadedModel, dataset: "Dataset", settings: dict[str, Any]
+) -> "RobustnessReport | None":
+    """The report in the folder, if it is of these weights, images and settings. Otherwise it is made anew."""
     from hf_layershuffle import RobustnessReport
     from hf_layershuffle.data.datasets import as_dataloader
     from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
@@ -197,14 +223,3 @@ def _find_report(folder: Path, loaded, dataset, settings: dict):
     )
     expected = expected_report(loaded.model, loader, loaded.image_processor, **settings)
     return report if other_than(report, expected) is None else None
-
-
-def _read_order(text: str | None):
-    if text is None or text in ("sequential", "arbitrary"):
-        return text
-    try:
-        return [int(index) for index in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"`execution_order` is '{text}'; it must be sequential or layer indices such as 2,0,1."
-        ) from None

@@ -259,7 +259,7 @@ def test_our_faults_keep_their_traceback_and_say_so(folder, monkeypatch, capsys,
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("hf_layershuffle_cli.options.load_model", fails)
+    monkeypatch.setattr("hf_layershuffle_cli.inputs.load_model", fails)
     found, _, errors = run(monkeypatch, capsys, "evaluate", folder, "--output_dir", folder.parent / "out")
     assert found == code and line in errors.splitlines()[-1], errors
     assert ("Traceback" in errors) == (code == 1)

@@ -22,7 +22,7 @@ from hf_layershuffle.evaluation.statistics import OrderScore
 from hf_layershuffle.hub.folder_records import record_training
 from hf_layershuffle.merging.plan import MergePlan
 from hf_layershuffle.merging.random_merges import MergeScore, RandomMergeReport, random_merge_table
-from hf_layershuffle_cli import main, options
+from hf_layershuffle_cli import inputs, main, outputs
 
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -101,15 +101,15 @@ def test_the_digits_are_taken_where_they_were_trained_on(saved, tmp_path, monkey
     shutil.copytree(saved, "b")
     for name in "ab":
         record_training(name, arguments={}, dataset="digits")
-    assert options.dataset_of(["a", "b"], None) == "digits"
-    assert options.dataset_of(["a", "b"], "other") == "other"
+    assert inputs.dataset_of(["a", "b"], None) == "digits"
+    assert inputs.dataset_of(["a", "b"], "other") == "other"
     record_training("b", arguments={}, dataset="org/letters")
-    assert options.dataset_of(["b"], None) == "org/letters"
+    assert inputs.dataset_of(["b"], None) == "org/letters"
     with pytest.raises(ValueError, match=r"do not name one and the same dataset \('a': digits, 'b': org/letters\)"):
-        options.dataset_of(["a", "b"], None)
+        inputs.dataset_of(["a", "b"], None)
     with pytest.raises(ValueError, match="neither a folder here"):
         record_training("b", arguments={}, dataset="/data/letters")
-        options.dataset_of(["b"], None)
+        inputs.dataset_of(["b"], None)
 
 
 # --- Whose result ---
@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_work(work, command,
     def must_not_run(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr(options, "load_model", must_not_run)
+    monkeypatch.setattr(inputs, "load_model", must_not_run)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))  # as a disk with little room
     try:
@@ -377,7 +377,7 @@ def test_brackets_in_names_are_shown_as_they_are(vit, name, capsys):
     )
     plan = MergePlan(sources={name: "a"}, layers=[{"source": name, "layer": 0}])
     for table in (report.table(), compare_reports({name: report}), random_merge_table([merges]), plan.table()):
-        options.print_table(table)
+        outputs.print_table(table)
         from rich.console import Console
 
         Console(width=160).print(table)  # as a user does, with markup

@@ -16,7 +16,7 @@ from conftest import Architecture
 from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
-from hf_layershuffle_cli import main, options
+from hf_layershuffle_cli import main, outputs
 
 
 FEW = ["--num_orders", "2", "--device", "cpu", "--max_samples", "50", "--dataset_name", "digits"]
@@ -53,7 +53,7 @@ def saved(tmp_path_factory):
 def work(saved, tmp_path, monkeypatch) -> Path:
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options, "SPACE_NEEDED", 100)  # or the limit would be found before any work
+    monkeypatch.setattr(outputs, "SPACE_NEEDED", 100)  # or the limit would be found before any work
     return tmp_path
 
 

@@ -229,7 +229,7 @@ def test_the_class_names_of_a_string_column_stay(tmp_path):
 
 
 def test_the_commands_take_integers_for_the_models_classes(tmp_path):
-    from hf_layershuffle_cli.options import load_split
+    from hf_layershuffle_cli.inputs import load_split
 
     model = SimpleNamespace(config=model_config(TEN))
     data = load_split(model, "test", save(tmp_path, train=labelled([3, 7]), test=labelled([7, 3])))

@@ -351,6 +351,50 @@ def test_models_without_one_list_of_layers_are_refused():
         ls.free_order(transformers.SwinModel(swin))
 
 
+def test_layers_that_depend_on_the_first_or_on_their_index_are_refused():
+    wavlm = transformers.WavLMConfig(
+        **SIZES, conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32
+    )
+    with pytest.raises(ValueError, match=r"first layer of WavLMModel alone holds 'attention.rel_attn_embed.weight'"):
+        ls.free_order(transformers.WavLMModel(wavlm))
+    yolos = transformers.YolosConfig(**SIZES, image_size=[16, 16], patch_size=4, num_detection_tokens=2)
+    with pytest.raises(ValueError, match="YolosModel adds position embeddings between its layers"):
+        ls.free_order(transformers.YolosModel(yolos))
+
+
+class IndexedViT(transformers.ViTModel):
+    """A model that does not ask its list for the next layer."""
+
+    def forward(self, pixel_values, return_dict=None):
+        hidden_states = self.embeddings(pixel_values)
+        for index in range(len(self.layers)):
+            hidden_states = self.layers[index](hidden_states)
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class ShortViT(transformers.ViTModel):
+    """A model whose loop ends by itself."""
+
+    def forward(self, pixel_values, return_dict=None):
+        hidden_states = self.embeddings(pixel_values)
+        for _, layer in zip(range(4), self.layers):
+            hidden_states = layer(hidden_states)
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden_states)
+
+
+@pytest.mark.parametrize(("plain", "took"), [(IndexedViT, "no layer"), (ShortViT, "4 of the 6 layers of the order")])
+def test_a_forward_that_does_not_follow_the_order_says_so(plain, took):
+    model = ls.free_order(plain(MODELS["vit"][1]()).eval())
+    with pytest.raises(ValueError, match=f"took {took} by iterating its list of layers"):
+        model(**images(), execution_order=[0, 1, 1, 2, 3, 3])
+
+
+def test_two_classes_of_one_name_are_two_classes():
+    other = type("ViTModel", (transformers.ViTModel,), {"__module__": "elsewhere"})
+    assert layershuffle_class(other).plain_class is other
+    assert layershuffle_class(transformers.ViTModel).plain_class is transformers.ViTModel
+
+
 def test_a_configuration_of_a_plain_model_is_refused_with_the_remedy():
     made = layershuffle_class(transformers.ViTModel)
     with pytest.raises(ValueError, match=r"LayerShuffleViTModel needs a LayerShuffleViTConfig, not a ViTConfig"):

@@ -5,16 +5,13 @@ from ..evaluation.order_plans import balanced_execution_orders
 from .analysis import analyze
 from .attention import AttentionMaps, attention_rollout
 from .contributions import PARTS, QUANTITIES, LayerContributions, layer_contributions, recorded_updates
+from .embedding import EMBEDDINGS, Embedding, check_embedding, embed_representations
 from .report import ANALYSIS_FILE, AnalysisReport
 from .representations import (
-    EMBEDDINGS,
-    Embedding,
     PositionProbe,
     Representations,
     Similarity,
-    check_embedding,
     collect_representations,
-    embed_representations,
     output_similarity,
     probe_position,
 )

@@ -1,34 +1,34 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
 
+from collections.abc import Sequence, Sized
+from typing import Any, cast
+
+import datasets
 import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..checkpoints.identity import describe_model
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
 from ..data.datasets import as_dataloader
-from ..layerwise import as_layerwise
+from ..layerwise import LayerwiseClassifier, as_layerwise
 from ..models.execution_order import arbitrary_execution_orders
 from .attention import AttentionMaps, attention_rollout
 from .contributions import layer_contributions
+from .embedding import check_embedding, embed_representations
 from .report import AnalysisReport
-from .representations import (
-    MIN_IMAGES,
-    check_embedding,
-    collect_representations,
-    embed_representations,
-    output_similarity,
-    probe_position,
-)
+from .representations import MIN_IMAGES, collect_representations, output_similarity, probe_position
 
 
 @silenceable
 def analyze(
-    model,
-    data,
+    model: PreTrainedModel | LayerwiseClassifier,
+    data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor=None,
+    image_processor: BaseImageProcessor | None = None,
     num_orders: int = 32,
     seed: int = 0,
     batch_size: int = 64,
@@ -41,18 +41,19 @@ def analyze(
 ) -> AnalysisReport:
     """What each layer of a model does at each position.
 
-    All images run in `num_orders` orders for [`layer_contributions`]; at most 256 of them in twice as many orders as there
-    are layers for the probe, the similarity and the embedding (see [`collect_representations`] for the memory); the first
-    `num_attention_images` in four orders for the attention maps.
+    All images run in `num_orders` orders for [`layer_contributions`]. For the probe, the similarity and the embedding,
+    at most 256 of them run in twice as many orders as there are layers; see [`collect_representations`] for the
+    memory. For the attention maps, the first `num_attention_images` run in four orders.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier of at least two layers, or a [`LayerwiseClassifier`].
         data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20 images.
-        num_orders (`int`): At least 1; rounded up to a multiple of the number of layers.
-        seed (`int`): Of the orders, the images that `max_samples` draws, the folds of the probe and the embedding; at least 0.
-        embedding (`str`): "pca", or "umap" (needs the extra `analysis`).
-        num_attention_images (`int`): At least 1.
-        model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
+        num_orders: Number of random orders, at least 1. It is rounded up to a multiple of the number of layers.
+        seed: Seed of the orders, the images that `max_samples` draws, the folds of the probe and the embedding, at
+            least 0.
+        embedding: "pca", or "umap" (needs the extra `analysis`).
+        num_attention_images: Number of images with attention maps, at least 1.
+        model_name, dataset_name: Names for the report. `model_name` defaults to the configuration's `name_or_path`.
 
     Raises:
         `ValueError`: if an argument or a label is not valid, or there are too few images or layers.
@@ -64,13 +65,20 @@ def analyze(
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
         )
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
-        num_channels=parts.num_channels, config=parts.model.config,
-    )  # fmt: skip
-    if len(loader.dataset) < MIN_IMAGES:
+        data,
+        image_processor,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=num_channels,
+        config=parts.model.config,
+    )
+    num_images = len(cast(Sized, loader.dataset))
+    if num_images < MIN_IMAGES:
         raise ValueError(
-            f"There are {len(loader.dataset)} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."
+            f"There are {num_images} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."
         )
     contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
     outputs = collect_representations(parts, loader, seed=seed, progress=progress)
@@ -92,7 +100,9 @@ def analyze(
     )
 
 
-def _attention_of_first_images(parts, loader, num_images: int, seed: int) -> AttentionMaps:
+def _attention_of_first_images(
+    parts: LayerwiseClassifier, loader: DataLoader, num_images: int, seed: int
+) -> AttentionMaps:
     batch = next(iter(loader))
     sequential = list(range(parts.num_layers))
     orders = [sequential, sequential[::-1], *arbitrary_execution_orders(parts.num_layers, 2, seed)]

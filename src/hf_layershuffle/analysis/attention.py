@@ -1,12 +1,14 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Where a model looks under different execution orders: attention rollout."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..layerwise import LayerwiseClassifier, as_layerwise
 from ..models.configuration_layershuffle import encoder_config
@@ -18,8 +20,8 @@ class AttentionMaps:
     """How much of each image patch reaches the CLS token, by attention rollout.
 
     Args:
-        maps: Fractions of shape `(num_images, num_orders, rows, columns)`; with the special tokens' share, which is not
-            shown, those of an image and order sum to 1.
+        maps: Fractions of shape `(num_images, num_orders, rows, columns)`; with the special tokens' share, which is
+            not shown, those of an image and order sum to 1.
         predicted: Class predicted for each image in each order; integers of shape `(num_images, num_orders)`.
         execution_orders: The orders.
         labels: Class of each image, or None.
@@ -34,19 +36,24 @@ class AttentionMaps:
 
 
 def attention_rollout(
-    model, pixel_values: torch.Tensor, execution_orders: Sequence[Sequence[int]], *, labels=None
+    model: PreTrainedModel | LayerwiseClassifier,
+    pixel_values: torch.Tensor,
+    execution_orders: Sequence[Sequence[int]],
+    *,
+    labels: Sequence[int] | torch.Tensor | np.ndarray | None = None,
 ) -> AttentionMaps:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3) of images under several orders.
 
-    The attention of each layer, mean over heads, is averaged with the identity for the residual connection; the
-    matrices are multiplied in the order in which the layers run. The model computes attention eagerly meanwhile, whatever
-    its attention implementation. Memory: `batch_size * heads * tokens**2` floats, so pass a few images at a time.
+    The attention of each layer, mean over heads, is averaged with the identity for the residual connection. The
+    matrices are multiplied in the order in which the layers run. The model computes attention eagerly meanwhile,
+    whatever its attention implementation. Memory holds `batch_size * heads * tokens**2` floats, so pass a few images
+    at a time.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
-        pixel_values: Of shape `(num_images, num_channels, height, width)`.
-        execution_orders: Layer indices; subsets and repeats allowed.
-        labels: Of the images, for the picture.
+        pixel_values: Images of shape `(num_images, num_channels, height, width)`.
+        execution_orders: Orders as layer indices. Subsets and repeats are allowed.
+        labels: Classes of the images, for the picture.
 
     Raises:
         `ValueError`: if an order is not valid or there is none.
@@ -56,7 +63,8 @@ def attention_rollout(
     if not orders:
         raise ValueError("`execution_orders` is empty; pass at least one order.")
     rows_columns = _patch_grid(parts)
-    maps, predicted = [], []
+    maps = []
+    predicted = []
     with parts.evaluation_mode(), torch.inference_mode(), _recorded_attention(parts) as attention:
         embedded = parts.embed(pixel_values.to(parts.device))
         for order in orders:
@@ -82,11 +90,14 @@ def attention_rollout(
 
 
 @contextmanager
-def _recorded_attention(parts: LayerwiseClassifier):
-    """Yields a dict whose "weights" are, after each `run_layer`, that layer's attention: `(batch, heads, tokens, tokens)`."""
-    recorded = {}
+def _recorded_attention(parts: LayerwiseClassifier) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields a dict whose "weights" are, after each `run_layer`, that layer's attention.
 
-    def hook(module, args, output):
+    It has the shape `(batch, heads, tokens, tokens)`.
+    """
+    recorded: dict[str, torch.Tensor] = {}
+
+    def hook(module: nn.Module, args: tuple, output: tuple) -> None:
         recorded["weights"] = output[1]
 
     implementation = parts.model.config._attn_implementation
@@ -100,7 +111,7 @@ def _recorded_attention(parts: LayerwiseClassifier):
             handle.remove()
 
 
-def attention_of(layer: torch.nn.Module) -> torch.nn.Module:
+def attention_of(layer: nn.Module) -> nn.Module:
     """The attention of a layer, which gives its output and the weights.
 
     Raises:
@@ -122,7 +133,7 @@ def _patch_grid(parts: LayerwiseClassifier) -> tuple[int, int]:
 
 
 def _displayable(pixel_values: torch.Tensor) -> np.ndarray:
-    """Stretched to [0, 1] image by image, as the normalisation is not known; channels last."""
+    """Images stretched to [0, 1] one by one, as the normalisation is not known, with the channels last."""
     values = pixel_values.float().cpu()
     low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
     return ((values - low) / (high - low).clamp_min(1e-6)).movedim(1, -1).numpy()

@@ -1,12 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What each layer adds to the residual stream at each position, over random execution orders."""
 
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..common.checks import check_integers
 from ..common.progress import silenceable
@@ -15,9 +21,9 @@ from ..evaluation.order_plans import balanced_execution_orders
 from ..layerwise import LayerwiseClassifier, as_layerwise, inputs_on_device, labels_on_device
 
 
-# x is a token's hidden state before a layer and f(x) the one after it; f(x) - x is the sum of what attention, MLP and (with a
-# depth embedding) depth projection add. Norms and cosines are means over an image's tokens, and relative norms divide two
-# such means: a single token may be zero, as DeiT's distillation token is in a fresh model.
+# x is a token's hidden state before a layer, and f(x) the one after it. f(x) - x is the sum of what attention, MLP and
+# (with a depth embedding) depth projection add. Norms and cosines are means over an image's tokens. Relative norms
+# divide two such means, since a single token may be zero, as DeiT's distillation token is in a fresh model.
 PARTS = {"update": "f(x) − x", "attention": "attention(x)", "mlp": "MLP(x)", "depth": "depth projection(x)"}
 QUANTITIES = {
     **{f"{name}_norm": f"‖{formula}‖ / ‖x‖" for name, formula in PARTS.items()},
@@ -31,16 +37,18 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class LayerContributions:
-    """What layers add to the residual stream, by layer and position: the `QUANTITIES`, those of the depth projection with a
-    depth embedding only, those of attention and MLP where their sum is what the layer adds.
+    """What layers add to the residual stream, by layer and position: the `QUANTITIES`.
+
+    Those of the depth projection are there with a depth embedding only. Those of attention and MLP are there where
+    their sum is what the layer adds.
 
     Args:
-        mean, std: Of each quantity, over images and random orders; arrays of shape `(num_layers, num_layers)`: layers ×
-            positions. The standard deviation is the population's.
-        sequential_mean, sequential_std: The same of layer i at position i in sequential order, over images; arrays of
-            shape `(num_layers,)`.
-        counts: How many (image, order) pairs are behind each mean; of the shape of `mean`.
-        num_images: In the data.
+        mean, std: Mean and population standard deviation of each quantity, over images and random orders. The arrays
+            have the shape `(num_layers, num_layers)`: layers × positions.
+        sequential_mean, sequential_std: The same for layer i at position i in sequential order, over images. The
+            arrays have the shape `(num_layers,)`.
+        counts: Number of (image, order) pairs behind each mean, of the shape of `mean`.
+        num_images: Number of images in the data.
         execution_orders: The random orders.
     """
 
@@ -61,16 +69,16 @@ class LayerContributions:
         return np.average(self.mean[quantity], axis=1, weights=self.counts)
 
     def away_from_home(self, quantity: str = "update_size") -> np.ndarray:
-        """Of each layer: its mean at other positions than its own in random orders, divided by that in sequential order.
+        """Each layer's mean at other positions than its own in random orders, divided by that in sequential order.
 
-        Below 1 for "update_size", the layer does less where it does not stand in the checkpoint: it switches itself off.
-        (Not so for "update_norm", since ‖x‖ grows with the position.) Shape `(num_layers,)`.
+        Below 1 for "update_size", the layer does less where it does not stand in the checkpoint: it switches itself
+        off. (Not so for "update_norm", since ‖x‖ grows with the position.) Shape `(num_layers,)`.
         """
         away = self.counts * (1 - np.eye(len(self.counts)))
         return np.average(self.mean[quantity], axis=1, weights=away) / self.sequential_mean[quantity]
 
     def least_over_most(self, quantity: str = "update_size") -> np.ndarray:
-        """Of each layer: its mean at the position where it is least, divided by that where it is most.
+        """Each layer's mean at the position where it is least, divided by that where it is most.
 
         Near 0 for "update_size", the layer is switched off at some position; near 1, it does as much everywhere. Shape
         `(num_layers,)`.
@@ -88,18 +96,18 @@ _PART_NAMES = (
 
 
 @contextmanager
-def recorded_updates(parts: LayerwiseClassifier):
+def recorded_updates(parts: LayerwiseClassifier) -> Iterator[dict[str, torch.Tensor]]:
     """Yields a dict that holds, after each `run_layer`, what the parts of that layer added to the residual stream.
 
-    The keys are "attention", "mlp" and, with a depth embedding, "depth"; the values have the shape of the hidden states,
-    and their sum is the layer's update, where the family adds them up.
+    The keys are "attention", "mlp" and, with a depth embedding, "depth"; the values have the shape of the hidden
+    states, and their sum is the layer's update, where the family adds them up.
     """
-    updates = {}
+    updates: dict[str, torch.Tensor] = {}
 
-    def recorder(name, scale):
-        def hook(module, args, output):
-            output = output[0] if isinstance(output, tuple) else output
-            updates[name] = output if scale is None else output * scale
+    def recorder(name: str, scale: torch.Tensor | None) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
+        def hook(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+            added = output[0] if isinstance(output, tuple) else output
+            updates[name] = added if scale is None else added * scale
 
         return hook
 
@@ -118,10 +126,10 @@ def recorded_updates(parts: LayerwiseClassifier):
 
 @silenceable
 def layer_contributions(
-    model,
-    data,
+    model: PreTrainedModel | LayerwiseClassifier,
+    data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor=None,
+    image_processor: BaseImageProcessor | None = None,
     num_orders: int = 32,
     seed: int = 0,
     batch_size: int = 64,
@@ -130,27 +138,34 @@ def layer_contributions(
 ) -> LayerContributions:
     """Measures what each layer adds at each position, over random orders and in sequential order.
 
-    One pass over the data; costs a forward pass of every image an order. Memory does not grow with the number of images: it
-    holds one batch of hidden states, and the quantities of one batch in all orders.
+    It passes over the data once, and costs a forward pass of every image an order. Memory does not grow with the
+    number of images: it holds one batch of hidden states, and the quantities of one batch in all orders.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
         data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`].
-        num_orders (`int`): At least 1; rounded up to a multiple of the number of layers (see
+        num_orders: Number of random orders, at least 1. It is rounded up to a multiple of the number of layers (see
             [`balanced_execution_orders`]).
-        seed (`int`): Draws the orders, at least 0.
+        seed: Seed of the orders, at least 0.
 
     Raises:
         `ValueError`: if an argument or a label is not valid, or there is no image.
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
     parts = as_layerwise(model)
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
-        num_channels=parts.num_channels, config=parts.model.config,
-    )  # fmt: skip
+        data,
+        image_processor,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=num_channels,
+        config=parts.model.config,
+    )
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
-    names, sums = None, 0.0
+    names: list[str] = []
+    sums = np.zeros(())
     sequential = list(range(parts.num_layers))
     num_images = 0
     with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
@@ -168,10 +183,15 @@ def layer_contributions(
     return _summarize(sums, names, num_images, orders)
 
 
-def _measured_quantities(parts, embedded: torch.Tensor, updates: dict[str, torch.Tensor]) -> list[str]:
-    """Without those of attention and MLP where a family does not add them up, as one that normalises after adding."""
+def _measured_quantities(
+    parts: LayerwiseClassifier, embedded: torch.Tensor, updates: dict[str, torch.Tensor]
+) -> list[str]:
+    """The quantities that a family has.
+
+    Those of attention and MLP are left out where a family does not add them up, as one that normalises after adding.
+    """
     update = parts.run_layer(embedded, 0, 0)[0].float() - embedded.float()
-    added_up = sum(part.float() for part in updates.values()) if updates else torch.zeros_like(update)
+    added_up = sum((part.float() for part in updates.values()), torch.zeros_like(update))
     measured = {"update", *updates}
     if (added_up - update).norm() > 0.01 * (update.norm() + embedded.float().norm()):
         measured -= {"attention", "mlp"}
@@ -179,14 +199,22 @@ def _measured_quantities(parts, embedded: torch.Tensor, updates: dict[str, torch
     return [name for name in QUANTITIES if not name.startswith(tuple(f"{part}_" for part in left_out))]
 
 
-def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch.Tensor:
+def _measure_order(
+    parts: LayerwiseClassifier,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    order: Sequence[int],
+    updates: dict[str, torch.Tensor],
+    names: Collection[str],
+) -> torch.Tensor:
     """Quantities of shape `(positions, quantities, batch_size)`."""
     rows = []
     scores = _true_class_scores(parts, hidden_states, labels)
     for position, index in enumerate(order):
         before = hidden_states
         hidden_states, _ = parts.run_layer(before, index, position)
-        previous_scores, scores = scores, _true_class_scores(parts, hidden_states, labels)
+        previous_scores = scores
+        scores = _true_class_scores(parts, hidden_states, labels)
         update = hidden_states.float() - before.float()
         row = {"stream_size": before.float().norm(dim=-1).mean(1)}
         for name, part in {"update": update, **updates}.items():
@@ -200,14 +228,15 @@ def _measure_order(parts, hidden_states, labels, order, updates, names) -> torch
     return torch.stack(rows)
 
 
-def _true_class_scores(parts, hidden_states, labels) -> torch.Tensor:
+def _true_class_scores(parts: LayerwiseClassifier, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logit and log-probability of each image's class: shape `(2, batch_size)`."""
     logits = parts.classify(hidden_states).float()
     return torch.stack((logits, logits.log_softmax(-1))).gather(-1, labels.expand(2, -1)[..., None])[..., 0]
 
 
-def _summarize(sums: np.ndarray, names: list[str], num_images: int, orders) -> LayerContributions:
-    num_layers, positions = sums.shape[2], np.arange(sums.shape[2])
+def _summarize(sums: np.ndarray, names: list[str], num_images: int, orders: list[list[int]]) -> LayerContributions:
+    num_layers = sums.shape[2]
+    positions = np.arange(sums.shape[2])
     by_layer = np.zeros((2, num_layers, num_layers, len(names)))
     counts = np.zeros((num_layers, num_layers), dtype=np.int64)
     for order, order_sums in zip(orders, sums[:, 1:].swapaxes(0, 1)):
@@ -215,12 +244,21 @@ def _summarize(sums: np.ndarray, names: list[str], num_images: int, orders) -> L
         counts[order, positions] += num_images
     mean, std = _moments(by_layer, counts[..., None])
     sequential_mean, sequential_std = _moments(sums[:, 0], num_images)
-    pick = lambda values: {name: values[..., i] for i, name in enumerate(names)}  # noqa: E731
     return LayerContributions(
-        pick(mean), pick(std), pick(sequential_mean), pick(sequential_std), counts, num_images, orders
+        mean=_by_name(mean, names),
+        std=_by_name(std, names),
+        sequential_mean=_by_name(sequential_mean, names),
+        sequential_std=_by_name(sequential_std, names),
+        counts=counts,
+        num_images=num_images,
+        execution_orders=orders,
     )
 
 
-def _moments(sums: np.ndarray, counts) -> tuple[np.ndarray, np.ndarray]:
+def _by_name(values: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    return {name: values[..., index] for index, name in enumerate(names)}
+
+
+def _moments(sums: np.ndarray, counts: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     mean, mean_of_squares = sums / counts
     return mean, np.sqrt(np.maximum(mean_of_squares - mean**2, 0))

@@ -2,7 +2,7 @@
 """What an analysis found: numbers that can be saved, loaded and read on a terminal."""
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -10,8 +10,12 @@ from ..common.reports import Report
 from ..common.tables import render
 from .attention import AttentionMaps
 from .contributions import LayerContributions
-from .representations import Embedding, PositionProbe, Similarity
+from .embedding import Embedding
+from .representations import PositionProbe, Similarity
 
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ANALYSIS_FILE = "analysis.json"
 _PARTS = {
@@ -31,8 +35,9 @@ class AnalysisReport(Report):
 
     Args:
         model, dataset: Names, for people.
-        num_images, num_classes, num_layers: Of the data and the model.
-        seed: Of the orders, the folds and the embedding.
+        num_images: Number of images analysed.
+        num_classes, num_layers: Numbers of the model's classes and layers.
+        seed: Seed of the orders, the folds and the embedding.
         contributions: What layers add to the residual stream, by layer and position.
         probe: How well the position is read from a layer's output.
         similarity: CKA between the CLS tokens after all (layer, position) pairs.
@@ -61,7 +66,10 @@ class AnalysisReport(Report):
     environment: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """JSON types only; floating point numbers to six digits; without the images of `attention`."""
+        """The report in JSON types, without the images of `attention`.
+
+        Floating point numbers have six digits.
+        """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in _PARTS:
             values[name] = {key: value for key, value in vars(values[name]).items() if key != "images"}
@@ -82,18 +90,19 @@ class AnalysisReport(Report):
         parts = {name: part_class(**_arrays(values[name])) for name, part_class in _PARTS.items()}
         return cls(**{**values, **parts})
 
-    def table(self):
+    def table(self) -> "Table":
         """The report by layer as a [`rich.table.Table`]; `print(report)` shows it too."""
         from rich.table import Table
         from rich.text import Text
 
-        found, sequential = self.contributions, self.contributions.sequential_mean
+        found = self.contributions
+        sequential = self.contributions.sequential_mean
         title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
         caption = (
-            "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away/home: size of what the layer adds at other positions than its own in "
-            "random orders, by that in sequential order; below 1, it does less there. Logit: change of the true class's. "
-            "Position: fraction a linear probe reads from the layer's output, on unseen images and orders; chance "
-            f"{self.probe.chance:.3f}."
+            "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away/home: size of what the layer adds at other positions than "
+            "its own in random orders, by that in sequential order; below 1, it does less there. Logit: change of the "
+            "true class's. Position: fraction a linear probe reads from the layer's output, on unseen images and "
+            f"orders; chance {self.probe.chance:.3f}."
         )
         table = Table(title=Text(title, style="table.title"), caption=caption)
         columns = {
@@ -116,13 +125,13 @@ class AnalysisReport(Report):
         table.add_row("mean", *(f"{np.mean(values):.3f}" for values in columns.values()))
         return table
 
-    def plot(self, class_names: list[str] | None = None):
-        """Its pictures by name, which a notebook shows; `report.plot().save(folder)` writes them.
+    def plot(self, class_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """Its pictures by name, which a notebook shows. `report.plot().save(folder)` writes them.
 
         Args:
-            class_names: For the attention maps, which else show numbers.
+            class_names: Names of the classes for the attention maps, which show numbers otherwise.
         """
-        return super().plot(class_names=class_names)
+        return super().plot(class_names=class_names, **kwargs)
 
     def _summary(self) -> str:
         away = np.mean(self.contributions.away_from_home())
@@ -135,12 +144,12 @@ class AnalysisReport(Report):
         similarity = self.similarity
         return render(self.table()) + (
             f"CKA between outputs in different orders: {similarity.same_both:.4f} of one layer at one position, "
-            f"{similarity.same_layer:.4f} of one layer at two positions, {similarity.same_position:.4f} of two layers at one "
-            f"position, {similarity.neither:.4f} of two layers at two positions\n"
+            f"{similarity.same_layer:.4f} of one layer at two positions, {similarity.same_position:.4f} of two layers "
+            f"at one position, {similarity.neither:.4f} of two layers at two positions\n"
         )
 
 
-def _json_values(value):
+def _json_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _json_values(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -154,7 +163,7 @@ def _arrays(values: dict) -> dict:
     return {name: value if name in _LISTS else _array(value) for name, value in values.items()}
 
 
-def _array(value):
+def _array(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _array(item) for name, item in value.items()}
     return np.asarray(value) if isinstance(value, list) else value

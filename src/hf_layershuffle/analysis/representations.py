@@ -1,23 +1,28 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The outputs of every layer at every position, and what they have in common: a probe, their similarity, one picture."""
+"""The outputs of every layer at every position, and what they have in common: a probe and their similarity."""
 
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Any, cast
 
+import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..data.datasets import as_dataloader
 from ..evaluation.order_plans import balanced_execution_orders
-from ..layerwise import as_layerwise, inputs_on_device
+from ..layerwise import LayerwiseClassifier, as_layerwise, inputs_on_device
 
 
-EMBEDDINGS = ("pca", "umap")
 TOKENS = ("cls", "mean")
-MIN_GROUPS, GROUP_SIZE, NUM_RUNS = 5, 16, 2
+MIN_GROUPS = 5
+GROUP_SIZE = 16
+NUM_RUNS = 2
 MIN_IMAGES = 4 * MIN_GROUPS  # the similarity needs four in a group
 
 
@@ -25,14 +30,14 @@ MIN_IMAGES = 4 * MIN_GROUPS  # the similarity needs four in a group
 class Representations:
     """Outputs of every layer at every position for the same images.
 
-    Each group of images has orders of its own, so that what is learned of some groups and holds for others is owed neither
-    to the images nor to the orders. They run twice: in each run in as many orders as layers, which put each layer at each
-    position once. So outputs can be compared that do not come from the same forward pass.
+    Each group of images has orders of its own, so that what is learned of some groups and holds for others is owed
+    neither to the images nor to the orders. They run twice: in each run in as many orders as layers, which put each
+    layer at each position once. So outputs can be compared that do not come from the same forward pass.
 
     Args:
-        cls: CLS token; float32 of shape `(num_images, 2, num_layers, num_layers, hidden_size)`: images × runs × layers ×
-            positions.
-        mean: Mean of all tokens, which is what a position predictor reads; of the same shape and dtype.
+        cls: The CLS token, float32 of shape `(num_images, 2, num_layers, num_layers, hidden_size)`: images × runs ×
+            layers × positions.
+        mean: Mean of all tokens, which is what a position predictor reads, of the same shape and dtype.
         groups: Group of each image, ascending from 0; integers of shape `(num_images,)`.
     """
 
@@ -43,13 +48,15 @@ class Representations:
 
 @dataclass(frozen=True)
 class PositionProbe:
-    """How well a linear probe reads from a layer's output the position at which it ran, on unseen images and orders.
+    """How well a linear probe reads from a layer's output the position at which the layer ran.
+
+    It is tested on unseen images and orders.
 
     Args:
-        accuracy, std: Fractions in [0, 1] of each layer: mean and population standard deviation over the folds; arrays of
-            shape `(num_layers,)`.
-        chance: Accuracy of a guess: all positions are equally frequent.
-        num_images, num_folds: Of the cross-validation.
+        accuracy, std: Mean and population standard deviation over the folds of each layer, as fractions in [0, 1]. The
+            arrays have the shape `(num_layers,)`.
+        chance: Accuracy of a guess. All positions are equally frequent.
+        num_images, num_folds: Number of images and of folds of the cross-validation.
     """
 
     accuracy: np.ndarray
@@ -64,11 +71,14 @@ class Similarity:
     """Linear CKA between the outputs of all (layer, position) pairs in different execution orders.
 
     Args:
-        matrix: Of shape `(num_layers ** 2, num_layers ** 2)`; row `layer * num_layers + position`. The diagonal compares the
-            same layer at the same position after different layers.
-        same_both, same_layer, same_position, neither: Mean over that diagonal, and over pairs of the same layer at two
-            positions, of two layers at the same position, and of two layers at two positions.
-        num_images: Behind each number.
+        matrix: Similarities of shape `(num_layers ** 2, num_layers ** 2)`. The row of a pair is
+            `layer * num_layers + position`. The diagonal compares the same layer at the same position after different
+            layers.
+        same_both: Mean over that diagonal.
+        same_layer: Mean over pairs of the same layer at two positions.
+        same_position: Mean over pairs of two layers at the same position.
+        neither: Mean over pairs of two layers at two positions.
+        num_images: Number of images behind each number.
     """
 
     matrix: np.ndarray
@@ -79,30 +89,12 @@ class Similarity:
     num_images: int
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """CLS tokens after all layers at all positions in two dimensions.
-
-    Args:
-        method: One of `EMBEDDINGS`.
-        points: Of shape `(num_points, 2)`.
-        layer, position: Of each point; integer arrays of shape `(num_points,)`.
-        explained_variance: For PCA, fraction in [0, 1] of the variance along each of the two axes; None otherwise.
-    """
-
-    method: str
-    points: np.ndarray
-    layer: np.ndarray
-    position: np.ndarray
-    explained_variance: np.ndarray | None = None
-
-
 @silenceable
 def collect_representations(
-    model,
-    data,
+    model: PreTrainedModel | LayerwiseClassifier,
+    data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor=None,
+    image_processor: BaseImageProcessor | None = None,
     seed: int = 0,
     max_images: int = 256,
     max_bytes: int = 2**30,
@@ -112,31 +104,42 @@ def collect_representations(
 ) -> Representations:
     """Runs evenly spaced images of the data, in groups of about 16, through twice as many random orders as layers.
 
-    Stores at most `max_bytes` and at most `max_images` images: an image takes `16 * num_layers**2 * hidden_size` bytes, so
-    ViT-Base keeps 256 (453 MB) and ViT-Large 113.
+    Stores at most `max_bytes` and at most `max_images` images: an image takes `16 * num_layers**2 * hidden_size`
+    bytes, so ViT-Base keeps 256 (453 MB) and ViT-Large 113.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
-        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader needs a dataset with a
-            length.
-        seed (`int`): Draws the orders, at least 0.
+        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader needs a dataset
+            with a length.
+        seed: Seed of the orders, at least 0.
+        max_images: Number of images stored at most, at least 20.
+        max_bytes: Bytes stored at most.
 
     Raises:
         `ValueError`: if an argument is not valid, or there are fewer than 20 images.
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
     parts = as_layerwise(model)
+    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
     loader = as_dataloader(
-        data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed,
-        num_channels=parts.num_channels, config=parts.model.config,
-    )  # fmt: skip
-    num_layers, hidden_size = parts.num_layers, parts.hidden_size
-    num_images = min(len(loader.dataset), max_images, max_bytes // (16 * num_layers**2 * hidden_size))
+        data,
+        image_processor,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=num_channels,
+        config=parts.model.config,
+    )
+    num_layers = parts.num_layers
+    hidden_size = parts.hidden_size
+    num_available = len(cast(Sized, loader.dataset))
+    num_images = min(num_available, max_images, max_bytes // (16 * num_layers**2 * hidden_size))
     if num_images < MIN_IMAGES:
         raise ValueError(
-            f"There are {num_images} images; this needs at least {MIN_IMAGES}. Use more of the dataset, or more `max_bytes`."
+            f"There are {num_images} images; this needs at least {MIN_IMAGES}. Use more of the dataset, or more "
+            "`max_bytes`."
         )
-    chosen = np.linspace(0, len(loader.dataset) - 1, num_images).round().astype(int)
+    chosen = np.linspace(0, num_available - 1, num_images).round().astype(int)
     groups = np.array_split(chosen, max(MIN_GROUPS, num_images // GROUP_SIZE))
     loader = DataLoader(loader.dataset, batch_sampler=[each.tolist() for each in groups], collate_fn=loader.collate_fn)
     orders = np.reshape(
@@ -144,7 +147,8 @@ def collect_representations(
         (len(groups), NUM_RUNS, num_layers, num_layers),
     )
     cls = np.empty((num_images, NUM_RUNS, num_layers, num_layers, hidden_size), dtype=np.float32)
-    mean, done = np.empty_like(cls), 0
+    mean = np.empty_like(cls)
+    done = 0
     with parts.evaluation_mode(), torch.inference_mode():
         bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
         for group_orders, batch in zip(orders, bar):
@@ -165,14 +169,15 @@ def probe_position(
 ) -> PositionProbe:
     """Trains a linear probe for each layer that tells the positions apart by the layer's output.
 
-    The probe is linear discriminant analysis with a shrunken covariance (Ledoit and Wolf): exact, without iterations, and
-    unlike a least-squares classifier able to tell apart classes that lie along one line, as positions may.
+    The probe is linear discriminant analysis with a shrunken covariance (Ledoit and Wolf): exact, without iterations,
+    and unlike a least-squares classifier able to tell apart classes that lie along one line, as positions may.
 
     Args:
-        token (`str`): "mean" or "cls".
-        num_folds (`int`): At least 2, and at most the number of groups, which are divided into folds: the probe is tested
-            on images and on orders that it has not seen.
-        seed (`int`): Divides the groups.
+        representations: The outputs to read positions from.
+        token: "mean" or "cls".
+        num_folds: Number of folds into which the groups are divided, at least 2 and at most the number of groups. The
+            probe is tested on images and on orders that it has not seen.
+        seed: Seed of that division, at least 0.
 
     Raises:
         `ValueError`: if there are fewer groups than folds, or there is but one position.
@@ -182,7 +187,8 @@ def probe_position(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    outputs, groups = _tokens(representations, token), representations.groups
+    outputs = tokens_of(representations, token)
+    groups = representations.groups
     num_images, num_runs, num_layers, num_positions, hidden_size = outputs.shape
     num_groups = int(groups.max()) + 1
     check_integers(num_folds=(num_folds, 2), seed=(seed, 0))
@@ -209,26 +215,29 @@ def probe_position(
 def output_similarity(representations: Representations, *, token: str = "cls") -> Similarity:
     """Linear CKA (Kornblith et al. 2019, arXiv 1905.00414) between all (layer, position) pairs' outputs over images.
 
-    Outputs of one run are compared with those of the other, so never a layer's with those of its predecessors, which the
-    residual connection would make alike.
+    Outputs of one run are compared with those of the other, so never a layer's with those of its predecessors, which
+    the residual connection would make alike.
 
     In minibatches (Nguyen et al. 2021, arXiv 2010.15327): the unbiased HSIC of Song et al. (2012), which is the inner
-    product of U-centred Gram matrices, is averaged over the groups of images. So what an order does to all images alike is
-    not counted, and few images in many dimensions do not look alike; a value may come out slightly below 0. Memory:
-    a few times `8 * num_layers**4` bytes.
+    product of U-centred Gram matrices, is averaged over the groups of images. So what an order does to all images
+    alike is not counted, and few images in many dimensions do not look alike; a value may come out slightly below 0.
+    Memory: a few times `8 * num_layers**4` bytes.
 
     Args:
-        token (`str`): "cls" or "mean".
+        representations: The outputs to compare.
+        token: "cls" or "mean".
 
     Raises:
         `ValueError`: if a group holds fewer than four images.
     """
-    outputs, groups = _tokens(representations, token), representations.groups
+    outputs = tokens_of(representations, token)
+    groups = representations.groups
     num_images, _, num_layers, num_positions, hidden_size = outputs.shape
     smallest = int(np.bincount(groups).min())
     if smallest < 4:
         raise ValueError(f"A group holds {smallest} images; the similarity of outputs needs at least 4 in each.")
-    products, squares = 0, 0
+    products = np.zeros(())
+    squares = np.zeros(())
     for group in range(int(groups.max()) + 1):
         in_group = outputs[groups == group].reshape(-1, NUM_RUNS, num_layers * num_positions, hidden_size)
         size = len(in_group)
@@ -255,8 +264,10 @@ def _mean_where(matrix: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def _u_centred_grams(vectors: np.ndarray) -> np.ndarray:
-    """Gram matrices of shape `(pairs, n, n)` of vectors of shape `(pairs, n, size)`, n at least 4, centred so that their
-    inner products estimate HSIC without bias (Székely and Rizzo 2014)."""
+    """Gram matrices of shape `(pairs, n, n)` of vectors of shape `(pairs, n, size)`, with n at least 4.
+
+    They are centred so that their inner products estimate HSIC without bias (Székely and Rizzo 2014).
+    """
     n = vectors.shape[1]
     vectors = vectors - vectors.mean(1, keepdims=True, dtype=np.float64)
     grams = vectors @ vectors.swapaxes(1, 2)
@@ -269,60 +280,12 @@ def _u_centred_grams(vectors: np.ndarray) -> np.ndarray:
     return grams
 
 
-def embed_representations(
-    representations: Representations,
-    *,
-    token: str = "cls",
-    method: str = "pca",
-    max_points: int = 3000,
-    seed: int = 0,
-) -> Embedding:
-    """Shows the outputs of all (layer, position) pairs in two dimensions.
-
-    Args:
-        token (`str`): "cls" or "mean".
-        method (`str`): "pca", of all outputs, or "umap" (McInnes et al. 2018), of the points shown.
-        max_points (`int`): At most so many, drawn by seed, are shown and stored.
-        seed (`int`): Of the draw and of UMAP.
+def tokens_of(representations: Representations, token: str) -> np.ndarray:
+    """The outputs of one kind of `TOKENS`.
 
     Raises:
-        `ValueError`: if the method is unknown, or needs a package that is not installed.
+        `ValueError`: if it is none of them.
     """
-    check_embedding(method)
-    check_integers(max_points=(max_points, 1), seed=(seed, 0))
-    outputs = _tokens(representations, token)
-    vectors = outputs.reshape(-1, outputs.shape[-1])
-    num_points = min(max_points, len(vectors))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), num_points, replace=False))
-    *_, layer, position = np.unravel_index(chosen, outputs.shape[:-1])
-    explained_variance = None
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, svd_solver="covariance_eigh").fit(vectors)
-        points, explained_variance = pca.transform(vectors[chosen]), pca.explained_variance_ratio_
-    else:
-        from umap import UMAP
-
-        points = UMAP(random_state=seed, n_jobs=1).fit_transform(vectors[chosen])
-    return Embedding(method, points.astype(np.float64), layer, position, explained_variance)
-
-
-def _tokens(representations: Representations, token: str) -> np.ndarray:
     if token not in TOKENS:
         raise ValueError(f"`token` is '{token}'; it must be one of {', '.join(TOKENS)}.")
     return getattr(representations, token)
-
-
-def check_embedding(method: str) -> None:
-    """Raises `ValueError` if the method is unknown, or needs a package that is not installed."""
-    if method not in EMBEDDINGS:
-        raise ValueError(f"The embedding is '{method}'; it must be one of {', '.join(EMBEDDINGS)}.")
-    if method == "umap":
-        try:
-            import umap  # noqa: F401
-        except ImportError as error:
-            raise ValueError(
-                "The embedding 'umap' needs umap-learn, which is not installed: pip install umap-learn. The "
-                "embedding 'pca' needs nothing more."
-            ) from error

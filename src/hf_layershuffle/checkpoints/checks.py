@@ -1,9 +1,12 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint must be before anything is done with it: whole, trained and finite, and read without running code."""
+"""What a checkpoint must be before anything is done with it: whole, trained, finite, and safe to read."""
 
+import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +22,7 @@ _NEW_BY_REQUEST = {
 
 
 @contextmanager
-def explained_reading(what: str):
+def explained_reading(what: str) -> Iterator[None]:
     """Turns whatever goes wrong in reading files of others into an error of one line that names `what`.
 
     The readers' errors have no base class in common: `KeyError`, `RecursionError`, `BadZipFile`, a configuration's
@@ -54,12 +57,12 @@ def explained_reading(what: str):
     except Exception as error:
         reason = " ".join(str(error).split())
         raise OSError(
-            f"{what} cannot be read ({type(error).__name__}: {reason[:300]}). A file is damaged, or not what its name says; "
-            "copy, download or save it again."
+            f"{what} cannot be read ({type(error).__name__}: {reason[:300]}). A file is damaged, or not what its "
+            "name says; copy, download or save it again."
         ) from error
 
 
-def check_model_files(folder) -> None:
+def check_model_files(folder: str | os.PathLike) -> None:
     """Refuses a folder that holds an adapter instead of a model, or weights in pickles only.
 
     Raises:
@@ -73,12 +76,12 @@ def check_model_files(folder) -> None:
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
     if pickles and not has_weights:
         raise ValueError(
-            f"'{folder}' holds {', '.join(pickles)}: pickles, which may run code when they are read and are not opened. Take a "
-            "checkpoint with safetensors weights."
+            f"'{folder}' holds {', '.join(pickles)}: pickles, which may run code when they are read and are not "
+            "opened. Take a checkpoint with safetensors weights."
         )
 
 
-def check_no_adapter(folder) -> None:
+def check_no_adapter(folder: str | os.PathLike) -> None:
     """Refuses a folder that holds a PEFT adapter instead of a model.
 
     Raises:
@@ -86,18 +89,22 @@ def check_no_adapter(folder) -> None:
     """
     if Path(folder, ADAPTER_FILE).exists():
         raise ValueError(
-            f"'{folder}' holds a PEFT adapter ('{ADAPTER_FILE}'), such as LoRA, and not a whole model. Load it with peft, put "
-            "it into the model's weights by `model.merge_and_unload()`, and save the result with `save_pretrained`."
+            f"'{folder}' holds a PEFT adapter ('{ADAPTER_FILE}'), such as LoRA, and not a whole model. Load it with "
+            "peft, put it into the model's weights by `model.merge_and_unload()`, and save the result with "
+            "`save_pretrained`."
         )
 
 
-def check_complete(what: str, missing, unexpected=(), requested=()) -> None:
-    """Refuses a checkpoint that lacks tensors of its model, which then would be random numbers, or has layers too many.
+def check_complete(
+    what: str, missing: Iterable[str], unexpected: Iterable[str] = (), requested: Iterable[str] = ()
+) -> None:
+    """Refuses a checkpoint that lacks tensors of its model, which would be random, or that has too many layers.
 
     Args:
-        what (`str`): The model, as the message names it.
-        missing, unexpected (`Iterable[str]`): Names of tensors that the model has and the checkpoint lacks; the reverse.
-        requested (`Iterable[str]`): Arguments of `from_pretrained`, such as `depth_embedding`, which may ask for new ones.
+        what: The model, as the message names it.
+        missing: Names of tensors that the model has and the checkpoint lacks.
+        unexpected: Names of tensors that the checkpoint has and the model lacks.
+        requested: Arguments of `from_pretrained`, such as `depth_embedding`, which may ask for new tensors.
 
     Raises:
         `ValueError`: naming the tensors and the remedy.
@@ -114,27 +121,28 @@ def check_complete(what: str, missing, unexpected=(), requested=()) -> None:
     if surplus and not {"num_hidden_layers", *_NEW_BY_REQUEST} & set(requested):
         raise ValueError(
             f"{what} holds weights of layers for which its config.json has no place: {_some(surplus)}. See that "
-            "`num_hidden_layers` and `depth_embedding` are those of the model that was saved; to leave layers out, prune it."
+            "`num_hidden_layers` and `depth_embedding` are those of the model that was saved; to leave layers out, "
+            "prune it."
         )
 
 
-def _remedy(missing: list[str], unexpected) -> str:
+def _remedy(missing: list[str], unexpected: Iterable[str]) -> str:
     if any(name.startswith("distillation_classifier") for name in unexpected):
         return (
-            "It is a distilled DeiT, whose two heads read two tokens; a classifier here has one. Take a DeiT with one head, "
-            "such as facebook/deit-base-patch16-224, or fine-tune this one first."
+            "It is a distilled DeiT, whose two heads read two tokens; a classifier here has one. Take a DeiT with one "
+            "head, such as facebook/deit-base-patch16-224, or fine-tune this one first."
         )
     if all("classifier" in name for name in missing):
         return "It is a model without a trained head; fine-tune it first (--model_name_or_path of a training)."
     return "The checkpoint is not complete, or its config.json is of another model; copy, download or save it again."
 
 
-def check_finite(what: str, tensors) -> None:
+def check_finite(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
     """Refuses a model whose tensors hold NaN or infinite values, as a training that diverged leaves them.
 
     Args:
-        what (`str`): The model, as the message names it.
-        tensors (`Iterable[tuple[str, object]]`): Names, and tensors or objects with `is_finite()`.
+        what: The model, as the message names it.
+        tensors: Names, and tensors or objects with `is_finite()`.
 
     Raises:
         `ValueError`: naming the tensors.
@@ -142,11 +150,12 @@ def check_finite(what: str, tensors) -> None:
     broken = [name for name, tensor in tensors if not _is_finite(tensor)]
     if broken:
         raise ValueError(
-            f"{what} holds NaN or infinite values in {_some(broken)}. Its training diverged; take an earlier checkpoint."
+            f"{what} holds NaN or infinite values in {_some(broken)}. Its training diverged; take an earlier "
+            "checkpoint."
         )
 
 
-def _is_finite(tensor) -> bool:
+def _is_finite(tensor: Any) -> bool:
     if not isinstance(tensor, torch.Tensor):
         return tensor.is_finite()
     # The least and the largest number tell, without a mask of the tensor's size

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, set_client_factory
 from huggingface_hub.errors import HTTPError
@@ -23,24 +23,27 @@ _Result = TypeVar("_Result")
 
 
 def limit_waiting() -> None:
-    """Gives each request of huggingface_hub in this process that has no limit one: by itself it would wait for ever for a server
-    that does not answer. `HF_HUB_DOWNLOAD_TIMEOUT` (10 seconds without a byte) is the limit; a writing request has six times
-    as much."""
+    """Gives a limit to each request of huggingface_hub in this process that has none.
+
+    Without one it would wait for ever for a server that does not answer. The limit is `HF_HUB_DOWNLOAD_TIMEOUT` (10
+    seconds without a byte). A writing request has six times as much.
+    """
     make_client = _http._GLOBAL_CLIENT_FACTORY  # the user's, such as one with a proxy, or the default
     if getattr(make_client, "limits_waiting", False):
         return
 
-    def make_limited_client():
+    def make_limited_client() -> Any:
         client = make_client()
         hooks = client.event_hooks
         client.event_hooks = {**hooks, "request": [*hooks.get("request", []), _set_limit]}
         return client
 
-    make_limited_client.limits_waiting = True
-    set_client_factory(make_limited_client)
+    factory: Any = make_limited_client
+    factory.limits_waiting = True
+    set_client_factory(factory)
 
 
-def _set_limit(request) -> None:
+def _set_limit(request: Any) -> None:
     limit = constants.HF_HUB_DOWNLOAD_TIMEOUT * (1 if request.method in ("GET", "HEAD") else WRITE_PATIENCE)
     limits = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {
@@ -49,14 +52,14 @@ def _set_limit(request) -> None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later: the server was silent, hung up, or has a problem of its own."""
+    """Whether the same request may succeed a little later: the server was silent, hung up or has a problem."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _PASSING_STATUS
     return any(base.__name__ in _PASSING_ERRORS for base in type(error).__mro__)
 
 
-def retried(request: Callable[..., _Result], *args, **kwargs) -> _Result:
+def retried(request: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
     """The result of a request that may be made twice: one that reads, or that creates what may be there."""
     for wait in WAITS:
         try:
@@ -72,14 +75,15 @@ def retried(request: Callable[..., _Result], *args, **kwargs) -> _Result:
 
 
 def commit_once(
-    api: HfApi, repo_id: str, operations: list, *, parent_commit: str, revision: str | None = None, **kwargs
+    api: HfApi, repo_id: str, operations: list, *, parent_commit: str, revision: str | None = None, **kwargs: Any
 ) -> CommitInfo:
-    """`HfApi.create_commit`, tried again after a fault where it is known that the commit did not land.
+    """Calls `HfApi.create_commit`, and again after a fault where it is known that the commit did not land.
 
-    An answer that got lost says nothing of the commit. Whether it landed is read from the branch: it is still at `parent_commit`,
-    or it holds exactly these files. A pull request is tried once.
+    An answer that got lost says nothing of the commit. Whether it landed is read from the branch: it is still at
+    `parent_commit`, or it holds exactly these files. A pull request is tried once.
     """
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             return api.create_commit(repo_id, operations, revision=revision, parent_commit=parent_commit, **kwargs)
         except (HTTPError, json.JSONDecodeError) as error:
@@ -88,11 +92,15 @@ def commit_once(
                 raise
             head = retried(api.model_info, repo_id, revision=revision).sha
             if head != parent_commit:
-                if not _holds(api, repo_id, head, operations):
+                if head is None or not _holds(api, repo_id, head, operations):
                     raise
-                url = f"{api.endpoint}/{repo_id}/commit/{head}"
-                message, description = kwargs.get("commit_message"), kwargs.get("commit_description") or ""
-                return CommitInfo(commit_url=url, commit_message=message, commit_description=description, oid=head)
+                return CommitInfo(
+                    commit_url=f"{api.endpoint}/{repo_id}/commit/{head}",
+                    commit_message=kwargs["commit_message"],
+                    commit_description=kwargs.get("commit_description") or "",
+                    oid=head,
+                )
+            wait = next(waits, None)
             if wait is None:
                 raise
             logger.warning("The commit to '%s' did not land. Trying again in %s s.", repo_id, wait)

@@ -1,7 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The image processor that a model was trained with."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoImageProcessor, ImageProcessingMixin
@@ -13,12 +15,13 @@ from .checks import explained_reading
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_image_processor(name_or_path: str, **kwargs):
-    """The image processor of a model, as `AutoImageProcessor` loads it; also without torchvision, which that class
-    needs in transformers before 5.23 although the processors themselves do not.
+def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    """Loads the image processor of a model as `AutoImageProcessor` does.
+
+    It works without torchvision too. In transformers before 5.23 that class needs it, although the processors do not.
 
     Args:
-        name_or_path (`str`): Folder or Hub id.
+        name_or_path: Folder or Hub id.
         kwargs: Passed to `from_pretrained`: `revision`, `token`, ... Code that a model brings runs only with
             `trust_remote_code=True`.
 

@@ -3,7 +3,10 @@
 
 import copy
 import logging
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedModel, modeling_utils
@@ -16,16 +19,16 @@ from .checks import check_complete, check_finite, check_model_files, explained_r
 
 
 def load_classifier(
-    name_or_path: str, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs
+    name_or_path: str | os.PathLike, *, as_saved: bool = False, trust_remote_code: bool = False, **kwargs: Any
 ) -> PreTrainedModel:
     """Loads a classifier of any family, plain or LayerShuffle, from a folder or the Hub, as a LayerShuffle model.
 
     A plain model has `shuffle_mode="none"` then, and computes what it did, but accepts an `execution_order`.
 
     Args:
-        name_or_path (`str`): Folder or Hub id.
-        as_saved (`bool`): Whether a plain model stays plain.
-        trust_remote_code (`bool`): Whether code that a model brings may run to read its configuration. The model itself is
+        name_or_path: Folder or Hub id.
+        as_saved: Whether a plain model stays plain.
+        trust_remote_code: Whether code that a model brings may run to read its configuration. The model itself is
             always one of the classes here.
         kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
 
@@ -38,9 +41,9 @@ def load_classifier(
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
-    plain_class, model_class = classes_of(model_type, what)
-    if as_saved and not model_type.startswith("layershuffle_"):
-        model_class = plain_class
+    plain_class, free_class = classes_of(model_type, what)
+    stays_plain = as_saved and not model_type.startswith("layershuffle_")
+    model_class: Any = plain_class if stays_plain else free_class
     with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
         model, found = model_class.from_pretrained(
             name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
@@ -51,8 +54,8 @@ def load_classifier(
 
 
 @contextmanager
-def _quiet(logger: logging.Logger):
-    """Nothing but errors of a logger. Its level stays: a higher one makes transformers list what it did not shard."""
+def _quiet(logger: Any) -> Iterator[None]:
+    """Lets nothing but errors through. The level stays: a higher one makes transformers list what it did not shard."""
 
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
@@ -65,7 +68,7 @@ def _quiet(logger: logging.Logger):
 
 
 def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
-    """The model itself if it is a LayerShuffle classifier; a plain classifier as one that shares its weights.
+    """The model itself if it is a LayerShuffle classifier, and of a plain classifier one that shares its weights.
 
     Raises:
         `ValueError`: if it is not a classifier, its layers cannot be reordered, or they were cut by hand.
@@ -78,7 +81,7 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
     # A copy of the modules, but not of their tensors
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, tensors)
-    layers = twin.get_submodule(find_layers(twin, any_depth=True))
+    layers: Any = twin.get_submodule(find_layers(twin, any_depth=True))
     encoder_config(twin.config).num_hidden_layers = len(layers)
     return free_order(twin)
 
@@ -98,7 +101,7 @@ def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
 
 
 def classifiers_of(plain_model_type: str) -> dict[str, str]:
-    """The classifiers of a family by the Auto class that takes them, by the names of transformers."""
+    """The names of a family's classifiers in transformers, by the Auto class that takes them."""
     names = {name: plain_class_name(name, plain_model_type) for name in AUTO_CLASSES if name != "AutoModel"}
     return {auto_class: name for auto_class, name in names.items() if name is not None}
 
@@ -113,7 +116,7 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
     name = next(iter(classifiers_of(plain_model_type).values()), None)
     if name is None:
         raise ValueError(
-            f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that classifies "
-            "images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
+            f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that "
+            "classifies images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
         )
     return getattr(transformers, name), layershuffle_class(getattr(transformers, name))

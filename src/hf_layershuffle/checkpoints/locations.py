@@ -10,18 +10,19 @@ from huggingface_hub import snapshot_download
 from .hub_errors import explained_download
 
 
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-
-
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
     """Names folders and Hub ids by their last part, numbered from 2 where one is taken."""
-    named = {}
-    for path in map(os.fspath, paths):
+    named: dict[str, str] = {}
+    for each in paths:
+        path = os.fspath(each)
         short = (Path(path).expanduser().resolve() if is_local(path) else Path(path)).name or path
-        name, count = short, 1
+        name = short
+        count = 1
         while name in named:
             count += 1
             name = f"{short}-{count}"
@@ -37,7 +38,7 @@ def is_local(path: str) -> bool:
 def resolve_folder(
     name: str, path: str, revision: str | None = None, token: str | None = None
 ) -> tuple[Path, str | None]:
-    """The folder of a source, downloaded if it is on the Hub, and then its commit."""
+    """The folder of a source, and its commit if it was downloaded from the Hub."""
     if is_local(path):
         folder = Path(path).expanduser()
         if not folder.is_dir():

@@ -1,14 +1,16 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The records of a model's folder, checked before a card is made of them: they may come from somebody else."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, JsonValue, StrictInt, TypeAdapter, ValidationError
+from pydantic import JsonValue, StrictInt, TypeAdapter, ValidationError
+from pydantic.config import ConfigDict, with_config
 from typing_extensions import Required, TypedDict
 
 
+@with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
 class _Record(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    """Base of the records. All other fields are allowed."""
 
 
 class BaselineRecord(_Record, total=False):
@@ -75,9 +77,8 @@ class _Group(TypedDict, total=False):
     top5_accuracy: dict[str, float] | None
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Flags(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(extra="allow")
-
     model_type: str
     shuffle_mode: Literal["none", "arbitrary", "window"] | None
     depth_embedding: bool | None
@@ -85,15 +86,14 @@ class _Flags(TypedDict, total=False):
     layerdrop: float | None
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Environment(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(extra="allow")
-
     versions: dict[str, str]
     dtype: str
 
 
 class ReportRecord(_Record, total=False):
-    """`robustness.json`; which fields there must be is checked by [`RobustnessReport.from_dict`]."""
+    """`robustness.json`. [`RobustnessReport.from_dict`] checks which fields there must be."""
 
     model: str
     dataset: str
@@ -113,20 +113,19 @@ class ReportRecord(_Record, total=False):
     environment: _Environment
 
 
+@with_config(ConfigDict(strict=True, extra="allow"))
 class MergedSource(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
-
     path: str
     model: str
     revision: str | None
 
 
-def check_record(values: object, kind: type, where: str):
+def check_record(values: Any, kind: Any, where: str) -> Any:
     """The values, if they are such a record.
 
     Args:
-        kind (`type`): One of the records above, or a list or dictionary of them.
-        where (`str`): The file, for the message.
+        kind: One of the records above, or a list or dictionary of them.
+        where: The file, for the message.
 
     Raises:
         `ValueError`: naming the file, the field, its value and what it must be.

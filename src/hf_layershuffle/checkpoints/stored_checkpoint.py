@@ -4,14 +4,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from ..common.paths import inside
 from ..common.yaml_files import read_json
 from ..models.auto_classes import plain_class_name
-from ..models.configuration_layershuffle import layershuffle_config_class
+from ..models.configuration_layershuffle import LayerShuffleConfigMixin, layershuffle_config_class
 from .checks import check_no_adapter, explained_reading
 from .loading import classes_of
 from .locations import IMAGE_PROCESSOR_FILES, INDEX_FILE, WEIGHTS_FILE, resolve_folder
@@ -24,14 +24,20 @@ _PIXEL_SETTINGS = (*_PIXEL_DEFAULTS, "size", "resample", "do_center_crop", "crop
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A source of a merge. `path` is what the plan says; `revision` the commit for a Hub id; `tensors` by their names
-    in the LayerShuffle model; `image_processor` the settings in each file of one."""
+    """A source of a merge.
+
+    Args:
+        path: What the plan says.
+        revision: The commit of a Hub id.
+        tensors: The tensors by their names in the LayerShuffle model.
+        image_processor: The settings in each file of an image processor.
+    """
 
     name: str
     path: str
     folder: Path
     revision: str | None
-    config: PreTrainedConfig
+    config: LayerShuffleConfigMixin
     tensors: dict[str, StoredTensor]
     image_processor: dict[str, dict] = field(default_factory=dict)
 
@@ -47,14 +53,14 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
     check_no_adapter(folder)
     with explained_reading(f"Source '{name}'"):
         config = read_config(name, folder)
-        renamings = _renamings(name, config.plain_model_type)
-        tensors = {}
+        renamings = _renamings(name, str(config.plain_model_type))
+        tensors: dict[str, StoredTensor] = {}
         for file in _weight_files(name, folder):
             tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
     return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
 
 
-def read_config(name: str, folder: Path):
+def read_config(name: str, folder: Path) -> LayerShuffleConfigMixin:
     """The LayerShuffle configuration of a source."""
     file = folder / "config.json"
     try:
@@ -81,8 +87,8 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
             else ""
         )
         raise ValueError(
-            f"Source '{name}': '{folder}' holds no '{WEIGHTS_FILE}'.{found} Only safetensors are read; load the model in "
-            "transformers and save it again with `save_pretrained`."
+            f"Source '{name}': '{folder}' holds no '{WEIGHTS_FILE}'.{found} Only safetensors are read; load the model "
+            "in transformers and save it again with `save_pretrained`."
         )
     try:
         files = sorted(set(read_json(inside(folder, INDEX_FILE), dict)["weight_map"].values()))
@@ -99,7 +105,8 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
 
 
 def check_image_processors(sources: dict[str, SourceCheckpoint]) -> None:
-    """Refuses sources that were trained on images prepared in different ways, of which the result could have only one."""
+    """Refuses sources that were trained on images prepared in different ways: the result has one way to prepare
+    them."""
     settings = {name: _pixel_settings(source) for name, source in sources.items() if source.image_processor}
     for name, other in settings.items():
         first, expected = next(iter(settings.items()))
@@ -107,8 +114,9 @@ def check_image_processors(sources: dict[str, SourceCheckpoint]) -> None:
             values = expected.get(setting), other.get(setting)
             if values[0] != values[1]:
                 raise ValueError(
-                    f"`{setting}` of the image processors is {values[0]!r} in '{first}' and {values[1]!r} in '{name}', and a merged "
-                    "model has one. Choose by `image_processor: <source>` in the plan, or merge models of the same images."
+                    f"`{setting}` of the image processors is {values[0]!r} in '{first}' and {values[1]!r} in "
+                    f"'{name}', and a merged model has one. Choose by `image_processor: <source>` in the plan, or "
+                    "merge models of the same images."
                 )
 
 
@@ -124,7 +132,7 @@ def _read_image_processor(name: str, folder: Path) -> dict[str, dict]:
 
 
 def _pixel_settings(source: SourceCheckpoint) -> dict:
-    """What decides the pixels; what is not written is as in all image processors of ViT and DeiT, or not known."""
+    """The settings that decide the pixels. Those not written are as in all processors of ViT and DeiT, or unknown."""
     settings = dict(_PIXEL_DEFAULTS)
     for stored in source.image_processor.values():
         stored = stored["image_processor"] if isinstance(stored.get("image_processor"), dict) else stored
@@ -143,12 +151,12 @@ def _renamings(name: str, plain_model_type: str) -> list[WeightRenaming]:
     Raises:
         `ValueError`: if it also joins or splits them.
     """
-    encoder = plain_class_name("AutoModel", plain_model_type)
+    encoder = plain_class_name("AutoModel", plain_model_type) or plain_model_type
     renamings = get_checkpoint_conversion_mapping(encoder) or get_checkpoint_conversion_mapping(plain_model_type) or []
     if not all(isinstance(each, WeightRenaming) for each in renamings):
         raise ValueError(
-            f"Source '{name}' is a model of type '{plain_model_type}', whose tensors transformers joins or splits when it loads "
-            "them; such models cannot be merged."
+            f"Source '{name}' is a model of type '{plain_model_type}', whose tensors transformers joins or splits "
+            "when it loads them; such models cannot be merged."
         )
     return renamings
 

@@ -5,7 +5,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +20,14 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its name there, its shape, its dtype (None if it is not of floats of 16 to 64 bits), and
-    the first of its bytes in the file."""
+    """Where a tensor lies in a file.
+
+    Args:
+        source: Whose file it is, for messages.
+        name: The tensor's name in the file.
+        dtype: None if it is not of floats of 16 to 64 bits. Such tensors are not read in pieces.
+        start: The place of its first byte in the file.
+    """
 
     source: str
     file: Path
@@ -29,8 +37,14 @@ class StoredTensor:
     start: int
 
     @property
+    def float_dtype(self) -> torch.dtype:
+        if self.dtype is None:
+            raise ValueError(f"'{self.name}' in '{self.file}' is not a tensor of floats of 16 to 64 bits.")
+        return self.dtype
+
+    @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.float_dtype.itemsize
 
     def read(self) -> torch.Tensor:
         """The whole tensor, mapped from the file. The file is not kept open, which would keep it mapped."""
@@ -38,9 +52,12 @@ class StoredTensor:
             return file.get_tensor(self.name)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its numbers in flat pieces of up to `CHUNK_NUMBERS`, each valid until the next. Of large tensors this takes
-        less time than `read`, which waits for every page to be mapped."""
-        buffer, left = bytearray(min(self.num_bytes, CHUNK_NUMBERS * self.dtype.itemsize)), self.num_bytes
+        """The tensor's numbers in flat pieces of up to `CHUNK_NUMBERS`, each valid until the next.
+
+        For large tensors this takes less time than `read`, which waits for every page to be mapped.
+        """
+        left = self.num_bytes
+        buffer = bytearray(min(left, CHUNK_NUMBERS * self.float_dtype.itemsize))
         with open(self.file, "rb") as file:
             file.seek(self.start)
             while left:
@@ -48,15 +65,33 @@ class StoredTensor:
                 if file.readinto(view) < len(view):
                     raise OSError(f"'{self.file}' became shorter while it was read. Copy or download it again.")
                 left -= len(view)
-                yield torch.frombuffer(view, dtype=self.dtype)
+                yield torch.frombuffer(view, dtype=self.float_dtype)
 
     def is_finite(self) -> bool:
         """Whether there is neither NaN nor infinity. `torch.aminmax` takes one pass and no temporary."""
         return all(math.isfinite(value.item()) for chunk in self.chunks() for value in torch.aminmax(chunk))
 
 
+class WrittenTensor(Protocol):
+    """A tensor to write, whose numbers are computed in pieces."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def compute(self) -> Iterable[torch.Tensor]: ...
+
+
 def list_tensors(source: str, file: Path) -> list[StoredTensor]:
-    """What a file holds; `source` is whose it is, for messages.
+    """The tensors that a file holds.
+
+    Args:
+        source: Whose file it is, for messages.
 
     Raises:
         `OSError`: if the file is truncated or corrupted.
@@ -80,7 +115,7 @@ def list_tensors(source: str, file: Path) -> list[StoredTensor]:
     ]
 
 
-def open_safetensors(source: str, file: Path):
+def open_safetensors(source: str, file: Path) -> safe_open:
     """The open file, whose tensors are read when they are asked for.
 
     Raises:
@@ -90,21 +125,22 @@ def open_safetensors(source: str, file: Path):
         return safe_open(file, framework="pt")
     except SafetensorError as error:
         raise OSError(
-            f"Source '{source}': '{file}' cannot be read ({error}); it is truncated or corrupted. Copy or download it again."
+            f"Source '{source}': '{file}' cannot be read ({error}); it is truncated or corrupted. Copy or download it "
+            "again."
         ) from error
 
 
-def write_safetensors(file: Path, tensors: Iterable, advance: Callable[[int], None]) -> None:
+def write_safetensors(file: Path, tensors: Iterable[WrittenTensor], advance: Callable[[int], object]) -> None:
     """Streams a file, which `safetensors.torch.save_file` would want to have in memory at once.
 
     Its format: the length of the header (8 bytes, little-endian), the header (JSON), the tensors' bytes without gaps.
 
     Args:
-        tensors: Objects with `name`, `shape`, `dtype` and `compute()`, which gives its numbers in pieces.
         advance: Called with the number of bytes written.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # each starts at a multiple of its item size
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for tensor in tensors:
         end = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
         header[tensor.name] = {
@@ -122,7 +158,7 @@ def write_safetensors(file: Path, tensors: Iterable, advance: Callable[[int], No
                 advance(_write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()))
 
 
-def _write_all(stream, content) -> int:
+def _write_all(stream: RawIOBase, content: Any) -> int:
     """Returns the number of bytes. One unbuffered write takes 2 GiB at most."""
     view = memoryview(content)
     while len(view):

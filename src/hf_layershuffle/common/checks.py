@@ -2,8 +2,8 @@
 """Checks of arguments."""
 
 
-def check_integers(**values) -> None:
-    """Each `name=(value, least)` must be an integer of at least `least`.
+def check_integers(**values: tuple[object, int]) -> None:
+    """Checks that each `name=(value, least)` is an integer of at least `least`.
 
     Raises:
         `ValueError`: if one is not.

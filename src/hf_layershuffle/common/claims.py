@@ -14,21 +14,24 @@ from .files import describe_process, in_use_by, remove_leftovers, write_text
 
 logger = logging.getLogger(__name__)
 # Hidden, and so not published
-LOCK_FILE, OWNER_FILE = ".in_use.lock", ".in_use.json"
+LOCK_FILE = ".in_use.lock"
+OWNER_FILE = ".in_use.json"
 CLAIM_FILES = {LOCK_FILE, OWNER_FILE}
 
 
 @contextmanager
 def claimed_folder(folder: Path, remedy: str = "choose another --output_dir") -> Iterator[Path]:
-    """The folder, made if it is missing, for this process alone. One that was made and stays empty is removed again.
-    What dead writers left in it is removed.
+    """Holds an output folder for this process alone.
+
+    The folder is made if it is missing, and removed again if it was made and stays empty. What dead writers left in it
+    is removed.
 
     Args:
-        remedy (`str`): What to do where it cannot be had, for the messages.
+        remedy: What the messages advise where the folder cannot be had.
 
     Raises:
-        `ValueError`: if another process writes into it, or it is a file.
-        `OSError`: if it cannot be written into.
+        `ValueError`: if another process writes into the folder, or it is a file.
+        `OSError`: if the folder cannot be written into.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():

@@ -5,13 +5,26 @@ import os
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
+from typing import Protocol
+
+import torch
 
 
 _VERSIONS_OF = ("hf-layershuffle", "torch", "transformers", "datasets", "numpy")
 
 
-def describe_environment(model=None) -> dict:
-    """Versions of what the numbers depend on, the machine, the date (ISO 8601, UTC), and the model's device and dtype."""
+class PlacedModel(Protocol):
+    """A model of PyTorch that says where it is and of which type its weights are."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def describe_environment(model: PlacedModel | None = None) -> dict:
+    """What numbers depend on: versions, the machine, the date (ISO 8601, UTC), and the model's device and dtype."""
     placement = (
         {} if model is None else {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
     )

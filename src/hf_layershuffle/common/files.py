@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Files and folders that are complete or not there.
 
-What is written lies in a hidden folder beside its target, `.<name>.partial-<random>`, until it is complete. The writer holds
-a lock in that folder. A process that was killed loses its lock, whatever its number was: so the next writer of the
-same target knows which of these folders are left over from the dead, and removes them.
+What is written lies in a hidden folder beside its target, `.<name>.partial-<random>`, until it is complete. The writer
+holds a lock in that folder. A process that was killed loses its lock, whatever its number was. So the next writer of
+the same target knows which of these folders are left over from the dead, and removes them.
 """
 
 import errno
@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # on Windows names are as unique, but leftovers stay
@@ -30,8 +32,10 @@ _REPLACED = ".replaced"
 
 @contextmanager
 def temporary_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """A new hidden folder beside `target`, on the same file system, that is gone at the end. The folder of `target` is made if it
-    is missing. What dead writers of the same target left behind is removed."""
+    """Makes a hidden folder beside `target`, on the same file system, and removes it at the end.
+
+    The folder of `target` is made if it is missing. What dead writers of the same target left behind is removed.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, target.name)
@@ -48,7 +52,10 @@ def temporary_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replaced_file(target: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to, which takes the place of the file `target` at the end. After an exception `target` is as it was."""
+    """Gives a path to write to, whose file takes the place of `target` at the end.
+
+    After an exception `target` is as it was.
+    """
     target = Path(target)
     with temporary_folder(target) as folder:
         yield folder / target.name
@@ -57,20 +64,23 @@ def replaced_file(target: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(target: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """An empty folder to write to, which becomes the folder `target` at the end. After an exception `target` is as it was.
+    """Gives an empty folder to write to, which becomes the folder `target` at the end.
+
+    After an exception `target` is as it was.
 
     Args:
-        overwrite (`bool`): Whether it takes the place of a folder that holds something.
+        overwrite: Whether it takes the place of a folder that holds something.
 
     Raises:
-        `ValueError`: if another process is writing it, and it may not be replaced.
+        `ValueError`: if another process is writing `target`, and it may not be replaced.
         `OSError`: if `target` holds something at the end and may not be replaced.
     """
     target = Path(target)
     if not overwrite:
         refuse_second_writer(target)
     with temporary_folder(target) as folder:
-        content, replaced = folder / target.name, folder / _REPLACED
+        content = folder / target.name
+        replaced = folder / _REPLACED
         content.mkdir()
         yield content
         if not target.is_dir():
@@ -129,7 +139,7 @@ def describe_process() -> dict:
 
 
 def in_use_by(folder: Path, owner_file: Path) -> str:
-    """The beginning of a message, by what [`describe_process`] said in `owner_file`."""
+    """The beginning of a message that names the owner, whom [`describe_process`] described in `owner_file`."""
     try:
         owner = json.loads(owner_file.read_bytes())
         who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
@@ -139,9 +149,10 @@ def in_use_by(folder: Path, owner_file: Path) -> str:
 
 
 def refuse_second_writer(target: Path) -> None:
-    """
+    """Checks that no living process writes the folder `target` by [`replaced_folder`].
+
     Raises:
-        `ValueError`: if a living process writes the folder `target` by [`replaced_folder`].
+        `ValueError`: if one does.
     """
     for path in _partial_folders(target.parent, target.name):
         lock = _take_dead_lock(path / LOCK_FILE)

@@ -14,14 +14,17 @@ def one_line(text: object) -> str:
 
 
 def escape(text: object) -> str:
-    """For headings, prose and table cells: neither markup, HTML nor a further cell."""
+    """The text for headings, prose and table cells, where it is neither markup, HTML nor a further cell."""
     line = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(lambda match: "\\" + match[0], line)
 
 
 def in_code(text: object) -> str:
-    """For a place between two backticks, also in a table. What would end the code or the cell, or begin a comment, is shown by
-    another character, since nothing can be escaped there."""
+    """The text for a place between two backticks, also in a table.
+
+    Nothing can be escaped there. So what would end the code or the cell, or begin a comment, is shown by another
+    character.
+    """
     return one_line(text).replace("`", "'").replace("|", "¦").replace("<!--", "<! --").replace("-->", "-- >")
 
 

@@ -2,36 +2,65 @@
 """What all reports do: save and load themselves, and show themselves as a line, a table or pictures."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .files import write_text
 from .tables import html_table, render
 from .yaml_files import read_json
 
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
 _Report = TypeVar("_Report", bound="Report")
 
 
 class Report:
-    """Base of a report, which has `model`, `dataset`, `num_images`, `table()`, `to_dict()`, `from_dict()` and `_summary()`, one
-    sentence."""
+    """Base of a report. What raises `NotImplementedError` here, each report has of its own."""
 
     file_name: ClassVar[str]  # in the folder that it is saved into
     kind: ClassVar[str]  # for messages, such as "a robustness report"
     indent: ClassVar[int | None] = 1  # of the JSON
-    # Give the modules that draw and publish reports, which stand above those that make them; set by the package
-    drawing: ClassVar[Callable[[], ModuleType] | None] = None
-    publishing: ClassVar[Callable[[], ModuleType] | None] = None
+    # The modules that draw and publish reports. They stand above the rooms that make reports, so the package sets them
+    drawing: ClassVar[Callable[[], ModuleType]]
+    publishing: ClassVar[Callable[[], ModuleType]]
 
-    def save(self, folder) -> Path:
+    if TYPE_CHECKING:  # at run time, a property here would be the default of a dataclass's field
+
+        @property
+        def model(self) -> str: ...
+
+        @property
+        def dataset(self) -> str: ...
+
+        @property
+        def num_images(self) -> int: ...
+
+    def table(self) -> "Table":
+        raise NotImplementedError
+
+    def to_dict(self) -> dict:
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls: type[_Report], values: dict) -> _Report:
+        raise NotImplementedError
+
+    def _summary(self) -> str:
+        """What was found, in a line."""
+        raise NotImplementedError
+
+    def save(self, folder: str | os.PathLike) -> Path:
         """Writes the report's JSON file into `folder`, which is made if missing; returns the file's path."""
         return write_text(Path(folder) / self.file_name, json.dumps(self.to_dict(), indent=self.indent) + "\n")
 
     @classmethod
-    def load(cls: type[_Report], path) -> _Report:
+    def load(cls: type[_Report], path: str | os.PathLike) -> _Report:
         """Reads a report from its file or from the folder that holds it.
 
         Raises:
@@ -46,17 +75,17 @@ class Report:
             said = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"'{path}' is not {cls.kind}: {said}") from error
 
-    def plot(self, **kwargs):
-        """Its pictures by name, which a notebook shows. `report.plot().save(folder)` writes them."""
-        return self.drawing().pictures_of(self, **kwargs)
+    def plot(self, **kwargs: Any) -> Any:
+        """The report's pictures by name, which a notebook shows. `report.plot().save(folder)` writes them."""
+        return type(self).drawing().pictures_of(self, **kwargs)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Pushes the report, its pictures and the card that shows them to a model's repository, in one commit.
 
         Args:
             kwargs: `private`, `revision`, `token` and `commit_message`, as in [`publish`].
         """
-        return self.publishing().push_report(self, repo_id, **kwargs)
+        return type(self).publishing().push_report(self, repo_id, **kwargs)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model} on {self.dataset}, {self.num_images:,} images: {self._summary()})"

@@ -2,9 +2,14 @@
 """Tables on a terminal, in Markdown and in HTML."""
 
 import html
+from typing import TYPE_CHECKING
 
 
-def render(table, width: int = 200) -> str:
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def render(table: "Table", width: int = 200) -> str:
     """A rich table as plain text."""
     from rich.console import Console
 
@@ -14,21 +19,21 @@ def render(table, width: int = 200) -> str:
     return capture.get()
 
 
-def table_cells(table) -> list[list[str]]:
-    """The rows of a [`rich.table.Table`] as text, the header first."""
+def table_cells(table: "Table") -> list[list[str]]:
+    """The rows of a table as text, the header first."""
     header = [str(column.header).replace("\n", " ") for column in table.columns]
     return [header, *([str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns)))]
 
 
-def markdown_table(table) -> str:
-    """A [`rich.table.Table`] as a Markdown table."""
+def markdown_table(table: "Table") -> str:
+    """A rich table in Markdown."""
     header, *rows = table_cells(table)
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
-def html_table(table) -> str:
-    """A [`rich.table.Table`] as an HTML table with its title and caption."""
+def html_table(table: "Table") -> str:
+    """A rich table in HTML, with its title and caption."""
     header, *rows = table_cells(table)
     lines = ["<table>", f"<caption>{html.escape(str(table.title or ''))}</caption>"]
     for tag, cells in (("th", header), *(("td", row) for row in rows)):

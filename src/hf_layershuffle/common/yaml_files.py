@@ -1,8 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """YAML and JSON files of others, read so that none of them can do harm: with limits, and every fault as one line.
 
-Beyond what `yaml.safe_load` and `json.load` check, refused are files and nestings that are too large, aliases that multiply (a few hundred
-bytes can stand for hundreds of megabytes), keys that stand twice, and numbers that are not finite.
+More is refused than by `yaml.safe_load` and `json.load`: files and nestings that are too large, keys that stand twice,
+numbers that are not finite, and aliases that multiply (a few hundred bytes can stand for hundreds of megabytes).
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 
@@ -24,7 +25,7 @@ def read_mapping(path: str | os.PathLike, what: str = "a mapping of names to val
     """Reads a YAML (or, by its name, JSON) file that holds one mapping with texts as its keys.
 
     Args:
-        what (`str`): What the file should hold, for the message.
+        what: What the file should hold, for the message.
 
     Raises:
         `OSError`: if there is no such file.
@@ -42,11 +43,11 @@ def read_mapping(path: str | os.PathLike, what: str = "a mapping of names to val
     return values
 
 
-def read_json(path: str | os.PathLike, kind: type | None = None):
+def read_json(path: str | os.PathLike, kind: type | None = None) -> Any:
     """Reads a JSON file.
 
     Args:
-        kind (`type`, *optional*): `dict` or `list`, if it must hold one.
+        kind: `dict` or `list`, if it must hold one.
 
     Raises:
         `OSError`: if there is no such file.
@@ -59,8 +60,11 @@ def read_json(path: str | os.PathLike, kind: type | None = None):
     return values
 
 
-def parse_json(text: str, where: str):
-    """The values of a JSON text; `where` it is from, for messages.
+def parse_json(text: str, where: str) -> Any:
+    """The values of a JSON text.
+
+    Args:
+        where: Where the text is from, for messages.
 
     Raises:
         `ValueError`: see [`read_json`].
@@ -83,8 +87,11 @@ def parse_json(text: str, where: str):
     raise ValueError(_too_deep(where))
 
 
-def parse_yaml(text: str, where: str):
-    """The values of a YAML text; `where` it is from, for messages.
+def parse_yaml(text: str, where: str) -> Any:
+    """The values of a YAML text.
+
+    Args:
+        where: Where the text is from, for messages.
 
     Raises:
         `ValueError`: see [`read_mapping`].
@@ -130,7 +137,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
@@ -140,8 +147,8 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def construct_mapping(self, node, deep=False):
-        lines = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[Hashable, int] = {}
         if isinstance(node, yaml.MappingNode):
             for key_node, _ in node.value:
                 if key_node.tag == "tag:yaml.org,2002:merge":
@@ -156,7 +163,7 @@ class _Loader(yaml.SafeLoader):
                     lines[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
 
-    def construct_yaml_float(self, node):
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.MarkedYAMLError(problem=f"{node.value} is not a finite number", problem_mark=node.start_mark)
@@ -167,22 +174,24 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """How many values a node stands for and how deep they are nested, an alias as all that it repeats."""
-    if sizes.get(id(node), ()) is None:
-        raise yaml.MarkedYAMLError(problem="an alias stands inside of what it repeats", problem_mark=node.start_mark)
+    """How many values a node stands for and how deep they are nested. An alias stands for all that it repeats."""
     if id(node) not in sizes:
         sizes[id(node)] = None  # until it is measured
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         children = [child for item in children for child in (item if isinstance(item, tuple) else (item,))]
         measured = [_measure(child, sizes) for child in children]
-        size, depth = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
+        size = 1 + sum(size for size, _ in measured)
+        depth = 1 + max((depth for _, depth in measured), default=0)
         if size > MAX_NODES or depth > MAX_DEPTH:
             much = f"{MAX_NODES:,} values" if size > MAX_NODES else f"{MAX_DEPTH} levels"
             raise yaml.MarkedYAMLError(
                 problem=f"with its aliases written out it has more than {much}", problem_mark=node.start_mark
             )
         sizes[id(node)] = (size, depth)
-    return sizes[id(node)]
+    found = sizes[id(node)]
+    if found is None:
+        raise yaml.MarkedYAMLError(problem="an alias stands inside of what it repeats", problem_mark=node.start_mark)
+    return found
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -193,7 +202,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return values
 
 
-def _refuse_constant(name: str):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a finite number.")
 
 
@@ -205,12 +214,19 @@ def _items(value: dict | list) -> list:
     return list(value.values()) if isinstance(value, dict) else value
 
 
-_KINDS = {dict: "a mapping of names to values", list: "a list"}
+_KINDS: dict[type, str] = {
+    dict: "a mapping of names to values",
+    list: "a list",
+    type(None): "nothing",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
 
 
 def _kind(value: object) -> str:
-    names = {**_KINDS, type(None): "nothing", str: "a text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _too_deep(where: str) -> str:

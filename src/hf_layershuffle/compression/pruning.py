@@ -3,11 +3,17 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any, cast
 
+import datasets
+import numpy as np
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..common.paths import public_name
 from ..common.progress import silenceable
@@ -18,48 +24,54 @@ from ..models.configuration_layershuffle import encoder_config
 from ..models.layer_program import find_layers
 
 
-def prune_layers(model: PreTrainedModel, keep) -> PreTrainedModel:
+def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np.ndarray) -> PreTrainedModel:
     """A model of the same class that has only the layers `keep`, in that order.
 
     It computes the logits of `model(..., execution_order=keep)` in its sequential order, and saves, loads, trains and
-    publishes as any model. `config.pruned_from` records the layers and where they come from. Where it has a depth embedding
-    or position heads, they know `len(keep)` positions. A stored evaluation order of particular layers becomes `"sequential"`.
+    publishes as any model. `config.pruned_from` records the layers and where they come from. Where it has a depth
+    embedding or position heads, they know `len(keep)` positions. A stored evaluation order of particular layers
+    becomes `"sequential"`.
 
     Args:
-        model: A LayerShuffle model, or a plain one, also one whose layers were cut by hand; it is not changed, and shares no
-            weights with the result.
-        keep (`list[int]`): Layer indices, each at most once, in the order in which they shall run.
+        model: A LayerShuffle model, or a plain one, also one whose layers were cut by hand. It is not changed, and
+            shares no weights with the result.
+        keep: Layer indices, each at most once, in the order in which they shall run.
 
     Raises:
-        `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist, or if the model is of
-            another type or holds adapters.
+        `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist, or if the model is
+            of another type or holds adapters.
     """
     _check_model(model)
     path = find_layers(model, any_depth=True)
-    num_layers = len(model.get_submodule(path))
-    keep = _check_layers(keep, num_layers)
+    num_layers = len(_layers_at(model, path))
+    kept = _check_layers(keep, num_layers)
     pruned = copy.deepcopy(model)
-    layers = pruned.get_submodule(path)
-    layers = type(layers)([layers[layer] for layer in keep])
+    old_layers = _layers_at(pruned, path)
+    layers = type(old_layers)([old_layers[layer] for layer in kept])
     pruned.set_submodule(path, layers)
     depth_embedding = getattr(pruned.base_model, "depth_embedding", None)
     if depth_embedding is not None:
-        _keep_rows(depth_embedding, len(keep))
+        _keep_rows(depth_embedding, len(kept))
         depth_embedding.num_embeddings = len(depth_embedding.weight)
     for layer in layers:
-        if getattr(layer, "position_head", None) is not None:
-            _keep_rows(layer.position_head.dense, len(keep))
-            layer.position_head.dense.out_features = len(layer.position_head.dense.weight)
-    pruned.config.pruned_from = _describe_origin(model.config, num_layers, keep)
-    _shorten_config(pruned.config, len(keep))
+        position_head: Any = getattr(layer, "position_head", None)
+        if position_head is not None:
+            _keep_rows(position_head.dense, len(kept))
+            position_head.dense.out_features = len(position_head.dense.weight)
+    pruned.config.pruned_from = _describe_origin(model.config, num_layers, kept)
+    _shorten_config(pruned.config, len(kept))
     return pruned
 
 
-def _check_model(model) -> None:
+def _layers_at(model: PreTrainedModel, path: str) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.get_submodule(path))
+
+
+def _check_model(model: object) -> None:
     if isinstance(model, nn.Module) and any(type(each).__module__.startswith("peft.") for each in model.modules()):
         raise ValueError(
-            f"This {type(model).__name__} holds adapters of PEFT, which belong to the layers of the whole model; prune "
-            "`peft_model.merge_and_unload()` instead."
+            f"This {type(model).__name__} holds adapters of PEFT, which belong to the layers of the whole model; "
+            "prune `peft_model.merge_and_unload()` instead."
         )
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
@@ -67,7 +79,7 @@ def _check_model(model) -> None:
         )
 
 
-def _check_layers(keep, num_layers: int) -> list[int]:
+def _check_layers(keep: Any, num_layers: int) -> list[int]:
     layers = keep.tolist() if hasattr(keep, "tolist") else keep  # of a tensor or an array
     is_list = isinstance(layers, (list, tuple)) and len(layers) > 0
     if not is_list or not all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in layers):
@@ -83,9 +95,11 @@ def _check_layers(keep, num_layers: int) -> list[int]:
     return layers
 
 
-def _describe_origin(config, num_layers: int, keep: list[int]) -> dict:
-    """`{"model", "num_layers", "layers"}`: of which model, with how many layers, which were kept. Pruned again, a model
-    still names the layers of the first."""
+def _describe_origin(config: PreTrainedConfig, num_layers: int, keep: list[int]) -> dict:
+    """The origin of a pruned model: which model, its number of layers, and which were kept.
+
+    Pruned again, a model still names the layers of the first.
+    """
     earlier = getattr(config, "pruned_from", None)
     if earlier is not None:
         return {**earlier, "layers": [earlier["layers"][layer] for layer in keep]}
@@ -93,13 +107,13 @@ def _describe_origin(config, num_layers: int, keep: list[int]) -> dict:
 
 
 def _keep_rows(module: nn.Module, num_rows: int) -> None:
-    """Depth vectors and position heads have a row for each position, of which the first ones remain."""
+    """Keeps the first rows of a depth embedding or position head, which has a row for each position."""
     for name, parameter in list(module.named_parameters()):
         rows = nn.Parameter(parameter.detach()[:num_rows].clone(), requires_grad=parameter.requires_grad)
         setattr(module, name, rows)
 
 
-def _shorten_config(config, num_layers: int) -> None:
+def _shorten_config(config: PreTrainedConfig, num_layers: int) -> None:
     if not isinstance(getattr(config, "execution_order", "sequential"), str):
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
@@ -108,12 +122,13 @@ def _shorten_config(config, num_layers: int) -> None:
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:
-    """The first, the last and evenly spaced layers between them, so many that the layers run `speedup` times faster
-    (Unified Layer Skipping, Liu et al. 2024, arXiv 2404.06954).
+    """The first, the last and evenly spaced layers between them, as many as run `speedup` times faster than all.
+
+    This is Unified Layer Skipping (Liu et al. 2024, arXiv 2404.06954).
 
     Args:
-        num_layers (`int`): Of the model.
-        speedup (`float`): At least 1, at most `num_layers`; `num_layers / speedup` layers are kept, rounded.
+        num_layers: Number of layers of the model.
+        speedup: Factor of at least 1 and at most `num_layers`. `num_layers / speedup` layers are kept, rounded.
 
     Raises:
         `ValueError`: if `speedup` is out of range.
@@ -124,33 +139,42 @@ def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:
 
 
 @silenceable
-def search_layers(model, data, num_kept: int, *, image_processor=None, progress: bool = True, **kwargs) -> list[int]:
+def search_layers(
+    model: PreTrainedModel,
+    data: datasets.Dataset | Dataset | DataLoader | Sequence,
+    num_kept: int,
+    *,
+    image_processor: BaseImageProcessor | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> list[int]:
     """Drops greedily, one at a time, the layer whose absence costs least loss on a calibration set.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier.
-        data: The calibration set; use training images, not those on which the pruned model will be judged.
-        num_kept (`int`): Layers to keep, from 1 to the model's number.
-        image_processor, kwargs: As for [`score_execution_orders`]: `batch_size`, `max_samples`, `seed`.
+        data: The calibration set. Use training images, not those on which the pruned model will be judged.
+        num_kept: Number of layers to keep, from 1 to the model's number.
+        image_processor: As for [`score_execution_orders`].
+        kwargs: `batch_size`, `max_samples` and `seed`, as for [`score_execution_orders`].
 
     Returns:
-        `list[int]`: The kept layers, ascending.
+        The kept layers, ascending.
 
     Raises:
         `ValueError`: if `num_kept` is out of range.
     """
-    num_layers = len(model.get_submodule(find_layers(model)))
+    num_layers = len(_layers_at(model, find_layers(model)))
     if isinstance(num_kept, bool) or not isinstance(num_kept, int) or not 1 <= num_kept <= num_layers:
         raise ValueError(
             f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
         )
-    # Decodes once
-    channels = getattr(encoder_config(model.config), "num_channels", None)
-    data = as_dataloader(data, image_processor, num_channels=channels, config=model.config, **kwargs)
+    # One loader for all rounds, which decodes the images once
+    channels: Any = getattr(encoder_config(model.config), "num_channels", None)  # None for a model of texts
+    loader = as_dataloader(data, image_processor, num_channels=channels, config=model.config, **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
-        scores = score_execution_orders(model, data, candidates, progress=False)
+        scores = score_execution_orders(model, loader, candidates, progress=False)
         # A loss that is not a number is the worst one; `min` alone would keep whatever it met first
         keep = min(scores, key=lambda score: score.loss if math.isfinite(score.loss) else math.inf).execution_order
     return keep

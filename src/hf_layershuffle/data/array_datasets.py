@@ -30,7 +30,7 @@ def load_digits_dataset() -> Dataset:
 
 
 def load_idx_folder(folder: Path) -> dict[str, Dataset]:
-    """The splits of a folder of MNIST-style IDX files, plain or gzipped; labels are integers."""
+    """The splits of a folder of MNIST-style IDX files, plain or gzipped. Labels are integers."""
     arrays = {
         split: tuple(_read_idx(_idx_path(folder, name), ndim) for name, ndim in zip(names, (3, 1)))
         for split, names in _IDX_FILES.items()
@@ -61,6 +61,6 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
         raise ValueError(f"'{path}' is not a complete IDX file of {ndim}-dimensional bytes: {error}.") from error
 
 
-def _array_dataset(pixels: np.ndarray, labels: np.ndarray, label_feature) -> Dataset:
+def _array_dataset(pixels: np.ndarray, labels: np.ndarray, label_feature: ClassLabel | Value) -> Dataset:
     features = Features({"image": Array2D(pixels.shape[1:], "uint8"), "label": label_feature})
     return Dataset.from_dict({"image": pixels, "label": labels.astype(np.int64)}, features=features)

@@ -1,5 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""From decoded images to the model's input, whole batches at a time and on any device: random crop, flip, normalisation."""
+"""From decoded images to the model's input by crop, flip and normalisation, a batch at a time and on any device."""
+
+from typing import Any
 
 import torch
 
@@ -10,13 +12,13 @@ def crop_indices(
     """Which row and column of the image each row and column of the crop comes from.
 
     Args:
-        offsets (`torch.LongTensor` of shape `(batch_size, 2)`): Of the crop's upper left corner from the image's, in pixels.
-            May be negative.
-        flips (`torch.BoolTensor` of shape `(batch_size,)`): Whether to mirror left and right.
-        size (`tuple[int, int]`): Height and width.
+        offsets: Integers of shape `(batch_size, 2)`: by how many pixels the crop's upper left corner lies below and to
+            the right of the image's. May be negative.
+        flips: Booleans of shape `(batch_size,)`: whether to mirror left and right.
+        size: Height and width.
 
     Returns:
-        `torch.LongTensor` of shapes `(batch_size, height)` and `(batch_size, width)`; some may lie outside the image.
+        Integers of shapes `(batch_size, height)` and `(batch_size, width)`. Some may lie outside the image.
     """
     rows, columns = (torch.arange(length, device=offsets.device) for length in size)
     columns = torch.where(flips[:, None], size[1] - 1 - columns, columns)
@@ -24,10 +26,10 @@ def crop_indices(
 
 
 def crop(pixels: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Takes the pixels of these rows and columns, black outside the image: one gather for crops and flips of all images.
+    """Takes the pixels of these rows and columns. Outside the image it is black.
 
-    `pixels` has shape `(batch_size, num_channels, height, width)`, as the result; `rows` and `columns` are those of
-    [`crop_indices`].
+    One gather does the crops and flips of all images. `pixels` and the result have shape `(batch_size, num_channels,
+    height, width)`; `rows` and `columns` are those of [`crop_indices`].
     """
     height, width = pixels.shape[-2:]
     is_inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
@@ -41,9 +43,11 @@ def normalize(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) ->
     return pixels.to(torch.float32).mul_(scale[:, :, None, None]).add_(shift[:, :, None, None])
 
 
-def finish_batch(batch: dict) -> dict:
-    """What remains to be done to a batch of [`ImageBatch.unfinished`], on the device where it lies; others come back as they
-    are."""
+def finish_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """Does what remains to be done to a batch of [`ImageBatch.unfinished`], on the device where it lies.
+
+    Any other batch comes back as it is.
+    """
     if "normalization" not in batch:
         return batch
     batch = dict(batch)

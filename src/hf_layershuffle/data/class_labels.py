@@ -1,14 +1,17 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Class labels: of all splits with one numbering, and as a model numbers its classes."""
+"""Class labels: all splits of a dataset get one numbering, that of the training split or of a model's classes."""
 
 import copy
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
+from transformers import PreTrainedConfig
 
 
 logger = logging.getLogger(__name__)
@@ -32,10 +35,10 @@ def with_class_labels(
     `class_names` says what they stand for; otherwise each value is a class, named by its digits.
 
     Args:
-        splits: Datasets with a column `label`; "train" is one of them.
-        dataset_name (`str`): For messages.
-        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers. Names that
-            are themselves numbers are not needed, since the values are.
+        splits: Datasets with a column `label`. One of them is "train".
+        dataset_name: The dataset's name, for messages.
+        class_names: Names of the classes 0, 1, ..., where labels are integers. Names that are numbers themselves are
+            not used, since the values say as much.
 
     Raises:
         `ValueError`: if labels are missing, of different kinds or outside the classes, or if a split holds a class
@@ -45,7 +48,8 @@ def with_class_labels(
         name: _read_labels(split, f"the split used for '{name}' of dataset '{dataset_name}'")
         for name, split in splits.items()
     }
-    feature, train = splits["train"].features["label"], labels["train"]
+    feature = splits["train"].features["label"]
+    train = labels["train"]
     if isinstance(feature, ClassLabel):
         names = feature.names
         if splits["train"].info.builder_name == "imagefolder":  # which takes the folders of all splits together
@@ -77,19 +81,20 @@ def with_class_labels(
 
 
 def has_labels(split: Dataset, label_column: str) -> bool:
-    """Whether a split has this column and any label in it; the Hub's test splits often hold -1 only."""
+    """Whether a split has this column and any label in it. The Hub's test splits often hold -1 only."""
     if label_column not in split.features:
         return False
     return any(label is not None and label != -1 for label in split[label_column][:])
 
 
 def _read_labels(split: Dataset, where: str) -> list:
-    """All labels as class names (`str`), or as integers where there are no names.
+    """All labels as class names, or as integers where there are no names.
 
     Raises:
         `ValueError`: if one is missing or neither.
     """
-    feature, values = split.features["label"], split["label"][:]
+    feature = split.features["label"]
+    values = split["label"][:]
     if isinstance(feature, ClassLabel):
         _check_range(values, feature.num_classes, where)
         return [feature.names[value] for value in values]
@@ -110,7 +115,7 @@ def _read_labels(split: Dataset, where: str) -> list:
     return values
 
 
-def _is_nan(value) -> bool:
+def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
@@ -149,8 +154,11 @@ def _number_by_name(values: list, names: Sequence, where: str) -> list[int]:
 
 
 def replace_labels(dataset: Dataset, labels: list[int], feature: ClassLabel) -> Dataset:
-    """The dataset with other labels. Rows that were selected or shuffled stay a selection: no image is copied, and the
-    rows keep the numbers that messages name."""
+    """The dataset with other labels.
+
+    Rows that were selected or shuffled stay a selection. So no image is copied, and messages name the same rows as
+    before.
+    """
     if dataset.features["label"] == feature and dataset["label"][:] == labels:
         return dataset
     if dataset._indices is None:
@@ -163,28 +171,32 @@ def replace_labels(dataset: Dataset, labels: list[int], feature: ClassLabel) -> 
     return replace_labels(whole, labels_of_whole.tolist(), feature).select(rows)
 
 
-def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") -> Dataset:
+def match_labels(
+    dataset: Dataset, config: PreTrainedConfig | SimpleNamespace, dataset_name: str = "the dataset"
+) -> Dataset:
     """The dataset with its labels numbered as the model's classes.
 
     1. Where the model knows the names of all classes that the dataset has images of, names decide.
-    2. Where the model's classes have no names of their own (`LABEL_0`, `LABEL_1`, ...), a class of the dataset whose
-       name is a number, as all of them are then, is the model's class of that number: "3" is `LABEL_3`, whichever
-       classes the dataset has. Classes with names are taken in the dataset's order.
+    2. Where the model's classes have no names of their own (`LABEL_0`, `LABEL_1`, ...) and those of the dataset are
+       numbers, a class is the model's class of that number: "3" is `LABEL_3`, whichever classes the dataset has.
+       Classes with names are taken in the dataset's order.
     3. Where the dataset's classes are called `LABEL_0`, ..., they are class indices for any model.
 
     Nothing else is matched: not numbers with names, nor by position, since a wrong match looks like a bad model.
 
     Args:
-        dataset (`datasets.Dataset`): With a `ClassLabel` column `label`, as from [`load_image_datasets`].
-        config: A model's configuration, with `id2label`.
-        dataset_name (`str`): For messages.
+        dataset: A dataset with a `ClassLabel` column `label`, as from [`load_image_datasets`].
+        config: A model's configuration, or an object with its `id2label` and `num_labels`.
+        dataset_name: The dataset's name, for messages.
 
     Raises:
         `ValueError`: if a label is outside the dataset's classes, or the dataset has images of a class that the model
             does not know.
     """
-    names, labels = dataset.features["label"].names, dataset["label"][:]
-    model_names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    names = dataset.features["label"].names
+    labels = dataset["label"][:]
+    id2label: Any = config.id2label
+    model_names = [str(id2label[index]) for index in range(config.num_labels or 0)]
     _check_range(labels, len(names), f"dataset '{dataset_name}'")
     used = [names[label] for label in sorted(set(labels))]
     # ImageNet has two classes "crane", which a name cannot tell apart
@@ -199,7 +211,7 @@ def match_labels(dataset: Dataset, config, dataset_name: str = "the dataset") ->
 
 
 def _unnamed_classes(names: list[str], used: list[str], model_names: list[str]) -> dict[str, int]:
-    """The model's class for each of the dataset's where those of one of both have no names; empty where all have."""
+    """The model's class for each of the dataset's, where one of the two has classes without names; else empty."""
     indices = range(len(model_names))
     if model_names == [f"LABEL_{index}" for index in indices]:
         if all(name.isdecimal() for name in used):

@@ -3,9 +3,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from transformers import ImageProcessingMixin, PreTrainedConfig
 
 from .class_labels import match_labels
 from .image_dataset import STREAM, ImageClassificationDataset, collate_images
@@ -13,34 +15,39 @@ from .image_reading import draw_rows
 
 
 TEXT_INPUT = "input_ids"
+# What holds labelled images or texts, see [`as_dataloader`]
+LabelledData: TypeAlias = (
+    Dataset | torch.utils.data.Dataset | torch.utils.data.DataLoader | Sequence[Mapping[str, Any]]
+)
 
 
 def as_dataloader(
-    data,
-    image_processor=None,
+    data: LabelledData,
+    image_processor: ImageProcessingMixin | None = None,
     *,
     batch_size: int = 64,
     max_samples: int | None = None,
     seed: int = 0,
     num_channels: int = 3,
-    config=None,
+    config: PreTrainedConfig | None = None,
     skip_damaged: bool = False,
 ) -> torch.utils.data.DataLoader:
     """Batches `{"pixel_values", "labels"}`, always in the same order, of anything that holds labelled images.
 
     Args:
-        data: A `datasets.Dataset` with the columns `image` and `label`, as from [`load_image_datasets`] (needs
-            `image_processor`), or with those of a tokenizer, all of one length, and `label`; a sequence of `{"pixel_values",
-            "labels"}` or `{"input_ids", ..., "labels"}` items; or a DataLoader, taken as it is.
-        image_processor: A transformers image processor.
-        batch_size (`int`): Images a batch, at least 1.
-        max_samples (`int`, *optional*): Only so many images, at least 1, drawn by `seed`: the same rows of a
+        data: One of three things. A `datasets.Dataset` has the columns `image` and `label`, as from
+            [`load_image_datasets`] (it needs `image_processor`), or those of a tokenizer, all of one length, and
+            `label`. A sequence has `{"pixel_values", "labels"}` or `{"input_ids", ..., "labels"}` items. A DataLoader
+            is taken as it is.
+        image_processor: The image processor of the model.
+        batch_size: Images a batch, at least 1.
+        max_samples: How many images to take, at least 1, drawn by `seed`; all by default. They are the same rows of a
             `datasets.Dataset` and of a sequence. Not for a DataLoader, whose sampler decides.
-        seed (`int`): Of that draw, at least 0.
-        num_channels (`int`): Of the model; for a `datasets.Dataset`.
-        config (*optional*): A model's configuration. The labels of a `datasets.Dataset` whose classes have names are
-            then numbered as the model's classes (see [`match_labels`]).
-        skip_damaged (`bool`): As for [`ImageClassificationDataset`].
+        seed: Seed of that draw, at least 0.
+        num_channels: Channels of the model's images, for a `datasets.Dataset`.
+        config: A model's configuration. The labels of a `datasets.Dataset` whose classes have names are then numbered
+            as the model's classes (see [`match_labels`]).
+        skip_damaged: Whether to leave out images that cannot be read, as in [`ImageClassificationDataset`].
 
     Raises:
         `TypeError`: if the data is of another type.
@@ -57,21 +64,22 @@ def as_dataloader(
             raise ValueError("The DataLoader is empty; pass at least one image.")
         return data
     _check_data(data)
-    if len(data) == 0:
+    items: Any = data
+    if len(items) == 0:
         raise ValueError("The evaluation set is empty; pass at least one image.")
-    rows = None if max_samples is None or max_samples >= len(data) else draw_rows(len(data), max_samples, seed)
+    rows = None if max_samples is None or max_samples >= len(items) else draw_rows(len(items), max_samples, seed)
     if isinstance(data, Dataset) and TEXT_INPUT in data.column_names:
-        data = _tokenized(data if rows is None else data.select(rows))
+        items = _tokenized(data if rows is None else data.select(rows))
     elif isinstance(data, Dataset):
         if image_processor is None:
             raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
         data = data if rows is None else data.select(rows)
         if config is not None and isinstance(data.features["label"], ClassLabel):
             data = match_labels(data, config)
-        data = ImageClassificationDataset(data, image_processor, num_channels=num_channels, skip_damaged=skip_damaged)
+        items = ImageClassificationDataset(data, image_processor, num_channels=num_channels, skip_damaged=skip_damaged)
     elif rows is not None:
-        data = torch.utils.data.Subset(data, rows)
-    return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate_images)
+        items = torch.utils.data.Subset(items, rows)
+    return torch.utils.data.DataLoader(items, batch_size=batch_size, collate_fn=collate_images)
 
 
 def _standing_for_images(data: Dataset) -> set[str]:
@@ -90,7 +98,7 @@ def _tokenized(data: Dataset) -> Dataset:
     return data.remove_columns(words).with_format("torch")
 
 
-def _check_data(data) -> None:
+def _check_data(data: Any) -> None:
     """Says what to pass instead of what has no images with labels.
 
     Raises:

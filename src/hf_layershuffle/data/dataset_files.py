@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -54,7 +55,7 @@ def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -
         raise ValueError(f"There is no dataset folder '{dataset_name}'.")
     if folder.is_dir() and any(folder.glob("*-idx3-ubyte*")):
         return load_idx_folder(folder), []
-    unlabelled = []
+    unlabelled: list[str] = []
     try:
         if not folder.is_dir():
             if not datasets.config.HF_HUB_OFFLINE:
@@ -89,7 +90,7 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict):
+def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict) -> tuple[Dataset | DatasetDict, list[str]]:
     """The splits of a folder, and the names of those that were left out."""
     tables = _tables_of_images(folder)
     if tables:
@@ -103,20 +104,20 @@ def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict):
             "The images in %s lie in no class folders, so they have no labels and are left out.",
             ", ".join(f"'{path}'" for path in unlabelled),
         )
-        folders = {}
+        folders: dict[str, list[Path]] = {}
         for path in labelled:
             folders.setdefault(_SPLIT_OF[path.name.lower()], []).append(path.resolve())
         return _load_image_folders(folders, load_kwargs), [_SPLIT_OF[path.name.lower()] for path in unlabelled]
     return _load_by_format(folder, config_name, load_kwargs), []
 
 
-def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict):
+def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict) -> Any:
     files = {split: [str(Path(glob.escape(str(path)), "**")) for path in paths] for split, paths in folders.items()}
     return load_dataset("imagefolder", drop_labels=False, **{"data_files": files} | load_kwargs)
 
 
-def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict):
-    """As `load_dataset` does it, but with the class names of each Parquet file, and no cache older than a file."""
+def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict) -> Any:
+    """Loads as `load_dataset` does, but with the class names of each Parquet file and never from an older cache."""
     arguments = {name: load_kwargs[name] for name in _BUILDER_ARGUMENTS if name in load_kwargs}
     builder = load_dataset_builder(str(folder), config_name, **arguments)
     files = {split: [Path(path) for path in paths] for split, paths in (builder.config.data_files or {}).items()}
@@ -141,8 +142,11 @@ def _load_each(files: dict[str, list[Path]], load_kwargs: dict) -> DatasetDict:
 
 
 def _is_older(cache: Path, files: dict[str, list[Path]]) -> bool:
-    """Whether a file was replaced after a cache was written: `datasets` looks at modification times only, which
-    copying may preserve. Image files do not count: the cache holds their names, not what is in them."""
+    """Whether a file was replaced after a cache was written.
+
+    `datasets` looks at modification times only, which copying may preserve. Image files do not count: the cache holds
+    their names, not what is in them.
+    """
     if not cache.exists():
         return False
     changes = [
@@ -173,7 +177,7 @@ def _features_of_files(paths: list[Path]) -> Features:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Relative to the folder; none of hidden files or folders."""
+    """The images in a folder and below it, relative to it. Hidden files and folders do not count."""
     paths = (
         Path(parent, name).relative_to(folder)
         for parent, _, names in os.walk(folder, followlinks=True)
@@ -192,7 +196,7 @@ def _tables_of_images(folder: Path) -> dict[str, list[Path]]:
     images = image_files(folder) if tables else []
     if not images or _has_class_folders(images) or len({path.suffix.lower() for path in tables}) > 1:
         return {}
-    found = {}
+    found: dict[str, list[Path]] = {}
     for path in tables:
         found.setdefault(splits[path] or "train", []).append(path)
     return found
@@ -218,12 +222,14 @@ def _is_one_folder_a_class(folder: Path) -> bool:
 
 
 def _split_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of splits whose images lie in class folders, and those whose images do not; none of either if there are
-    images elsewhere, or other files that tell of labels."""
+    """Folders of splits whose images lie in class folders, and those whose images do not.
+
+    There are none of either if there are images elsewhere, or other files that tell of labels.
+    """
     images = image_files(folder)
     if any(folder.glob("**/metadata.*")) or not all(path.parts[0].lower() in _SPLIT_OF for path in images):
         return [], []
-    depths = {}
+    depths: dict[str, set[int]] = {}
     for path in images:
         depths.setdefault(path.parts[0], set()).add(len(path.parts))
     labelled = [folder / name for name in sorted(depths) if depths[name] == {3}]

@@ -2,9 +2,11 @@
 """Image classification data: by name, Hub id, Parquet or image folder, or MNIST-style IDX files."""
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, Value
+from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from ..checkpoints.image_processors import load_image_processor
 from .class_labels import has_labels, match_labels, quoted, with_class_labels
@@ -41,26 +43,26 @@ def load_image_datasets(
     eval_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
-    **load_kwargs,
+    **load_kwargs: Any,
 ) -> DatasetDict:
     """Loads a dataset as `{"train", "test"}` with the columns `image` and `label`, both with the same `ClassLabel`.
 
     Args:
-        dataset_name (`str`): `"digits"` (scikit-learn's 1,797 hand-written digits, 8×8, no download), a folder of
-            Parquet or CSV files, of images in one folder a class, of MNIST-style IDX files (plain or gzipped) or
-            written by `save_to_disk`, or a dataset id on the Hub.
-        dataset_config_name (`str`, *optional*): Configuration of a Hub dataset.
-        image_column (`str`, *optional*): Found by feature type, then by usual names, if not given. Of type `Image` or
-            an array; or the bytes, `{"bytes", "path"}` or paths of image files, relative to the folder.
-        label_column (`str`, *optional*): Found as `image_column` is. See [`with_class_labels`] for what it may hold.
-        train_split (`str`): Split to train on.
-        eval_split (`str`, *optional*): Split to evaluate on. Defaults to the first of `validation`, `valid`, `val` and
-            `test` that is there and has labels; without any, or where it is `train_split`, `eval_fraction` of the
-            training split is held out.
-        eval_fraction (`float`): Fraction in (0, 1), stratified by class.
-        seed (`int`): Seed of the held-out part.
-        class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., where labels are integers, such as those
-            of the model to evaluate. Without them each integer is a class, named by its digits.
+        dataset_name: `"digits"` (scikit-learn's 1,797 hand-written digits, 8×8, no download), a folder, or a dataset
+            id on the Hub. The folder holds Parquet or CSV files, images in one folder a class, MNIST-style IDX files
+            (plain or gzipped), or what `save_to_disk` wrote.
+        dataset_config_name: Configuration of a Hub dataset.
+        image_column: Column of images, of type `Image` or an array; or of the bytes, `{"bytes", "path"}` or paths of
+            image files, relative to the folder. If it is not given, it is found by its type, then by usual names.
+        label_column: Column of labels, found as `image_column` is. See [`with_class_labels`] for what it may hold.
+        train_split: Split to train on.
+        eval_split: Split to evaluate on. Defaults to the first of `validation`, `valid`, `val` and `test` that is
+            there and has labels. Without any, or where it is `train_split`, `eval_fraction` of the training split is
+            held out.
+        eval_fraction: Fraction in (0, 1), stratified by class.
+        seed: Seed of the held-out part.
+        class_names: Names of the classes 0, 1, ..., where labels are integers, such as those of the model to evaluate.
+            Without them each integer is a class, named by its digits.
         load_kwargs: Passed to `datasets.load_dataset`.
 
     Raises:
@@ -104,7 +106,7 @@ def load_image_datasets(
 
 
 def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_column: str, dataset_name: str) -> str:
-    """The first usual one with labels, or `train_split`, of which a part is then held out."""
+    """The first usual split with labels, or else `train_split`, of which a part is then held out."""
     for name in EVALUATION_SPLITS:
         if name in splits and (len(splits[name]) == 0 or has_labels(splits[name], label_column)):
             return name
@@ -113,28 +115,35 @@ def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_colu
     return train_split
 
 
-def _find_image_column(features, requested: str | None, dataset_name: str) -> str:
+def _find_image_column(features: Features, requested: str | None, dataset_name: str) -> str:
     names = (*IMAGE_COLUMNS, *PATH_COLUMNS) if requested is None else IMAGE_COLUMNS
     return _find_column(features, requested, names, _holds_images, "image", dataset_name)
 
 
-def _holds_images(feature) -> bool:
+def _holds_images(feature: Any) -> bool:
     return isinstance(feature, (Image, Array2D, Array3D)) or _is_binary(feature) or _is_file_struct(feature)
 
 
-def _is_binary(feature) -> bool:
+def _is_binary(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
 
 
-def _is_file_struct(feature) -> bool:
+def _is_file_struct(feature: Any) -> bool:
     return isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}
 
 
-def _is_class_label(feature) -> bool:
+def _is_class_label(feature: Any) -> bool:
     return isinstance(feature, ClassLabel)
 
 
-def _find_column(features, requested, usual_names, has_type, kind: str, dataset_name: str) -> str:
+def _find_column(
+    features: Features,
+    requested: str | None,
+    usual_names: Sequence[str],
+    has_type: Callable[[Any], bool],
+    kind: str,
+    dataset_name: str,
+) -> str:
     if requested is not None:
         if requested not in features:
             raise ValueError(f"Dataset '{dataset_name}' has no column '{requested}'; it has {quoted(features)}.")
@@ -161,7 +170,7 @@ def _standard_columns(split: Dataset, image_column: str, label_column: str, name
 
 
 def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
-    """A dataset with its images in a column `image` and its labels in a column `label`, found by their types and names.
+    """A dataset with the columns `image` and `label`, which are found by types and names.
 
     Raises:
         `ValueError`: naming the dataset, if there are no such columns.
@@ -172,7 +181,7 @@ def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
 
 
 def _with_images(split: Dataset, dataset_name: str) -> Dataset:
-    """The split with files of images, stored in one of the ways of pandas and pyarrow, as the feature `Image`."""
+    """The split with the feature `Image`, where it holds files of images in one of the ways of pandas and pyarrow."""
     feature = split.features["image"]
     if _is_binary(feature) or _is_file_struct(feature):
         return split.cast_column("image", Image())
@@ -189,8 +198,9 @@ def _with_images(split: Dataset, dataset_name: str) -> Dataset:
 
 
 def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> list[str | None]:
-    """Paths of images as they can be opened: relative to the dataset's folder or the current one, or the name of one
-    file somewhere below that folder.
+    """Paths of images as they can be opened.
+
+    A path is relative to the dataset's folder or the current one, or the name of one file somewhere below that folder.
 
     Raises:
         `ValueError`: if there is no such file.
@@ -210,12 +220,13 @@ def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> 
         return next((str(each.resolve()) for each in candidates if each.is_file()), None)
 
     resolved = [None if path is None else resolve(path) for path in paths]
-    missing = [row for row, path in enumerate(paths) if path is not None and resolved[row] is None]
+    missing = {row: path for row, path in enumerate(paths) if path is not None and resolved[row] is None}
     if missing:
-        shown = paths[missing[0]] if len(paths[missing[0]]) <= 80 else paths[missing[0]][:77] + "..."
+        row, path = next(iter(missing.items()))
+        shown = path if len(path) <= 80 else path[:77] + "..."
         raise ValueError(
             f"The image column of dataset '{dataset_name}' holds text that is not the path of an image in "
-            f"{len(missing)} of {len(paths)} rows, first in row {missing[0]}: {shown!r}. Give paths relative to the "
+            f"{len(missing)} of {len(paths)} rows, first in row {row}: {shown!r}. Give paths relative to the "
             "dataset's folder; a CSV file cannot hold the images themselves, a Parquet file can."
         )
     return resolved

@@ -3,12 +3,13 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
-from transformers import default_data_collator
+from transformers import ImageProcessingMixin, default_data_collator
 
 from .augmentation import crop_indices, finish_batch
 from .image_reading import damaged_message, read_images, to_pil
@@ -31,22 +32,22 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
     for any number of workers or processes.
 
     Decoded images are kept as uint8 in a memory-mapped file beside the dataset's own cache files, which later runs
-    read, or in memory, if the dataset has no files, `datasets.disable_caching()` was called or the folder cannot be
-    written.
+    read. They are kept in memory if the dataset has no files, `datasets.disable_caching()` was called or the folder
+    cannot be written.
 
     Args:
-        dataset (`datasets.Dataset`): With the columns `image` and `label`, as from [`load_image_datasets`].
-        image_processor: A transformers image processor; resizes, and gives mean and standard deviation.
-        num_channels (`int`): 3 to read all images as RGB, 1 as grey.
-        augment (`bool`): Whether to augment.
-        crop_padding (`int`): Pixels of black on each side before the random crop, at least 0.
-        horizontal_flip (`bool`): Whether to mirror half of the images.
-        seed (`int`): Seed of the augmentation.
-        max_cached_bytes (`int`): Images that take more bytes than this as uint8 (in memory: than 2 GiB) are decoded
-            whenever they are read.
-        skip_damaged (`bool`): Whether to leave out images that cannot be read, with a warning that names them. They
-            are looked for when the dataset is made; where images are not kept, that reads all of them once more.
-        description (`str`): Of the progress bar.
+        dataset: A dataset with the columns `image` and `label`, as from [`load_image_datasets`].
+        image_processor: The image processor that resizes the images and says their mean and standard deviation.
+        num_channels: 3 to read all images as RGB, 1 as grey.
+        augment: Whether to augment.
+        crop_padding: Pixels of black on each side before the random crop, at least 0.
+        horizontal_flip: Whether to mirror half of the images.
+        seed: Seed of the augmentation.
+        max_cached_bytes: Images that take more bytes than this as uint8 (in memory: than 2 GiB) are decoded whenever
+            they are read.
+        skip_damaged: Whether to leave out images that cannot be read, with a warning that names them. They are looked
+            for when the dataset is made. Where images are not kept, that reads all of them once more.
+        description: Text beside the progress bar.
 
     Raises:
         `ValueError`: if images cannot be read: how many, their files and their rows in the dataset as it was loaded.
@@ -56,7 +57,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: Dataset,
-        image_processor,
+        image_processor: ImageProcessingMixin,
         *,
         num_channels: int = 3,
         augment: bool = False,
@@ -74,28 +75,35 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         if crop_padding < 0:
             raise ValueError(f"`crop_padding` is {crop_padding}; it must be a number of pixels of at least 0.")
         self.dataset = dataset
-        self.image_processor = image_processor
-        self.mode = {1: "L", 3: "RGB"}.get(num_channels)
-        if self.mode is None:
+        self.image_processor: Any = image_processor
+        if num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {num_channels}; images are read with 1 (grey) or 3 (RGB) channels.")
-        self.augment, self.crop_padding, self.horizontal_flip, self.seed = augment, crop_padding, horizontal_flip, seed
+        self.mode = "L" if num_channels == 1 else "RGB"
+        self.augment = augment
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        self.seed = seed
         # In shared memory, so that workers that outlive an epoch see it change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._draws = (None, None, None)
+        self._draws: tuple[int, torch.Tensor, torch.Tensor] | None = None  # an epoch, and its offsets and flips
         self._shape = (num_channels, 1, 1)  # until one image is decoded
         self._normalization = _scale_and_shift(image_processor, num_channels)
         settings = {**image_processor.to_dict(), "num_channels": num_channels}
         self._pixels, self._pixel_rows = self._load_pixels(settings, max_cached_bytes, skip_damaged, description)
         self.labels = torch.tensor(self.dataset["label"][:])
 
-    def _load_pixels(self, settings: dict, max_bytes: int, skip_damaged: bool, description: str):
-        """The images that are kept, or None, and which of these each item is; leaves damaged images out of
-        `self.dataset`.
+    def _load_pixels(
+        self, settings: dict, max_bytes: int, skip_damaged: bool, description: str
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The images that are kept, or None, and which of these each item is.
+
+        Leaves damaged images out of `self.dataset`.
 
         Raises:
             `ValueError`: if there are damaged images and `skip_damaged` is false, or all are damaged.
         """
-        dataset, self._shape = self.dataset, self._image_shape()
+        dataset = self.dataset
+        self._shape = self._image_shape()
         try:
             loaded = load_pixels(
                 dataset, self._decode_intact, self._shape, settings, max_bytes=max_bytes, keep_damaged=skip_damaged,
@@ -106,7 +114,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         if loaded is not None:
             pixels, damaged = loaded
         else:
-            pixels, damaged = None, self._find_damaged() if skip_damaged else []
+            pixels = None
+            damaged = self._find_damaged() if skip_damaged else []
         rows = np.delete(np.arange(len(dataset)), damaged)
         if damaged:
             logger.warning("%s They are left out.", damaged_message(dataset, damaged, self.mode))
@@ -118,7 +127,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         for row in range(len(self.dataset)):
             pixels, damaged = self._decode_intact([row])
             if not damaged:
-                return tuple(pixels.shape[1:])
+                _, num_channels, height, width = pixels.shape
+                return num_channels, height, width
         raise ValueError(self._damaged_message(list(range(len(self.dataset)))))
 
     def _damaged_message(self, rows: list[int]) -> str:
@@ -155,7 +165,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}
         if self.augment:
             offsets, flips = self._epoch_draws()
-            batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets[rows], flips[rows], pixels.shape[-2:])
+            height, width = pixels.shape[-2:]
+            batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets[rows], flips[rows], (height, width))
         # One row an image, so that a launcher may cut the batch into parts
         return ImageBatch({**batch, "normalization": self._normalization.expand(len(rows), -1, -1)})
 
@@ -167,10 +178,13 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         return pixels
 
     def _decode_intact(self, indices: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """The images as [`_decode`] gives them, and those of the indices that cannot be read, for which another image
-        stands in."""
+        """The images as [`_decode`] gives them, and the indices of those that cannot be read.
+
+        Another image stands in for one that cannot be read.
+        """
+        damaged: list[int] = []
         try:
-            images, damaged = [to_pil(image, self.mode) for image in read_images(self.dataset, indices)], []
+            images = [to_pil(image, self.mode) for image in read_images(self.dataset, indices)]
         except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
             images, damaged = self._read_one_by_one(indices)
         if len(damaged) == len(indices):
@@ -183,10 +197,11 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         return decoded.clamp(0, 255).to(torch.uint8), damaged
 
     def _read_one_by_one(self, indices: list[int]) -> tuple[list, list[int]]:
-        images, damaged = {}, []
+        images = {}
+        damaged = []
         for index in indices:
             try:
-                images[index] = to_pil(*read_images(self.dataset, [index]), self.mode)
+                images[index] = to_pil(read_images(self.dataset, [index])[0], self.mode)
             except Exception:  # as above
                 damaged.append(index)
         stand_in = next(iter(images.values()), None)
@@ -195,7 +210,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
     def _epoch_draws(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Crop offsets of shape `(num_images, 2)` and flips of shape `(num_images,)` of the current epoch."""
         epoch = int(self._epoch)
-        if self._draws[0] != epoch:
+        if self._draws is None or self._draws[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             offsets = rng.integers(0, 2 * self.crop_padding + 1, size=(len(self), 2)) - self.crop_padding
             flips = (rng.random(len(self)) < 0.5) & self.horizontal_flip
@@ -203,33 +218,35 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         return self._draws[1:]
 
 
-def _scale_and_shift(image_processor, num_channels: int) -> torch.Tensor:
+def _scale_and_shift(image_processor: Any, num_channels: int) -> torch.Tensor:
     """The image processor's rescaling and normalisation as `pixels * scale + shift`; shape `(2, num_channels)`."""
-    scale, shift = np.ones(num_channels), np.zeros(num_channels)
+    scale = np.ones(num_channels)
+    shift = np.zeros(num_channels)
     if image_processor.do_rescale:
         scale = scale * image_processor.rescale_factor
     if image_processor.do_normalize:
-        mean, std = np.asarray(image_processor.image_mean), np.asarray(image_processor.image_std)
-        scale, shift = scale / std, shift - mean / std
+        mean = np.asarray(image_processor.image_mean)
+        std = np.asarray(image_processor.image_std)
+        scale = scale / std
+        shift = shift - mean / std
     return torch.tensor(np.stack(np.broadcast_arrays(scale, shift)), dtype=torch.float32)
 
 
 class ImageBatch(Sequence):
-    """The items of a batch of [`ImageClassificationDataset`]. To a collator that knows it, it gives the whole batch at
-    once.
+    """The items of a batch of [`ImageClassificationDataset`]. A collator that knows it takes the whole batch at once.
 
     Args:
-        unfinished (`dict[str, torch.Tensor]`): `pixel_values` as uint8, `labels`, and what [`finish_batch`] needs.
+        unfinished: `pixel_values` as uint8, `labels`, and what [`finish_batch`] needs.
     """
 
     def __init__(self, unfinished: dict[str, torch.Tensor]):
         self.unfinished = unfinished
-        self._items = None
+        self._items: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.unfinished["labels"])
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: Any) -> Any:
         if self._items is None:
             batch = finish_batch(self.unfinished)
             self._items = [
@@ -239,14 +256,17 @@ class ImageBatch(Sequence):
         return self._items[index]
 
 
-def collate_images(features) -> dict[str, torch.Tensor]:
-    """As transformers' `default_data_collator`, and at once for an [`ImageBatch`]."""
+def collate_images(features: Any) -> dict[str, Any]:
+    """Makes a batch as transformers' `default_data_collator` does, and at once of an [`ImageBatch`]."""
     return finish_batch(features.unfinished) if isinstance(features, ImageBatch) else default_data_collator(features)
 
 
-def collate_for_device(features) -> dict[str, torch.Tensor]:
-    """As [`collate_images`], but images to be augmented stay uint8: a fourth of the bytes to move to the device, where
-    [`finish_batch`] augments and normalises them, as [`LayerShuffleTrainer`] does."""
+def collate_for_device(features: Any) -> dict[str, Any]:
+    """Makes a batch as [`collate_images`] does, but images to be augmented stay uint8.
+
+    That is a fourth of the bytes to move to the device. There [`finish_batch`] augments and normalises them, as in
+    [`LayerShuffleTrainer`].
+    """
     if isinstance(features, ImageBatch) and "crop_rows" in features.unfinished:
         return features.unfinished
     return collate_images(features)

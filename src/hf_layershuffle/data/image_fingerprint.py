@@ -21,18 +21,20 @@ _NUM_THREADS = 8
 def fingerprint_images(dataset: Dataset) -> str:
     """A digest of the column `image`, cheap enough to be taken at each start.
 
-    Images that are files of their own: the size of each file, and its content up to 64 KiB; of a larger file, the
-    first, the middle and the last 16 KiB. So a photograph that was replaced by another one of the same length and the
-    same modification time is told; a change of few bytes within a large file need not be. About 30 µs of CPU a file.
+    Of images that are files of their own it takes the size of each file, and its content up to 64 KiB. Of a larger
+    file it takes the first, the middle and the last 16 KiB. So a photograph that was replaced by another one of the
+    same length and the same modification time is noticed. A change of few bytes within a large file may not be. It
+    takes about 30 µs of CPU a file.
 
-    Images that are stored in the dataset: all bytes up to 2 GiB, at more than 1 GB/s; of more, the lengths of all
-    images and a 64th, evenly spread, of their bytes.
+    Of images that are stored in the dataset it takes all bytes up to 2 GiB, at more than 1 GB/s. If there are more, it
+    takes the lengths of all images and a 64th, evenly spread, of their bytes.
     """
     rows = own_rows(dataset)
     column = dataset.data.column("image")
     parts = [Hasher.hash_bytes([str(column.type).encode(), rows.tobytes()])]
     if isinstance(dataset.features["image"], Image):
-        paths, stored = pc.struct_field(column, "path"), pc.struct_field(column, "bytes")
+        paths = pc.struct_field(column, "path")
+        stored = pc.struct_field(column, "bytes")
         is_file = pc.is_null(stored).to_numpy()[rows]
         paths = paths.take(pa.array(rows[is_file])).to_pylist()
         with ThreadPoolExecutor(_NUM_THREADS) as pool:

@@ -3,6 +3,7 @@
 
 import io
 import statistics
+from typing import Any
 
 import numpy as np
 from datasets import Array2D, Array3D, Dataset
@@ -15,7 +16,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _SHOWN = 5  # damaged images that a message names
 
 
-def to_pil(image, mode: str) -> PILImage.Image:
+def to_pil(image: Any, mode: str) -> PILImage.Image:
     """An image of 8 bits a channel.
 
     16-bit images (grey PNG and TIFF, arrays of dtype uint16) and floats in [0, 1] are scaled to 0..255. PIL alone
@@ -24,7 +25,7 @@ def to_pil(image, mode: str) -> PILImage.Image:
     Args:
         image: A PIL image, or an array (nested lists too) of shape `(height, width)`, `(height, width, channels)` or
             `(channels, height, width)`.
-        mode (`str`): "RGB", or "L" for grey.
+        mode: "RGB", or "L" for grey.
 
     Raises:
         `ValueError`: if there is no image, or its numbers have a range that is not known.
@@ -44,13 +45,14 @@ def to_pil(image, mode: str) -> PILImage.Image:
 
 def read_images(dataset: Dataset, rows: list[int]) -> list:
     """The images of these rows: PIL images, or arrays of the type they were stored with, which lists do not tell."""
-    images, feature = dataset[rows]["image"], dataset.features["image"]
+    images = dataset[rows]["image"]
+    feature = dataset.features["image"]
     if isinstance(feature, (Array2D, Array3D)):
         return [np.asarray(image, dtype=feature.dtype) for image in images]
     return images
 
 
-def is_grey(image) -> bool:
+def is_grey(image: Any) -> bool:
     """Whether a PIL image or an array has one channel."""
     if isinstance(image, PILImage.Image):
         return image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
@@ -98,9 +100,9 @@ def typical_image_size(dataset: Dataset, num_images: int = 100, seed: int = 0) -
     Only the headers of image files are read, so that this takes milliseconds. Images that cannot be read do not count.
 
     Args:
-        dataset (`datasets.Dataset`): With a column `image`.
-        num_images (`int`): How many images are looked at, drawn by `seed`; at least 1.
-        seed (`int`): At least 0.
+        dataset: A dataset with a column `image`.
+        num_images: How many images are looked at, drawn by `seed`; at least 1.
+        seed: Seed of the draw, at least 0.
 
     Raises:
         `ValueError`: if `num_images` is out of range, or none of these images can be read.
@@ -108,7 +110,8 @@ def typical_image_size(dataset: Dataset, num_images: int = 100, seed: int = 0) -
     if num_images < 1:
         raise ValueError(f"`num_images` is {num_images}; it must be at least 1.")
     rows = draw_rows(len(dataset), num_images, seed)
-    stored, sizes = _undecoded(dataset), []
+    stored = _undecoded(dataset)
+    sizes = []
     for row in rows:
         try:
             sizes.append(_stored_size(stored[row]["image"]))
@@ -120,7 +123,7 @@ def typical_image_size(dataset: Dataset, num_images: int = 100, seed: int = 0) -
     return statistics.median_low(heights), statistics.median_low(widths)
 
 
-def _stored_size(image) -> tuple[int, int]:
+def _stored_size(image: Any) -> tuple[int, int]:
     if not isinstance(image, dict):
         return _channels_last(np.asarray(image)).shape[:2]
     with PILImage.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as file:
@@ -131,8 +134,11 @@ def _stored_size(image) -> tuple[int, int]:
 
 
 def draw_rows(num_rows: int, max_samples: int | None, seed: int) -> list[int]:
-    """Which rows a limited number of samples are: drawn by seed, as `dataset.shuffle(seed=seed)` does, so that data
-    that is sorted by class gives images of all classes. All rows in their order, if there are no more."""
+    """Which rows a limited number of samples are: all rows in their order, if there are no more.
+
+    Else they are drawn by `seed` as by `dataset.shuffle(seed=seed)`, so data sorted by class gives images of all
+    classes.
+    """
     if max_samples is None or max_samples >= num_rows:
         return list(range(num_rows))
     return np.random.default_rng(seed).permutation(num_rows)[:max_samples].tolist()
@@ -145,9 +151,13 @@ def own_rows(dataset: Dataset) -> np.ndarray:
 
 
 def damaged_message(dataset: Dataset, rows: list[int], mode: str = "RGB") -> str:
-    """Says which images cannot be read and why, by their files and their rows in the dataset as it was loaded: before
-    `shuffle`, `train_test_split` or `select` (which, of a contiguous range, leaves no trace of where it began)."""
-    own, stored = own_rows(dataset), _undecoded(dataset)
+    """Says which images cannot be read and why, by their files and rows.
+
+    The rows are those of the dataset as it was loaded, before `shuffle`, `train_test_split` or `select`. (`select` of
+    a contiguous range leaves no trace of where it began.)
+    """
+    own = own_rows(dataset)
+    stored = _undecoded(dataset)
     described = []
     for row in rows[:_SHOWN]:
         image = stored[row]["image"]
@@ -162,7 +172,7 @@ def damaged_message(dataset: Dataset, rows: list[int], mode: str = "RGB") -> str
 
 def _reason(dataset: Dataset, row: int, mode: str) -> str:
     try:
-        to_pil(*read_images(dataset, [row]), mode)
+        to_pil(read_images(dataset, [row])[0], mode)
     except FileNotFoundError:
         return "there is no such file"
     except UnidentifiedImageError:  # whose text names a memory address

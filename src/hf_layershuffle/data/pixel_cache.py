@@ -37,7 +37,7 @@ Decode = Callable[[list[int]], tuple[torch.Tensor, list[int]]]
 
 
 class DamagedImagesError(ValueError):
-    """Some images cannot be read: `rows`."""
+    """Some images cannot be read: those of `rows`."""
 
     def __init__(self, rows: list[int]):
         super().__init__(f"{len(rows)} images cannot be read")
@@ -57,18 +57,17 @@ def load_pixels(
     """All images of a dataset, decoded now or by an earlier run.
 
     Args:
-        dataset (`datasets.Dataset`)
         decode: Gives the images of a list of rows as uint8 of shape `(rows, *image_shape)`, and those of the rows that
             cannot be read, in whose place there may be any pixels.
-        image_shape (`tuple[int, int, int]`): Channels, height and width.
-        settings (`dict`): All else that the pixels depend on, such as those of the image processor.
-        max_bytes (`int`): The most bytes to keep, in a file; in memory at most 2 GiB of them.
-        keep_damaged (`bool`): Whether to return damaged images with the others.
-        description (`str`): Of the progress bar, which `datasets.disable_progress_bars()` switches off.
+        image_shape: Channels, height and width.
+        settings: All else that the pixels depend on, such as the settings of the image processor.
+        max_bytes: The most bytes to keep in a file. In memory it is at most 2 GiB.
+        keep_damaged: Whether to return damaged images with the others.
+        description: Text beside the progress bar, which `datasets.disable_progress_bars()` switches off.
 
     Returns:
-        `torch.Tensor` of dtype uint8 and shape `(len(dataset), *image_shape)`, and the rows of damaged images; or None
-        if that is too large.
+        The images as uint8 of shape `(len(dataset), *image_shape)`, and the rows of damaged ones. None if they are too
+        large.
 
     Raises:
         `DamagedImagesError`: if there are damaged images, of which all are looked for, and `keep_damaged` is false.
@@ -89,7 +88,8 @@ def load_pixels(
     elif nbytes > MAX_MEMORY_BYTES:
         return None
     else:
-        pixels, start = torch.empty(shape, dtype=torch.uint8), 0
+        pixels = torch.empty(shape, dtype=torch.uint8)
+        start = 0
         for chunk in chunks:
             pixels[start : start + len(chunk)] = chunk
             start += len(chunk)
@@ -119,7 +119,7 @@ def _is_complete(path: Path, nbytes: int) -> bool:
 def _decode_all(
     decode: Decode, is_damaged: np.ndarray, image_shape: tuple, keep_damaged: bool, description: str
 ) -> Iterator[torch.Tensor]:
-    """Images in chunks; fills `is_damaged`, and raises at the end where damaged ones are not wanted."""
+    """Images in chunks. Fills `is_damaged`, and raises at the end where damaged images are not wanted."""
     count = len(is_damaged)
     with tqdm(total=count, desc=description, unit="image", disable=are_progress_bars_disabled()) as progress:
         for start in range(0, count, CHUNK):
@@ -150,6 +150,6 @@ def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor], is_damaged: 
             return None
         with open(partial, "wb") as file:
             for chunk in chunks:
-                file.write(chunk.contiguous().numpy())
+                file.write(chunk.contiguous().numpy().data)
             file.write(is_damaged.tobytes())
     return path

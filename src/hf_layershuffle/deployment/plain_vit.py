@@ -3,13 +3,14 @@
 
 import copy
 from dataclasses import fields
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.loading import as_layershuffle
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, encoder_config, num_layers_of
-from ..models.execution_order import check_execution_order
+from ..models.execution_order import ExecutionOrder, check_execution_order
 from ..models.modeling_layershuffle import LayerShuffleMixin
 from ..models.position_modules import PositionedLayerMixin
 
@@ -17,7 +18,7 @@ from ..models.position_modules import PositionedLayerMixin
 _DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"architectures", "auto_map"}
 
 
-def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedModel:
+def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder | None = None) -> PreTrainedModel:
     """A plain `ViTForImageClassification` (or `DeiT...`) whose layers stand in one fixed order, with the same logits.
 
     It needs neither this package nor `trust_remote_code`. Layers that the order leaves out are gone, repeated ones are
@@ -25,8 +26,8 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
 
     Args:
         model: A LayerShuffle, ViT or DeiT classifier without depth embedding.
-        execution_order (`str`, `list[int]` or `torch.LongTensor`, *optional*): `"sequential"` or layer indices, subsets and
-            repeats included. Defaults to `model.config.execution_order`.
+        execution_order: `"sequential"` or layer indices, subsets and repeats included. Defaults to
+            `model.config.execution_order`.
 
     Raises:
         `ValueError`: if the model has a depth embedding, or the order is not one fixed valid order.
@@ -39,20 +40,21 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
     >>> plain.save_pretrained("digits-vit-3-layers")
     ```
     """
-    model = as_layershuffle(model)
-    order = check_exportable(model.config, execution_order)
-    plain = copy.deepcopy(model)
+    free = as_layershuffle(model)
+    order = check_exportable(free.config, execution_order)
+    plain: Any = copy.deepcopy(free)
     layers = plain.free_layers
     # A repeated layer is copied, so that each position has weights of its own
     ordered = [
         copy.deepcopy(layers[index]) if index in order[:position] else layers[index]
         for position, index in enumerate(order)
     ]
-    plain.set_submodule(model.layers_path, nn.ModuleList(map(_plain_layer, ordered)))
-    config = _plain_config(model.config, len(order))
+    plain.set_submodule(free.layers_path, nn.ModuleList(map(_plain_layer, ordered)))
+    config = _plain_config(free.config, len(order))
     for module in [*plain.modules()]:
         if isinstance(module, LayerShuffleMixin):
-            module.__class__ = type(module).plain_class
+            plain_class: Any = type(module).plain_class
+            module.__class__ = plain_class
         if getattr(module, "config", None) is plain.config and module is not plain:
             module.config = config
     plain.config = config
@@ -60,15 +62,17 @@ def to_plain_vit(model: PreTrainedModel, execution_order=None) -> PreTrainedMode
 
 
 def _plain_layer(layer: nn.Module) -> nn.Module:
-    """Without the position head, which changes no logit."""
+    """The layer without its position head, which changes no logit."""
     if isinstance(layer, PositionedLayerMixin):
-        layer.__class__ = type(layer).plain_class
-        del layer.depth_projection, layer.position_head
+        plain_class: Any = type(layer).plain_class
+        del layer.depth_projection
+        del layer.position_head
+        layer.__class__ = plain_class
     return layer
 
 
 def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    plain = copy.deepcopy(config)
+    plain: Any = copy.deepcopy(config)
     plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
     for name in _DROPPED_FIELDS:
         plain.__dict__.pop(name, None)
@@ -76,23 +80,24 @@ def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig
     return plain
 
 
-def check_exportable(config, execution_order=None) -> list[int]:
-    """The layer indices of the plain ViT's order, from the configuration alone.
+def check_exportable(config: PreTrainedConfig, execution_order: str | ExecutionOrder | None = None) -> list[int]:
+    """The layer indices of the plain ViT's order, as the configuration alone tells them.
 
     Raises:
         `ValueError`: as in [`to_plain_vit`].
     """
     if getattr(config, "depth_embedding", False):
         raise ValueError(
-            "A model with `depth_embedding=True` cannot become a plain ViT: each of its layers first adds a projection of "
-            "its position's vector and of every token to the hidden states, and a plain ViT layer has no such path. "
-            "Publish it with its code files (`trust_remote_code=True`), or train one without depth embedding."
+            "A model with `depth_embedding=True` cannot become a plain ViT: each of its layers first adds a "
+            "projection of its position's vector and of every token to the hidden states, and a plain ViT layer has "
+            "no such path. Publish it with its code files (`trust_remote_code=True`), or train one without depth "
+            "embedding."
         )
     return fixed_execution_order(config, execution_order)
 
 
-def fixed_execution_order(config, execution_order=None) -> list[int]:
-    """The layer indices of an order that is the same in every forward; None is the configuration's.
+def fixed_execution_order(config: PreTrainedConfig, execution_order: str | ExecutionOrder | None = None) -> list[int]:
+    """The layer indices of an order that is the same in every forward. None stands for the configuration's order.
 
     Raises:
         `ValueError`: if the order is `"arbitrary"`, or not valid.

@@ -3,17 +3,31 @@
 
 import json
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+from transformers import ImageProcessingMixin, PreTrainedModel
 
 from ..checkpoints.identity import weights_digest
 from ..data.image_dataset import ImageClassificationDataset
+from .report import RobustnessReport
 
 
-# All of an image processor that changes pixels; the rest of its fields differs between versions of transformers
+# All fields of an image processor that change pixels. The others differ between versions of transformers
 _PIXEL_FIELDS = (
-    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_rgb",
 )
 _OTHER = {
     "weights": "it is of other weights",
@@ -22,14 +36,14 @@ _OTHER = {
 }
 
 
-def data_digest(loader) -> str:
-    """Tells evaluation sets apart: a digest of the labels and of the pixels as the model gets them, whatever the batch size.
+def data_digest(loader: DataLoader) -> str:
+    """A digest of the labels and of the pixels as the model gets them, which tells evaluation sets apart.
 
     Args:
-        loader: A DataLoader of batches `{"pixel_values", "labels"}`, as from [`as_dataloader`]; read once.
+        loader: Batches `{"pixel_values", "labels"}` of any size, as from [`as_dataloader`]. They are read once.
 
     Returns:
-        `str`: Sixteen hexadecimal digits.
+        Sixteen hexadecimal digits.
     """
     inputs: dict[str, int] = {}
     labels = 0
@@ -39,14 +53,14 @@ def data_digest(loader) -> str:
             inputs[name] = zlib.crc32(_bytes(batch[name]), inputs.get(name, 0))
         labels = zlib.crc32(_bytes(torch.as_tensor(batch["labels"]).long()), labels)
         normalization = batch.get("normalization", [normalization])[0]
-    digest = _bytes(normalization)
+    digest: memoryview | bytes = _bytes(normalization)
     for value in inputs.values():
         digest = zlib.crc32(digest, value).to_bytes(4, "big")
     return f"{digest.hex()}{labels:08x}"
 
 
-def _unfinished_batches(loader):
-    """Images as uint8 where they can be had, which are the same on every machine and a fourth of the bytes."""
+def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Batches with images as uint8 where they can be had, which are the same on every machine and fewer bytes."""
     dataset = loader.dataset
     if not isinstance(dataset, ImageClassificationDataset):
         yield from loader
@@ -55,12 +69,12 @@ def _unfinished_batches(loader):
         yield dataset.__getitems__(list(range(start, min(start + 256, len(dataset))))).unfinished
 
 
-def _bytes(tensor: torch.Tensor):
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def processor_digest(image_processor) -> str | None:
-    """Tells image processors apart by what changes pixels: eight hexadecimal digits; None without one."""
+def processor_digest(image_processor: ImageProcessingMixin | None) -> str | None:
+    """Eight hexadecimal digits that tell image processors apart by what changes pixels. None without one."""
     if image_processor is None:
         return None
     values = image_processor.to_dict()
@@ -68,17 +82,20 @@ def processor_digest(image_processor) -> str | None:
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True, default=_plain).encode()):08x}"
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A size as a dictionary of what is set, and numbers of other kinds as Python's."""
     if hasattr(value, "items"):
         return {name: item for name, item in value.items() if item is not None}
     return value.tolist() if hasattr(value, "tolist") else int(value)
 
 
-def expected_report(model, loader, image_processor, **settings) -> dict:
-    """What a report of `model` on the data of `loader` with these settings would say of itself; see [`other_than`]."""
+def expected_report(
+    model: PreTrainedModel, loader: DataLoader, image_processor: ImageProcessingMixin | None, **settings: Any
+) -> dict[str, Any]:
+    """What a report of `model` on the data of `loader` with these settings would say of itself, for [`other_than`]."""
+    dataset: Any = loader.dataset
     return settings | {
-        "num_images": len(loader.dataset),
+        "num_images": len(dataset),
         "weights": weights_digest(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_processor": processor_digest(image_processor),
@@ -86,8 +103,8 @@ def expected_report(model, loader, image_processor, **settings) -> dict:
     }
 
 
-def other_than(report, expected: dict) -> str | None:
-    """Why a report is not the one that is `expected`, in words; None if it is."""
+def other_than(report: RobustnessReport, expected: dict[str, Any]) -> str | None:
+    """Why a report is not the one that is `expected`, in words. None if it is."""
     found = {**report.to_dict(), **report.config, **report.environment}
     for name, value in expected.items():
         if name in ("image_processor", "data") and name not in found:

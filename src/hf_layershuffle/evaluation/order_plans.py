@@ -7,8 +7,10 @@ from ..models.execution_order import arbitrary_execution_orders
 
 
 def plan_orders(num_layers: int, num_orders: int, num_subsets: int, seed: int) -> dict[str, list[list[int]]]:
-    """The execution orders of a robustness evaluation, by what they are for. "arbitrary k", "random k" and
-    "evenly_spaced k" are those of k layers."""
+    """The execution orders of a robustness evaluation, by what they are for.
+
+    "arbitrary k", "random k" and "evenly_spaced k" are those of k layers.
+    """
     sequential = list(range(num_layers))
     arbitrary = arbitrary_execution_orders(num_layers, num_orders, seed)
     plan = {"sequential": [sequential], "reversed": [sequential[::-1]], "arbitrary": arbitrary}
@@ -25,22 +27,23 @@ def plan_orders(num_layers: int, num_orders: int, num_subsets: int, seed: int) -
 
 
 def evenly_spaced_layers(num_layers: int, num_kept: int) -> list[int]:
-    """The first, the last and evenly spaced layers between them, ascending; for one layer, the first."""
+    """The first, the last and evenly spaced layers between them, ascending. If one layer is kept, it is the first."""
     return np.linspace(0, num_layers - 1, num_kept).round().astype(int).tolist()
 
 
 def balanced_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -> list[list[int]]:
     """Random permutations of the layers in which each layer runs equally often at each position.
 
-    They are the rows of random Latin squares (a cyclic square with rows, columns and symbols permuted), so each order by
-    itself is uniform over permutations; unlike independent draws, no (layer, position) pair is left out.
+    They are the rows of random Latin squares (a cyclic square with rows, columns and symbols permuted). So each order
+    by itself is uniform over permutations. Unlike in independent draws, no (layer, position) pair is left out.
 
     Args:
-        num_layers (`int`): Of the model.
-        num_orders (`int`): At least 1; rounded up to a multiple of `num_layers`.
-        seed (`int`): At least 0.
+        num_layers: Number of layers of the model.
+        num_orders: How many orders, at least 1. It is rounded up to a multiple of `num_layers`.
+        seed: Seed of the random draw, at least 0.
     """
-    orders, positions = [], np.arange(num_layers)
+    orders: list[list[int]] = []
+    positions = np.arange(num_layers)
     for square in range(-(-num_orders // num_layers)):
         rng = np.random.default_rng((seed, square))
         rows, columns, layers = (rng.permutation(num_layers) for _ in range(3))

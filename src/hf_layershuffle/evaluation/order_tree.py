@@ -3,9 +3,11 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints.checks import explained_reading
 from ..common.files import replaced_file
-from ..layerwise import inputs_on_device, labels_on_device
+from ..layerwise import LayerwiseModel, inputs_on_device, labels_on_device
 
 
 SAVE_EVERY_BATCHES = 20
@@ -25,14 +27,14 @@ class OrderTree:
     """Execution orders as a tree: a node is reached by running the layers on the way to it."""
 
     children: dict[int, "OrderTree"] = field(default_factory=dict)
-    # Rows of the tallies to which a classification after this node counts; without any, it is not classified
+    # Row of the tallies to which a classification after this node counts. Without one, nothing is classified there
     order_index: int | None = None
     # Whether the position heads' predictions on the way to this node are counted, which is so for the arbitrary orders
     counts_positions: bool = False
 
     @classmethod
     def of(cls, orders: Iterable[Sequence[int]]) -> "OrderTree":
-        """Order i of these has `order_index` i; the orders must be distinct."""
+        """A tree in which order i has `order_index` i. The orders must be distinct."""
         root = cls()
         for index, order in enumerate(orders):
             node = root
@@ -48,8 +50,11 @@ class OrderTree:
 
 
 class Tallies:
-    """Sums over images, of constant size: for each order the correct images and the loss; for each layer and position how
-    often the position head was right."""
+    """Sums over images, of constant size.
+
+    For each order they hold the correct images and the loss, for each layer and position how often the position head
+    was right.
+    """
 
     def __init__(self, num_orders: int, num_layers: int):
         self.num_images = 0
@@ -61,7 +66,7 @@ class Tallies:
         self.position_total = np.zeros((num_layers, num_layers), dtype=np.int64)
 
     def save(self, path: Path, key: str) -> None:
-        """Writes them completely; where that cannot be, as on a full disk, it says so and the evaluation goes on."""
+        """Writes the sums completely. Where that cannot be, as on a full disk, it warns and the evaluation goes on."""
         try:
             with replaced_file(path) as partial, open(partial, "wb") as file:
                 np.savez(file, key=key, **vars(self))
@@ -81,7 +86,8 @@ class Tallies:
             logger.warning("The evaluation begins anew: %s", error)
 
 
-def distinct_tree(orders) -> tuple[dict[tuple, int], OrderTree]:
+def distinct_tree(orders: Iterable[Sequence[int]]) -> tuple[dict[tuple[int, ...], int], OrderTree]:
+    """The distinct orders with their index, and the tree of them."""
     distinct = {order: index for index, order in enumerate(dict.fromkeys(map(tuple, orders)))}
     return distinct, OrderTree.of(distinct)
 
@@ -92,10 +98,31 @@ def mark_positions(tree: OrderTree, order: list[int]) -> None:
         tree.counts_positions = True
 
 
-def run_tree(parts, loader, tree, num_orders, *, description, progress, progress_file=None, key="") -> Tallies:
+def run_tree(
+    parts: LayerwiseModel,
+    loader: torch.utils.data.DataLoader,
+    tree: OrderTree,
+    num_orders: int,
+    *,
+    description: str,
+    progress: bool,
+    progress_file: str | os.PathLike | None = None,
+    key: str = "",
+) -> Tallies:
+    """Runs all orders of a tree on the data.
+
+    Args:
+        num_orders: Orders that the tree holds.
+        description: Text beside the progress bar.
+        progress: Whether to show the bar.
+        progress_file: Where to keep the sums now and then, and on Ctrl-C. What it holds for the same `key` is not run
+            again.
+        key: What the sums depend on.
+    """
     tallies = Tallies(num_orders, parts.num_layers)
-    if progress_file is not None and Path(progress_file).exists():
-        tallies.load(Path(progress_file), key)
+    file = None if progress_file is None else Path(progress_file)
+    if file is not None and file.exists():
+        tallies.load(file, key)
     num_done = tallies.num_batches
     bar = tqdm(total=len(loader), initial=num_done, desc=description, unit="batch", disable=not progress)
     complete = None  # the sums without the batch that is under way, when a stop comes in between
@@ -105,21 +132,24 @@ def run_tree(parts, loader, tree, num_orders, *, description, progress, progress
                 if number < num_done:
                     continue
                 _score_batch(parts, batch, tree, tallies)
-                if progress_file is not None:
+                if file is not None:
                     complete = copy.deepcopy(tallies)
                     if complete.num_batches % SAVE_EVERY_BATCHES == 0:
-                        complete.save(Path(progress_file), key)
+                        complete.save(file, key)
                 bar.update()
         except KeyboardInterrupt:
-            if complete is not None:
-                complete.save(Path(progress_file), key)
+            if file is not None and complete is not None:
+                complete.save(file, key)
             raise
     return tallies
 
 
-def _score_batch(parts, batch, tree: OrderTree, tallies: Tallies) -> None:
+def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, tallies: Tallies) -> None:
     labels = labels_on_device(parts, batch["labels"])
-    orders, results, position_results = [], [], []  # stay on the device until the batch is done, so that nothing waits
+    orders: list[int] = []
+    # Results stay on the device until the batch is done, so that nothing waits
+    results: list[torch.Tensor] = []
+    position_results: list[tuple[int, int, torch.Tensor]] = []
 
     def walk(node: OrderTree, hidden_states: torch.Tensor, position: int) -> None:
         if node.order_index is not None:
@@ -127,7 +157,7 @@ def _score_batch(parts, batch, tree: OrderTree, tallies: Tallies) -> None:
             results.append(_score_logits(parts.classify(hidden_states), labels))
         for layer, child in node.children.items():
             output, position_logits = parts.run_layer(hidden_states, layer, position)
-            if child.counts_positions:
+            if child.counts_positions and position_logits is not None:
                 position_results.append((layer, position, (position_logits.argmax(-1) == position).sum()))
             walk(child, output, position + 1)
 

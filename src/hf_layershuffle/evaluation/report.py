@@ -2,15 +2,19 @@
 """What a robustness evaluation found: numbers that can be saved, loaded, read on a terminal and compared."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..checkpoints.record_checks import ReportRecord, check_record
 from ..common.reports import Report
 from .statistics import OrderGroup, OrderScore, PositionPrediction, group_of, json_values, score_of
 
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
 REPORT_FILE = "robustness.json"
-# How k layers are chosen: the first k of a random order; k random ones, or k evenly spaced ones, in sequential order
+# How k layers are chosen: the first k of a random order; or, in sequential order, k random or k evenly spaced ones
 PRUNING_METHODS = {"arbitrary": "in arbitrary order", "random": "at random", "evenly_spaced": "evenly spaced"}
 
 
@@ -20,18 +24,22 @@ class RobustnessReport(Report):
 
     Args:
         model, dataset: Names, for people.
-        num_images, num_classes, num_layers: Of the evaluation set and the model.
-        num_orders, num_subsets, seed: Settings: arbitrary orders; random subsets a size; the seed of both.
+        num_images: Number of images of the evaluation set.
+        num_classes, num_layers: Numbers of classes and layers of the model.
+        num_orders: Number of arbitrary orders.
+        num_subsets: Number of random subsets for each number of layers.
+        seed: Seed that drew the orders and subsets.
         sequential, reversed: Scores in the checkpoint's order and in its reverse.
-        arbitrary: Over `num_orders` random permutations of all layers.
-        pruning: For each of "arbitrary", "random" and "evenly_spaced" (see `PRUNING_METHODS`) a list of groups; item
-            k - 1 is with k layers.
-        leave_one_out: Item i is the sequential order without layer i. Empty for a model of one layer.
-        neighbour_swaps: Item i is the sequential order with layers i and i + 1 swapped.
-        position_prediction: None without position predictor.
-        config: The model's type and its LayerShuffle flags, and what the numbers belong to: digests of the weights
-            (`weights`), of the settings of the image processor (`image_processor`) and of the images and labels (`data`).
-        environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
+        arbitrary: Scores in `num_orders` random permutations of all layers.
+        pruning: For each of "arbitrary", "random" and "evenly_spaced" (see `PRUNING_METHODS`) a list of groups. Item k
+            - 1 is with k layers.
+        leave_one_out: Item i is the score in sequential order without layer i. Empty for a model of one layer.
+        neighbour_swaps: Item i is the score in sequential order with layers i and i + 1 swapped.
+        position_prediction: How well the layers know their position. None without position predictor.
+        config: The model's type and its LayerShuffle flags. It also says what the numbers belong to, by digests of the
+            weights (`weights`), of the settings of the image processor (`image_processor`) and of the images and
+            labels (`data`).
+        environment: Versions, device, dtype, machine and date (ISO 8601, UTC).
     """
 
     file_name: ClassVar[str] = REPORT_FILE
@@ -56,7 +64,7 @@ class RobustnessReport(Report):
     environment: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """JSON types only; NaN and infinity as None."""
+        """The report in types of JSON, with None for NaN and infinity."""
         return json_values(asdict(self))
 
     @classmethod
@@ -86,8 +94,8 @@ class RobustnessReport(Report):
             }
         )
 
-    def table(self):
-        """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
+    def table(self) -> "Table":
+        """The report as a table. `print(report)` shows it too."""
         from rich.table import Table
         from rich.text import Text
 
@@ -107,7 +115,11 @@ class RobustnessReport(Report):
 
     def rows(self) -> dict[str, OrderScore | OrderGroup]:
         """What tables and cards show, by what it is: whole models first, then ones with layers missing."""
-        rows = {"sequential": self.sequential, "reversed": self.reversed, "arbitrary": self.arbitrary}
+        rows: dict[str, OrderScore | OrderGroup] = {
+            "sequential": self.sequential,
+            "reversed": self.reversed,
+            "arbitrary": self.arbitrary,
+        }
         if self.leave_one_out:
             rows["neighbours swapped"] = OrderGroup.of(self.neighbour_swaps)
             rows["one layer left out"] = OrderGroup.of(self.leave_one_out)
@@ -124,8 +136,8 @@ class RobustnessReport(Report):
         )
 
 
-def compare_reports(reports: dict[str, RobustnessReport]):
-    """Several models, by name, in one [`rich.table.Table`]: accuracies as fractions in [0, 1].
+def compare_reports(reports: dict[str, RobustnessReport]) -> "Table":
+    """Several models, by name, in one table: accuracies as fractions in [0, 1].
 
     Raises:
         `ValueError`: if there is no report, they are of different datasets, or it is no dictionary.
@@ -152,8 +164,9 @@ def compare_reports(reports: dict[str, RobustnessReport]):
         values = [row.get(name) for row in rows]
         table.add_row(name, *("" if value is None else f"{_mean(value):.4f}" for value in values))
         if name == "arbitrary":
-            table.add_row("arbitrary: std", *(f"{value.accuracy.std:.4f}" for value in values))
-            table.add_row("arbitrary: worst", *(f"{value.accuracy.min:.4f}" for value in values))
+            spreads = [report.arbitrary.accuracy for report in reports.values()]
+            table.add_row("arbitrary: std", *(f"{spread.std:.4f}" for spread in spreads))
+            table.add_row("arbitrary: worst", *(f"{spread.min:.4f}" for spread in spreads))
     return table
 
 

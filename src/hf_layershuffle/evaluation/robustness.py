@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """How well a model works in other orders and with layers missing: one pass over the data for all orders.
 
-Orders that begin alike share the computation of their beginning: they form a tree whose edges are layers, and each batch
-walks it once, depth first. So all k-layer prefixes of an order cost one order, and memory holds one batch of hidden
-states a level, however many orders there are.
+Orders that begin alike share the computation of their beginning. They form a tree whose edges are layers, and each
+batch walks it once, depth first. So all k-layer prefixes of an order cost one order, and memory holds one batch of
+hidden states a level, however many orders there are.
 """
 
 import json
@@ -11,17 +11,20 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import ImageProcessingMixin, PreTrainedModel
 
 from ..checkpoints.checks import check_finite
-from ..checkpoints.identity import describe_model, weights_digest
+from ..checkpoints.identity import describe_model
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
-from ..data.datasets import as_dataloader
-from ..layerwise import LayerwiseClassifier, as_layerwise, check_evaluable
-from ..models.execution_order import check_execution_order
+from ..data.dataloading import LabelledData, as_dataloader
+from ..layerwise import LayerwiseClassifier, LayerwiseModel, as_layerwise, check_evaluable
+from ..models.execution_order import ExecutionOrder, check_execution_order
 from .fingerprint import data_digest, processor_digest
 from .order_plans import plan_orders
 from .order_tree import Tallies, distinct_tree, mark_positions, run_tree
@@ -34,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 @silenceable
 def score_execution_orders(
-    model,
-    data,
-    execution_orders: Sequence[Sequence[int]],
+    model: PreTrainedModel | LayerwiseModel,
+    data: LabelledData,
+    execution_orders: Sequence[ExecutionOrder],
     *,
-    image_processor=None,
+    image_processor: ImageProcessingMixin | None = None,
     batch_size: int = 64,
     max_samples: int | None = None,
     seed: int = 0,
@@ -51,19 +54,21 @@ def score_execution_orders(
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`] or like object.
-        data: A `datasets.Dataset` with the columns `image` and `label` (needs `image_processor`), whose classes are matched
-            with the model's by name (see [`match_labels`]), a sequence of
-            `{"pixel_values", "labels"}` items, or a DataLoader of such batches.
-        execution_orders: Layer indices; subsets and repeats allowed.
-        image_processor: A transformers image processor.
-        batch_size (`int`): Images a batch; not for a DataLoader.
-        max_samples (`int`, *optional*): Only so many images, drawn by `seed`; not for a DataLoader.
-        seed (`int`): Of that draw, at least 0.
-        description, progress: Of the progress bar.
+        data: A `datasets.Dataset` with the columns `image` and `label` (needs `image_processor`), a sequence of
+            `{"pixel_values", "labels"}` items, or a DataLoader of such batches. The classes of a `datasets.Dataset`
+            are matched with the model's by name (see [`match_labels`]).
+        execution_orders: Lists of layer indices. Subsets and repeats are allowed.
+        image_processor: The image processor of the model.
+        batch_size: Images a batch. Not for a DataLoader.
+        max_samples: How many images to take, drawn by `seed`; all by default. Not for a DataLoader.
+        seed: Seed of that draw, at least 0.
+        description: Text beside the progress bar.
+        progress: Whether to show the bar.
 
     Raises:
         `TypeError`: if the model or the data is of another type.
-        `ValueError`: if an order, a label or an argument is not valid, a class is unknown to the model, or there is no image.
+        `ValueError`: if an order, a label or an argument is not valid, a class is unknown to the model, or there is no
+            image.
     """
     parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
@@ -76,10 +81,10 @@ def score_execution_orders(
 
 @silenceable
 def evaluate_robustness(
-    model,
-    data,
+    model: PreTrainedModel | LayerwiseClassifier,
+    data: LabelledData,
     *,
-    image_processor=None,
+    image_processor: ImageProcessingMixin | None = None,
     num_orders: int = 32,
     num_subsets: int = 8,
     seed: int = 0,
@@ -92,39 +97,41 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """What order and missing layers cost a model, measured in one pass over the data.
 
-    Measured are the sequential, the reversed and `num_orders` random orders; models of k = 1 … L layers (the first k of
-    each random order, `num_subsets` random subsets and the evenly spaced one in sequential order); the sequential order
-    without each layer, and with each neighbouring pair swapped; and what position heads know. Use
-    `model.to(device, dtype)` before the call to choose both.
+    It measures the sequential, the reversed and `num_orders` random orders. It measures models of k = 1 … L layers:
+    the first k of each random order, and in sequential order `num_subsets` random subsets and the evenly spaced one.
+    It measures the sequential order without each layer and with each neighbouring pair swapped, and what position
+    heads know. Use `model.to(device, dtype)` before the call to choose both.
 
     Args:
         model: A LayerShuffle, ViT or DeiT image classifier (see [`score_execution_orders`]).
         data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
-        num_orders (`int`): Arbitrary orders, at least 1.
-        num_subsets (`int`): Random subsets of each number of layers, at least 1.
-        seed (`int`): Draws orders, subsets and, with `max_samples`, images; at least 0.
-        model_name, dataset_name (`str`): For the report. `model_name` defaults to the configuration's `name_or_path`.
-        progress_file (`str` or `os.PathLike`, *optional*): Where to keep the sums now and then, and on Ctrl-C; a call with the same
-            arguments that finds it goes on from there. Removed at the end.
+        num_orders: Number of arbitrary orders, at least 1.
+        num_subsets: Number of random subsets for each number of layers, at least 1.
+        seed: Seed of the random orders, subsets and, with `max_samples`, images, at least 0.
+        model_name: Name for the report. Defaults to the configuration's `name_or_path`.
+        dataset_name: Name for the report.
+        progress_file: Where to keep the sums now and then, and on Ctrl-C. A call with the same arguments that finds it
+            goes on from there. It is removed at the end.
 
     Raises:
-        `TypeError`, `ValueError`: as in [`score_execution_orders`]; also if a weight is NaN or infinite. Outputs that are
-            not numbers count as wrong, and are warned of.
+        `TypeError`, `ValueError`: as in [`score_execution_orders`]; also if a weight is NaN or infinite. Outputs that
+            are not numbers count as wrong, and a warning tells of them.
     """
     check_integers(num_orders=(num_orders, 1), num_subsets=(num_subsets, 1), seed=(seed, 0))
     parts = as_layerwise(model)
-    config, num_layers = parts.model.config, parts.num_layers
+    config = parts.model.config
+    num_layers = parts.num_layers
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
     loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
     belongs_to = {"image_processor": processor_digest(image_processor), "data": data_digest(loader)}
-
     plan = plan_orders(num_layers, num_orders, num_subsets, seed)
     distinct, tree = distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             mark_positions(tree, order)
-    key = json.dumps([weights_digest(parts.model), str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
+    described = describe_model(parts.model)
+    key = json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file, key=key,
@@ -136,7 +143,9 @@ def evaluate_robustness(
         method: [OrderGroup.of(found[f"{method} {k}"], seed) for k in range(1, num_layers + 1)]
         for method in ("arbitrary", "random", "evenly_spaced")
     }
-    positions = (tallies.position_correct, tallies.position_total)
+    prediction = None
+    if config.position_predictor:
+        prediction = PositionPrediction.of(tallies.position_correct, tallies.position_total)
     report = RobustnessReport(
         model=model_name,
         dataset=dataset_name,
@@ -152,8 +161,8 @@ def evaluate_robustness(
         pruning=pruning,
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
-        position_prediction=PositionPrediction.of(*positions) if config.position_predictor else None,
-        config=describe_model(parts.model) | belongs_to,
+        position_prediction=prediction,
+        config=described | belongs_to,
         environment=describe_environment(parts.model),
     )
     if progress_file is not None:
@@ -161,21 +170,36 @@ def evaluate_robustness(
     return report
 
 
-def _loader(parts, data, image_processor, batch_size: int, max_samples: int | None, seed: int):
+def _loader(
+    parts: LayerwiseModel,
+    data: LabelledData,
+    image_processor: ImageProcessingMixin | None,
+    batch_size: int,
+    max_samples: int | None,
+    seed: int,
+) -> torch.utils.data.DataLoader:
     # An object that is only like a `LayerwiseClassifier` need not have a configuration
     config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
     if config is not None:
         check_evaluable(config, image_processor)
-    sizes = {"batch_size": batch_size, "max_samples": max_samples, "seed": seed, "num_channels": parts.num_channels}
-    return as_dataloader(data, image_processor, config=config, **sizes)
+    num_channels: Any = parts.num_channels  # None of a model for texts, of which no images are read
+    return as_dataloader(
+        data,
+        image_processor,
+        config=config,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=num_channels,
+    )
 
 
-def _scores(tallies: Tallies, orders: list[tuple], num_labels: int) -> list[OrderScore]:
+def _scores(tallies: Tallies, orders: list[tuple[int, ...]], num_labels: int) -> list[OrderScore]:
     n = tallies.num_images
     if not np.isfinite(tallies.loss).all():
         logger.warning(
-            "The model's outputs are not finite in %d of %d execution orders; images without an answer count as wrong. "
-            "Try --dtype float32.",
+            "The model's outputs are not finite in %d of %d execution orders; images without an answer count as "
+            "wrong. Try --dtype float32.",
             np.count_nonzero(~np.isfinite(tallies.loss)),
             len(orders),
         )

@@ -2,7 +2,9 @@
 """Scores of execution orders and their statistics."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,8 @@ class OrderScore:
         execution_order: Layer index at each position.
         accuracy: Fraction in [0, 1] of images classified correctly.
         loss: Mean cross-entropy, in nats an image.
-        top5_accuracy: Fraction in [0, 1] of images whose class is among the five likeliest; None for up to five classes.
+        top5_accuracy: Fraction in [0, 1] of images whose class is among the five likeliest. None for up to five
+            classes.
     """
 
     execution_order: list[int]
@@ -26,8 +29,11 @@ class OrderScore:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a quantity over execution orders: population standard deviation, and a 95 % bootstrap confidence interval
-    (BCa, [`scipy.stats.bootstrap`]) of the mean over orders. Of one order, the interval is that order's value."""
+    """Summary of a quantity over execution orders.
+
+    `std` is the population standard deviation. `ci_low` and `ci_high` bound a 95 % bootstrap confidence interval (BCa,
+    [`scipy.stats.bootstrap`]) of the mean over orders. Of one order, the interval is that order's value.
+    """
 
     mean: float
     std: float
@@ -37,18 +43,17 @@ class Summary:
     ci_high: float
 
 
-def summarize(values, seed: int = 0) -> Summary:
-    """Summary of at least one value; `seed` draws the bootstrap's 9,999 resamples."""
-    values = np.asarray(values, dtype=np.float64)
-    low = high = float(values.mean())
-    if np.ptp(values) > 0:
+def summarize(values: Sequence[float] | np.ndarray, seed: int = 0) -> Summary:
+    """Summary of at least one value. `seed` draws the bootstrap's 9,999 resamples."""
+    numbers = np.asarray(values, dtype=np.float64)
+    low = high = float(numbers.mean())
+    if np.ptp(numbers) > 0:
         from scipy.stats import bootstrap
 
-        interval = bootstrap((values,), np.mean, rng=np.random.default_rng(seed)).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return Summary(
-        float(values.mean()), float(values.std()), float(values.min()), float(values.max()), float(low), float(high)
-    )
+        interval = bootstrap((numbers,), np.mean, rng=np.random.default_rng(seed)).confidence_interval
+        low = float(interval.low)
+        high = float(interval.high)
+    return Summary(float(numbers.mean()), float(numbers.std()), float(numbers.min()), float(numbers.max()), low, high)
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,22 @@ class OrderGroup:
     @classmethod
     def of(cls, scores: list[OrderScore], seed: int = 0) -> "OrderGroup":
         """Summarizes at least one score."""
-        accuracy, loss = (summarize([getattr(score, name) for score in scores], seed) for name in ("accuracy", "loss"))
-        top5 = [score.top5_accuracy for score in scores]
-        return cls(list(scores), accuracy, loss, None if None in top5 else summarize(top5, seed))
+        accuracy = summarize([score.accuracy for score in scores], seed)
+        loss = summarize([score.loss for score in scores], seed)
+        top5 = [score.top5_accuracy for score in scores if score.top5_accuracy is not None]
+        return cls(list(scores), accuracy, loss, summarize(top5, seed) if len(top5) == len(scores) else None)
 
 
 @dataclass(frozen=True)
 class PositionPrediction:
-    """How often a layer's head knows the position at which the layer ran, over the report's arbitrary orders; where
-    several of them begin alike, their common beginning counts once.
+    """How often a layer's head knows the position at which the layer ran, over the report's arbitrary orders.
+
+    Where several of these orders begin alike, their common beginning counts once.
 
     Args:
         accuracy: Fraction in [0, 1], over all images, orders and positions.
-        by_layer, by_position: The same of each layer and of each position; NaN where there was nothing to predict.
-        correct, total: Counts, layers × positions.
+        by_layer, by_position: The same for each layer and for each position. NaN where there was nothing to predict.
+        correct, total: Counts of correct and of all predictions, layers × positions.
     """
 
     accuracy: float
@@ -86,11 +93,13 @@ class PositionPrediction:
     total: list[list[int]]
 
     @classmethod
-    def of(cls, correct, total) -> "PositionPrediction":
-        """From counts of shape `(num_layers, num_layers)`: layers × positions."""
-        correct, total = np.asarray(correct), np.asarray(total)
+    def of(cls, correct: np.ndarray | list[list[int]], total: np.ndarray | list[list[int]]) -> "PositionPrediction":
+        """Fractions of counts of shape `(num_layers, num_layers)`: layers × positions."""
+        correct = np.asarray(correct)
+        total = np.asarray(total)
         with np.errstate(invalid="ignore"):
-            by_layer, by_position = correct.sum(1) / total.sum(1), correct.sum(0) / total.sum(0)
+            by_layer = correct.sum(1) / total.sum(1)
+            by_position = correct.sum(0) / total.sum(0)
         return cls(
             float(correct.sum() / total.sum()),
             by_layer.tolist(),
@@ -115,13 +124,13 @@ def score_of(values: dict) -> OrderScore:
 
 
 def with_nan(values: dict) -> dict:
-    """Undoes what [`json_values`] did to a score: JSON has no NaN. None of the top-5 accuracy is None."""
+    """Undoes what [`json_values`] did to a score, since JSON has no NaN. A top-5 accuracy of None stays None."""
     return {
         name: float("nan") if value is None and name != "top5_accuracy" else value for name, value in values.items()
     }
 
 
-def json_values(value):
+def json_values(value: Any) -> Any:
     """JSON types only, with None for NaN and infinity."""
     if isinstance(value, dict):
         return {name: json_values(item) for name, item in value.items()}

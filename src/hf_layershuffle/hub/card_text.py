@@ -1,13 +1,16 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The text of a model card: which of it is ours, and how ours is renewed while a person's stays as it is. Pure functions.
+"""The text of a model card: which of it is ours, and how ours is renewed while a person's stays as it is.
 
-Ours are the sections between `<!-- hf-layershuffle: name -->` and `<!-- /hf-layershuffle: name -->`, and our entries of the
-metadata. One of these is a digest of all other text, as it was when the card was last published: so it is known whether a
-person has changed the card since, here or on the Hub.
+All functions are pure.
+
+Ours are the sections between `<!-- hf-layershuffle: name -->` and `<!-- /hf-layershuffle: name -->`, and our entries
+of the metadata. One of these is a digest of all other text, as it was when the card was last published: so it is known
+whether a person has changed the card since, here or on the Hub.
 """
 
 import hashlib
 import re
+from collections.abc import Callable
 
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
@@ -24,7 +27,7 @@ _REPLACED = ("license",)  # in the new card only if somebody just asked for it
 
 
 def update_card_text(text: str, fresh: str) -> tuple[str, bool]:
-    """`text` with its sections and our metadata as in `fresh`; False if `text` has none of the sections.
+    """`text` with its sections and our metadata as in `fresh`, and whether `text` has one of the sections.
 
     Raises:
         `ValueError`: if the metadata of `text` is not valid.
@@ -54,18 +57,23 @@ def is_edited(text: str) -> bool:
 
 
 def combine_cards(local: str, hub: str, where: str) -> str:
-    """The card to go on from, of a folder's and the Hub's: the one that a person changed, with the metadata that only
-    the other has.
+    """The card to go on from: the one that a person changed, with the metadata that only the other has.
+
+    Args:
+        local: Text of the folder's card.
+        hub: Text of the Hub's card.
+        where: Name of the Hub's card, for the message.
 
     Raises:
-        `ValueError`: if a person changed both, each in another way. `where` names the Hub's for the message.
+        `ValueError`: if a person changed both, each in another way.
     """
     (_, local_metadata, local_body), (_, hub_metadata, hub_body) = split_card(local), split_card(hub)
     same = _digest(local_body) == _digest(hub_body)
     if not same and is_edited(local) and is_edited(hub):
         raise ValueError(
-            f"README.md was edited both here and on {where}, and one of the two would be lost. Copy what you want to keep "
-            "of the Hub's card into the folder's README.md, and publish again with `overwrite_card=True` (--overwrite_card)."
+            f"README.md was edited both here and on {where}, and one of the two would be lost. Copy what you want to "
+            "keep of the Hub's card into the folder's README.md, and publish again with `overwrite_card=True` "
+            "(--overwrite_card)."
         )
     kept, metadata, other = (local, local_metadata, hub_metadata)
     if not same and is_edited(hub):
@@ -92,8 +100,11 @@ def split_card(text: str) -> tuple[str, dict, str]:
 
 
 def update_metadata(block: str, ours: dict) -> str:
-    """The text `block` of a card's metadata with our entries renewed: lists gain ours, a person's other keys, their order
-    and comments stay, and of single values the person's."""
+    """The text `block` of a card's metadata with our entries renewed.
+
+    Lists gain our entries. A person's other keys stay, with their order and comments. A single value that is there
+    stays, too.
+    """
     _, metadata, _ = split_card(f"---\n{block}\n---\n")
     changed = {}
     for name, value in ours.items():
@@ -114,7 +125,8 @@ def update_metadata(block: str, ours: dict) -> str:
 
 def _with_keys(block: str, values: dict) -> str:
     """The text with these keys set, all other lines as they are."""
-    parts, remaining = [], dict(values)
+    parts = []
+    remaining = dict(values)
     for key, lines in _by_key(block):
         if key in remaining:
             lines = yaml_dump({key: remaining.pop(key)}, sort_keys=False).rstrip("\n")
@@ -133,7 +145,7 @@ def _with_keys(block: str, values: dict) -> str:
 
 def _by_key(block: str) -> list[tuple[str | None, str]]:
     """The text in pieces, one a key with the lines that belong to it; None for what stands before the first."""
-    pieces = [(None, [])]
+    pieces: list[tuple[str | None, list[str]]] = [(None, [])]
     for line in block.split("\n"):
         match = _KEY_LINE.match(line)
         if match:
@@ -142,8 +154,8 @@ def _by_key(block: str) -> list[tuple[str | None, str]]:
     return [(key, "\n".join(lines)) for key, lines in pieces]
 
 
-def _merge_model_index(current, ours: list[dict]) -> list[dict]:
-    """A person's results, and ours in place of our earlier ones."""
+def _merge_model_index(current: object, ours: list[dict]) -> list[dict]:
+    """A person's results, and our results in place of our earlier ones."""
     names = {result["source"]["name"] for result in ours[0]["results"]}
     entries = [dict(entry) for entry in _as_list(current) if isinstance(entry, dict)]
     if not entries:
@@ -156,11 +168,11 @@ def _merge_model_index(current, ours: list[dict]) -> list[dict]:
     return entries
 
 
-def _is_our_example(entry) -> bool:
+def _is_our_example(entry: object) -> bool:
     return isinstance(entry, dict) and str(entry.get("src", "")).startswith("examples/")
 
 
-def _as_list(value) -> list:
+def _as_list(value: object) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -172,7 +184,7 @@ def _digest(body: str) -> str:
     return f"sha256-{hashlib.sha256(_persons_text(body).encode()).hexdigest()[:16]}"
 
 
-def _rewrite(text: str, change) -> str:
+def _rewrite(text: str, change: Callable[[str, str], tuple[str, str]]) -> str:
     """Applies `change` to the metadata's text and the body, both with "\n", and gives the text its line ends back."""
     line_break = "\r\n" if "\r\n" in text else "\n"
     block, _, body = split_card(text.replace("\r\n", "\n"))

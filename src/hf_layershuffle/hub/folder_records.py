@@ -1,28 +1,27 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a model's folder records about the model, from which its card is built.
 
-`config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a [`RobustnessReport`]; `merge_plan.yaml`;
-`export.json`, a plain ViT's origin; pictures; `examples/`, images with the model's answers; and the licence in `README.md`.
+`config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a
+[`RobustnessReport`]; `merge_plan.yaml`; `export.json`, a plain ViT's origin; pictures; `examples/`, images with the
+model's answers; and the licence in `README.md`.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from ..checkpoints.checks import explained_reading
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
-from ..checkpoints.loading import load_classifier
+from ..checkpoints.loading import classes_of, load_classifier
 from ..checkpoints.locations import IMAGE_PROCESSOR_FILES
 from ..checkpoints.record_checks import (
     Example,
@@ -37,11 +36,14 @@ from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
 from ..evaluation.fingerprint import processor_digest
 from ..evaluation.report import REPORT_FILE, RobustnessReport
-from .card_text import split_card
+from .card_files import license_of, read_license
 
 
-TRAINING_FILE, EXPORT_FILE, MERGE_FILE = "training.json", "export.json", "merge_plan.yaml"
-EXAMPLES_FOLDER, EXAMPLES_FILE = "examples", "examples.json"
+TRAINING_FILE = "training.json"
+EXPORT_FILE = "export.json"
+MERGE_FILE = "merge_plan.yaml"
+EXAMPLES_FOLDER = "examples"
+EXAMPLES_FILE = "examples.json"
 PICTURES = {
     "order_distribution.png": "Accuracy over arbitrary execution orders",
     "pruning_curves.png": "Accuracy against the number of layers that run",
@@ -71,28 +73,28 @@ METRICS = {
 
 
 def record_training(
-    folder,
+    folder: str | os.PathLike,
     *,
     arguments: dict,
-    dataset=None,
+    dataset: str | None = None,
     num_train_images: int | None = None,
-    base_model=None,
-    teacher=None,
-    metrics=None,
-    tags=(),
+    base_model: str | None = None,
+    teacher: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    tags: Iterable[str] = (),
 ) -> None:
     """Writes `training.json` into a model's folder, from which the card tells how the model was trained.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        arguments (`dict`): As from `TrainingArguments.to_dict`; the ones that matter are kept.
-        dataset (`str`, *optional*): Name of the dataset.
-        num_train_images (`int`, *optional*): Images that it was trained on.
-        base_model (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-        teacher (`str`, *optional*): Hub id, or folder, of the model that it was distilled from.
-        metrics (`dict[str, float]`, *optional*): `eval_accuracy` and the like, fractions in [0, 1]; `num_orders`, the
-            number of arbitrary orders.
-        tags (`Iterable[str]`): Further tags of the card.
+        folder: The model's folder.
+        arguments: Training arguments, as from `TrainingArguments.to_dict`. The ones that matter are kept.
+        dataset: Name of the dataset.
+        num_train_images: Number of images that it was trained on.
+        base_model: Hub id, or folder, of the model that was fine-tuned.
+        teacher: Hub id, or folder, of the model that it was distilled from.
+        metrics: `eval_accuracy` and the like, as fractions in [0, 1], and `num_orders`, the number of arbitrary
+            orders.
+        tags: Further tags of the card.
     """
     names = _ARGUMENTS if teacher is None else (*_ARGUMENTS, "distillation_weight", "distillation_temperature")
     kept = {name: arguments[name] for name in names if name in arguments}
@@ -111,13 +113,13 @@ def record_training(
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def record_baseline(folder, name: str, baseline) -> None:
+def record_baseline(folder: str | os.PathLike, name: str, baseline: Mapping[str, float] | RobustnessReport) -> None:
     """Adds to `training.json` how a baseline did on the same images, which the card shows beside the model.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        name (`str`): What the baseline is, such as `"plain ViT"`.
-        baseline (`dict[str, float]` or [`RobustnessReport`]): Metrics as for [`record_training`], or a report.
+        folder: The model's folder.
+        name: What the baseline is, such as `"plain ViT"`.
+        baseline: Metrics as for [`record_training`], or a report.
     """
     if isinstance(baseline, RobustnessReport):
         spread = baseline.arbitrary.accuracy
@@ -128,48 +130,26 @@ def record_baseline(folder, name: str, baseline) -> None:
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def _card_metrics(metrics: dict | None) -> dict:
+def _card_metrics(metrics: Mapping[str, float] | None) -> dict:
     return {name: value for name, value in (metrics or {}).items() if name in METRICS or name == "num_orders"}
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, if it is an id of the Hub such as `org/model`; None of a folder, and of a folder's name, which nobody else
-    could find."""
-    is_id = name is not None and _HUB_ID.fullmatch(name) and ".." not in name and "--" not in name
+    """The name, if it is an id of the Hub such as `org/model`.
+
+    None for a folder, and for a folder's name, which nobody else could find.
+    """
+    if name is None:
+        return None
+    is_id = _HUB_ID.fullmatch(name) and ".." not in name and "--" not in name
     return name if is_id and not Path(name).exists() else None
-
-
-def read_license(folder) -> str | None:
-    """The licence that the card in a folder states; None if none, or one that only its own text explains (`other`)."""
-    path = Path(folder) / "README.md"
-    try:
-        license = split_card(read_card(path))[1].get("license") if path.is_file() else None
-    except ValueError:  # a card that cannot be read states none; who writes this card is told what is wrong with it
-        return None
-    return license if isinstance(license, str) and license != "other" else None
-
-
-def license_of(name_or_path: str, revision: str | None = None) -> str | None:
-    """The licence that the card of a model's folder, or of a model on the Hub, states; None where there is no card."""
-    if Path(name_or_path).is_dir():
-        return read_license(name_or_path)
-    try:
-        return read_license(Path(hf_hub_download(name_or_path, "README.md", revision=revision)).parent)
-    except (OSError, ValueError, EntryNotFoundError):  # no card, no network, no such id: nothing is stated
-        return None
-
-
-def agreed_license(folders) -> str | None:
-    """The licence of several models' folders, if all state the same one."""
-    licenses = {read_license(folder) for folder in folders}
-    return licenses.pop() if len(licenses) == 1 else None
 
 
 @dataclass
 class FolderRecords:
     """What a model's folder records; see the module's docstring."""
 
-    config: object
+    config: SimpleNamespace
     training: dict
     report: RobustnessReport | None
     merge: dict | None
@@ -185,20 +165,30 @@ class FolderRecords:
         return not self.config.model_type.startswith("layershuffle_")
 
     @classmethod
-    def read(cls, folder, config=None) -> "FolderRecords":
+    def read(cls, folder: str | os.PathLike, config: PreTrainedConfig | None = None) -> "FolderRecords":
+        """Reads the records of a folder.
+
+        Args:
+            folder: The model's folder.
+            config: The model's configuration, where the folder has no `config.json` yet.
+
+        Raises:
+            `ValueError`: if a file is not what its name says, or a record is of another model.
+        """
         folder = Path(folder)
         report = RobustnessReport.load(inside(folder, REPORT_FILE)) if (folder / REPORT_FILE).exists() else None
         if report is not None:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
-        config = _read_config(folder, report, config)
-        training, export = read_json(folder / TRAINING_FILE) or {}, read_json(folder / EXPORT_FILE) or {}
+        described = _read_config(folder, report, config)
+        training = read_json(folder / TRAINING_FILE) or {}
+        export = read_json(folder / EXPORT_FILE) or {}
         return cls(
-            config=config,
+            config=described,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
             report=report,
             merge=_read_merge(folder),
-            pruned=_checked_origin(folder, getattr(config, "pruned_from", None)),
+            pruned=_checked_origin(folder, getattr(described, "pruned_from", None)),
             export=_read_record(folder, EXPORT_FILE, ExportRecord),
             widget=read_examples(folder),
             pictures=[
@@ -210,16 +200,10 @@ class FolderRecords:
         )
 
 
-def read_card(path) -> str:
-    try:
-        # Not `read_text`, which would turn a Windows editor's line ends into others
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
-
-
-def _read_config(folder: Path, report: RobustnessReport | None, config=None):
-    """With the fields of a LayerShuffle configuration, whatever the folder holds."""
+def _read_config(
+    folder: Path, report: RobustnessReport | None, config: PreTrainedConfig | None = None
+) -> SimpleNamespace:
+    """A configuration that has the fields of a LayerShuffle one, whatever the folder holds."""
     values = dict(
         model_type="vit",
         shuffle_mode="none",
@@ -243,17 +227,26 @@ def _read_config(folder: Path, report: RobustnessReport | None, config=None):
     return SimpleNamespace(**values)
 
 
-def _num_parameters(config) -> int:
-    """Of the model that a configuration describes: a classifier, unless it was saved as a model without a head."""
+def _num_parameters(config: PreTrainedConfig) -> int:
+    """Number of parameters of the model that a configuration describes.
+
+    It is a classifier, unless it was saved as a model without a head.
+    """
     is_encoder = str((config.architectures or [""])[0]).endswith("Model")
+    plain_class, free_class = classes_of(config.model_type, "The model")
     with torch.device("meta"):
-        model = (AutoModel if is_encoder else AutoModelForImageClassification).from_config(config)
+        if is_encoder:
+            model = AutoModel.from_config(config)
+        else:
+            model = (free_class if config.model_type.startswith("layershuffle_") else plain_class)(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _check_report(folder: Path, report: RobustnessReport) -> None:
-    """Refuses a report of another model: of another depth, or of other weights than the folder's, as training into the same
-    folder again leaves behind."""
+    """Refuses a report of another model: of another depth, or of other weights than the folder's.
+
+    Training into the same folder again leaves such a report behind.
+    """
     depth = (read_json(folder / "config.json") or {}).get("num_hidden_layers", report.num_layers)
     if depth != report.num_layers:
         raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
@@ -272,7 +265,8 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
     if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
         if processor_digest(load_image_processor(folder)) != processor:
             raise ValueError(
-                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. {again}"
+                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. "
+                f"{again}"
             )
 
 
@@ -311,16 +305,22 @@ def _checked_origin(folder: Path, pruned: dict | None) -> dict | None:
 
 
 def _read_merge(folder: Path) -> dict | None:
-    """`{"sources": {name: {"model", "revision"}}, "file"}` of the merge plan beside the weights or in the configuration."""
+    """The merge plan beside the weights or in the configuration.
+
+    Returns:
+        `{"sources": {name: {"model", "revision"}}, "file"}`, or None if there is no plan.
+    """
     path = inside(folder, MERGE_FILE)
     plan = yaml_files.read_mapping(path, "a merge plan") if path.exists() else None
     plan = plan or (read_json(folder / "config.json") or {}).get("merge_plan")
     if not isinstance(plan, Mapping) or not isinstance(plan.get("sources"), Mapping):
         return None
-    sources, where = {}, f"'{path if path.exists() else folder / 'config.json'}'"
+    sources = {}
+    where = f"'{path if path.exists() else folder / 'config.json'}'"
     for name, source in plan["sources"].items():
         source = check_record(source if isinstance(source, Mapping) else {"path": source}, MergedSource, where)
-        model, revision = str(source.get("path", source.get("model"))), source.get("revision")
+        model = str(source.get("path", source.get("model")))
+        revision = source.get("revision")
         # A model of the Hub has the commit it was taken at; of a folder, where it lay is nobody's business
         sources[name] = {"model": model if revision else None, "revision": revision}
     return {"sources": sources, "file": MERGE_FILE if path.exists() else None}

@@ -1,35 +1,46 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """A merged model as a folder that is ready for the Hub, with its card."""
 
+import os
 from pathlib import Path
 
 from ..common.progress import silenceable
 from ..merging.merged_model import PreparedMerge, write_merged_model
 from ..merging.plan import MergePlan
-from .folder_records import agreed_license
+from .card_files import agreed_license
 from .model_card import write_model_card
 
 
 @silenceable
 def merge(
-    plan: MergePlan, output_dir, *, max_shard_size: int | str = "5GB", token: str | None = None, progress: bool = True
+    plan: MergePlan,
+    output_dir: str | os.PathLike,
+    *,
+    max_shard_size: int | str = "5GB",
+    token: str | None = None,
+    progress: bool = True,
 ) -> Path:
-    """Writes the merged model into a new folder: weights, configuration with the plan (`config.merge_plan`), the plan
-    as `merge_plan.yaml`, an image processor, the code for `trust_remote_code=True`, and a card, with the sources' licence
-    if the cards of all of them state the same.
+    """Writes the merged model into a new folder.
 
-    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype;
-    where tensors of its kind (the same one of any layer) have several, it gets the widest of them. An evaluation order
-    of the base that is a list of layers is kept where the depth is the same, else it becomes `"sequential"`.
+    The folder holds the weights, the configuration with the plan (`config.merge_plan`), the plan as `merge_plan.yaml`,
+    an image processor, the code for `trust_remote_code=True`, and a card. The card states the sources' licence if the
+    cards of all of them state the same.
+
+    Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype.
+    Where tensors of its kind (the same one of any layer) have several dtypes, it gets the widest of them.
+
+    An evaluation order of the base that is a list of layers is kept where the depth is the same. Otherwise it becomes
+    `"sequential"`.
 
     Args:
-        plan ([`MergePlan`]): Of which the paths are trusted; [`MergePlan.load`] checks those of a file.
-        output_dir (`str` or `os.PathLike`): Must not exist, or be empty. It appears when all is written.
-        max_shard_size (`int` or `str`): Bytes of a weight file, such as `"200MB"`; a larger tensor has its own.
-        token (`str`, *optional*): For the Hub; defaults to the logged-in one.
+        plan: The plan, whose paths are trusted. [`MergePlan.load`] checks the paths of a file.
+        output_dir: Folder that does not exist, or is empty. It appears when all is written.
+        max_shard_size: Bytes of a weight file at most, such as `"200MB"`. A larger tensor has a file of its own.
+        token: Token for the Hub. Defaults to the logged-in one.
+        progress: Whether to show progress bars.
 
     Raises:
-        `ValueError`, `OSError`: see [`prepare_merge`] and [`PreparedMerge.check_values`]; then nothing is written.
+        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is written then.
     """
     return write_merged_model(
         plan, output_dir, max_shard_size=max_shard_size, token=token, progress=progress, finish=_write_card

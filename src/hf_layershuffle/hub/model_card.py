@@ -6,38 +6,53 @@ A card is a function of its folder; see `folder_records.py` for what is read the
 
 import json
 import logging
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
 from ..common.tables import markdown_table
-from ..evaluation.report import pruning_points
+from ..evaluation.report import RobustnessReport, pruning_points
+from .card_files import read_card
 from .card_text import mark_published, update_card_text
-from .folder_records import METRICS, FolderRecords, hub_id, read_card
+from .folder_records import METRICS, FolderRecords, hub_id
 
 
 logger = logging.getLogger(__name__)
 # Tells our entries of the metadata's `model-index` from a person's
-SOURCE_NAME, SOURCE_URL = "hf-layershuffle", "https://github.com/hf-layershuffle/hf-layershuffle"
-# Of the configuration; shown beside the training arguments
-_METHOD_FIELDS = ("shuffle_mode", "shuffle_window", "layerdrop", "depth_embedding", "position_predictor")
-_METHOD_FIELDS += ("residual_init_scale", "initializer_range")
+SOURCE_NAME = "hf-layershuffle"
+SOURCE_URL = "https://github.com/hf-layershuffle/hf-layershuffle"
+# Fields of the configuration that are shown beside the training arguments
+_METHOD_FIELDS = (
+    "shuffle_mode",
+    "shuffle_window",
+    "layerdrop",
+    "depth_embedding",
+    "position_predictor",
+    "residual_init_scale",
+    "initializer_range",
+)
 INSTALL_COMMAND = f'pip install "hf-layershuffle @ git+{SOURCE_URL}"'
 
 
 def write_model_card(
-    folder,
+    folder: str | os.PathLike,
     *,
     repo_id: str | None = None,
     revision: str | None = None,
     license: str | None = None,
-    tags=(),
-    config=None,
+    tags: Iterable[str] = (),
+    config: PreTrainedConfig | None = None,
+    records: FolderRecords | None = None,
 ) -> bool:
     """Writes `README.md` with the Hub's metadata into a model's folder, or brings the one that is there up to date.
 
@@ -46,23 +61,24 @@ def write_model_card(
     others stay.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the model.
-        repo_id (`str`, *optional*): Where the model will be. Defaults to `your-name/` and the folder's name.
-        revision (`str`, *optional*): Branch or tag that the card's examples load.
-        license (`str`, *optional*): As the Hub names it, such as `"apache-2.0"`. Defaults to the one that the card that is
+        folder: The model's folder.
+        repo_id: Where the model will be. Defaults to `your-name/` and the folder's name.
+        revision: Branch or tag that the card's examples load.
+        license: Licence as the Hub names it, such as `"apache-2.0"`. Defaults to the one that the card that is
             there states.
-        tags (`Iterable[str]`): Further tags.
-        config (*optional*): Of the model, where the folder has no `config.json` yet.
+        tags: Further tags.
+        config: The model's configuration, where the folder has no `config.json` yet.
+        records: What the folder records, if it was read already: that reads the weights.
 
     Returns:
-        `bool`: False if the README.md that is there has none of our sections, so that only its metadata was updated.
+        False if the README.md that is there has none of our sections, so that only its metadata was updated.
 
     Raises:
         `ValueError`: if a file in the folder is not what its name says.
     """
     path = Path(folder) / "README.md"
     text, has_sections = card_text(
-        folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config
+        folder, repo_id=repo_id, revision=revision, license=license, tags=tags, config=config, records=records
     )
     if not has_sections:
         logger.warning(
@@ -72,32 +88,46 @@ def write_model_card(
     return has_sections
 
 
-def card_text(folder, **kwargs) -> tuple[str, bool]:
+def card_text(folder: str | os.PathLike, **kwargs: Any) -> tuple[str, bool]:
     """The text that [`write_model_card`] writes, and whether the README.md that is there has one of our sections."""
-    path, fresh = inside(folder, "README.md"), str(build_model_card(folder, **kwargs))
+    path = inside(folder, "README.md")
+    fresh = str(build_model_card(folder, **kwargs))
     return update_card_text(read_card(path), fresh) if path.exists() else (mark_published(fresh), True)
 
 
-def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=(), config=None) -> ModelCard:
+def build_model_card(
+    folder: str | os.PathLike,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+    tags: Iterable[str] = (),
+    config: PreTrainedConfig | None = None,
+    records: FolderRecords | None = None,
+) -> ModelCard:
     """A new card from what the folder records; see [`write_model_card`]."""
-    records = FolderRecords.read(folder, config)
+    records = FolderRecords.read(folder, config) if records is None else records
     model_name = one_line((repo_id or Path(folder).resolve().name).split("/")[-1])
-    training, report, config = records.training, records.report, records.config
-    dataset, license = report.dataset if report else training.get("dataset"), license or records.license
+    training = records.training
+    report = records.report
+    described = records.config
+    dataset = report.dataset if report else training.get("dataset")
+    license = license or records.license
     versions = training.get("versions") or (report.environment.get("versions", {}) if report else {})
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
-    size, baseline = getattr(config, "image_size", None), training.get("baseline")
+    size = getattr(described, "image_size", None)
+    baseline = training.get("baseline")
     return ModelCard.from_template(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
         revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
-        config=config,
+        config=described,
         image_size=f"{size} × {size}" if isinstance(size, int) else " × ".join(map(str, size or ["their model's"])),
         plain=records.is_plain,
         install_command=INSTALL_COMMAND,
-        method=_describe_training(config),
+        method=_describe_training(described),
         dataset=in_code(dataset) if dataset else None,
         report=replace(report, dataset=in_code(report.dataset)) if report else None,
         report_table=_report_table(report, baseline) if report else None,
@@ -107,9 +137,9 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
         base_model=hub_id(training.get("base_model")),
         teacher=hub_id(training.get("teacher")),
         origin=hub_id(records.pruned["model"]) if records.pruned else None,
-        settings=in_code_deep(training["arguments"] | _method(config)) if training.get("arguments") else {},
+        settings=in_code_deep(training["arguments"] | _method(described)) if training.get("arguments") else {},
         has_examples=bool(records.widget),
-        reversed_order=list(reversed(range(config.num_hidden_layers))),
+        reversed_order=list(reversed(range(described.num_hidden_layers))),
         training=in_code_deep(training),
         merge=records.merge and _safe_merge(records.merge),
         pruned=in_code_deep(records.pruned),
@@ -120,7 +150,7 @@ def build_model_card(folder, *, repo_id=None, revision=None, license=None, tags=
 
 
 def _safe_merge(merge: dict) -> dict:
-    """With texts as they may stand in the card: the names and revisions in cells, the models between backticks."""
+    """The merge with texts as they may stand in the card: names and revisions in cells, models between backticks."""
     sources = {
         escape(name): {
             "model": source["model"] and in_code(source["model"]),
@@ -132,7 +162,7 @@ def _safe_merge(merge: dict) -> dict:
 
 
 def _in_quotes(text: str) -> str:
-    """For a place between quotes in an example of Python that stands in a card."""
+    """A text for a place between quotes, in an example of Python that stands in a card."""
     return json.dumps(in_code(text), ensure_ascii=False)[1:-1]
 
 
@@ -141,7 +171,7 @@ def _in_link(name: str) -> str:
     return quote(name)
 
 
-def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
+def _metadata(records: FolderRecords, dataset: str | None, tags: Iterable[str] = ()) -> dict:
     """The Hub's keys, for `ModelCardData`."""
     if records.merge:  # a merge notes the commit of each source that came from the Hub
         sources = [source["model"] for source in records.merge["sources"].values()]
@@ -170,11 +200,11 @@ def _metadata(records: FolderRecords, dataset: str | None, tags=()) -> dict:
 
 
 def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResult]:
-    """Of the report; without one, of the evaluation at the end of the training."""
-    rows = []
+    """Results of the report. Without one, those of the evaluation at the end of the training."""
+    rows: list[tuple[str, float, dict[str, float] | None]] = []
     if records.report:
         report = records.report
-        orders = {"num_orders": report.num_orders, "seed": report.seed}
+        orders: dict[str, float] = {"num_orders": report.num_orders, "seed": report.seed}
         spread = report.arbitrary.accuracy
         rows += [
             ("sequential order", report.sequential.accuracy, None),
@@ -185,14 +215,14 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
             what = f"{k} of {report.num_layers} layers"
             pruned = {method: report.pruning[method][k - 1].accuracy for method in ("evenly_spaced", "arbitrary")}
             rows.append((f"{what}, evenly spaced", pruned["evenly_spaced"].mean, None))
-            spread = {"std": round(pruned["arbitrary"].std, 4)}
-            rows.append((f"{what}, arbitrary order (mean)", pruned["arbitrary"].mean, orders | spread))
+            std = {"std": round(pruned["arbitrary"].std, 4)}
+            rows.append((f"{what}, arbitrary order (mean)", pruned["arbitrary"].mean, orders | std))
     else:
         metrics = records.training.get("metrics", {})
-        orders = {"num_orders": metrics["num_orders"]} if "num_orders" in metrics else None
+        settings = {"num_orders": metrics["num_orders"]} if "num_orders" in metrics else None
         for name in ("eval_accuracy", "eval_arbitrary_accuracy"):
             if name in metrics:
-                rows.append((f"order {METRICS[name]}", metrics[name], orders if "arbitrary" in name else None))
+                rows.append((f"order {METRICS[name]}", metrics[name], settings if "arbitrary" in name else None))
     return [
         EvalResult(
             task_type="image-classification",
@@ -210,7 +240,7 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
 
 
 def _metric_rows(metrics: dict, baseline: dict | None = None) -> list[tuple[str, str]]:
-    """Of the model and, if the model has some, of its baseline."""
+    """Rows of the model's metrics and, if there is one, of its baseline's."""
     orders = f" ({metrics['num_orders']} orders)" if "num_orders" in metrics else ""
     rows = [
         (label + (orders if "arbitrary" in name else ""), f"{metrics[name]:.4f}")
@@ -223,9 +253,10 @@ def _metric_rows(metrics: dict, baseline: dict | None = None) -> list[tuple[str,
     return rows
 
 
-def _report_table(report, baseline: dict | None) -> str:
+def _report_table(report: RobustnessReport, baseline: dict | None) -> str:
     """The report's table with the two rows of a baseline."""
-    table, metrics = report.table(), (baseline or {}).get("metrics", {})
+    table = report.table()
+    metrics = (baseline or {}).get("metrics", {})
     name = escape(baseline["name"]) if baseline else ""
     if "eval_accuracy" in metrics:
         table.add_row(f"{name}: sequential", f"{metrics['eval_accuracy']:.4f}", *[""] * 5)
@@ -236,8 +267,8 @@ def _report_table(report, baseline: dict | None) -> str:
     return markdown_table(table)
 
 
-def _method(config) -> dict:
-    """The settings of the configuration that decide how the model was trained; those that are off are left out."""
+def _method(config: SimpleNamespace) -> dict:
+    """The settings of the configuration that decide how the model was trained, without those that are off."""
     is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0}
     values = {name: getattr(config, name, None) for name in _METHOD_FIELDS}
     return {
@@ -247,8 +278,8 @@ def _method(config) -> dict:
     }
 
 
-def _describe_training(config) -> str:
-    """Such as "with arbitrary execution orders and a depth embedding"."""
+def _describe_training(config: SimpleNamespace) -> str:
+    """How the model was trained, such as "with arbitrary execution orders and a depth embedding"."""
     if config.shuffle_mode == "window":
         method = f"with execution orders that move each layer by at most {config.shuffle_window} positions"
     else:

@@ -2,8 +2,11 @@
 """A plain ViT made of a model, as a folder and on the Hub."""
 
 import json
+import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo
 from transformers import AutoConfig
@@ -14,7 +17,8 @@ from ..common.files import write_text
 from ..common.paths import public_name
 from ..deployment.plain_vit import check_exportable, fixed_execution_order, to_plain_vit
 from .card_examples import copy_examples
-from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, read_license
+from .card_files import read_license
+from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE
 from .published_files import check_folder, matches
 from .publishing import publish, publish_folder
 
@@ -22,12 +26,22 @@ from .publishing import publish, publish_folder
 PLAIN_REVISION = "plain-vit"
 
 
-def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor, example images and `export.json`, which records
-    its origin and the licence that the folder's card states.
+def save_plain_vit(
+    folder: str | os.PathLike,
+    plain_folder: str | os.PathLike,
+    *,
+    source: str,
+    execution_order: str | list[int] | None = None,
+) -> None:
+    """Saves the model of `folder` as a plain ViT with its image processor and example images.
+
+    `export.json` records its origin, and the licence that the folder's card states.
 
     Args:
-        source (`str`): What the plain ViT's card names as its origin: the Hub id of the model.
+        folder: The model's folder.
+        plain_folder: Folder for the plain ViT.
+        source: What the plain ViT's card names as its origin: the Hub id of the model.
+        execution_order: The plain ViT's fixed order. Defaults to the configuration's.
 
     Raises:
         `ValueError`: as in [`to_plain_vit`].
@@ -43,30 +57,32 @@ def save_plain_vit(folder, plain_folder, *, source: str, execution_order=None) -
 
 
 def publish_with_plain_vit(
-    folder,
+    folder: str | os.PathLike,
     repo_id: str,
     *,
     plain_repo_id: str | None = None,
-    execution_order=None,
+    execution_order: str | list[int] | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[CommitInfo, CommitInfo]:
     """Pushes a LayerShuffle model's folder and, beside it, the model as a plain ViT (see [`to_plain_vit`]).
 
     Args:
-        plain_repo_id (`str`, *optional*): A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
+        folder: The model's folder.
+        repo_id: Repository of the LayerShuffle model.
+        plain_repo_id: A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
             `repo_id`.
-        execution_order (*optional*): The plain ViT's fixed order. Defaults to the configuration's.
-        revision, commit_message (`str`, *optional*): Of the LayerShuffle model.
-        kwargs: As for [`publish`], for both.
+        execution_order: The plain ViT's fixed order. Defaults to the configuration's.
+        revision, commit_message: Branch and message of the LayerShuffle model.
+        kwargs: As for [`publish`]. They hold for both.
 
     Raises:
         `ValueError`: as in [`publish`] and, before anything is pushed, in [`to_plain_vit`].
         `OSError`: as in [`publish`].
     """
-    folder, target = Path(folder), plain_repo_id or repo_id
-    check_folder(folder)
+    target = plain_repo_id or repo_id
+    check_folder(Path(folder))
     with tempfile.TemporaryDirectory() as temporary:
         plain_folder = Path(temporary) / target.split("/")[-1]
         save_plain_vit(folder, plain_folder, source=repo_id, execution_order=execution_order)
@@ -77,8 +93,8 @@ def publish_with_plain_vit(
         return commit, publish_folder(plain_folder, target, go_on, **kwargs)
 
 
-def check_plain_vit(folder: Path, execution_order=None) -> list[int]:
-    """Whether the folder's model can be published as a plain ViT: the layer indices in its order.
+def check_plain_vit(folder: Path, execution_order: str | list[int] | None = None) -> list[int]:
+    """Checks that the folder's model can be published as a plain ViT, and returns its layer indices in order.
 
     Raises:
         `ValueError`: as in [`to_plain_vit`].
@@ -86,7 +102,7 @@ def check_plain_vit(folder: Path, execution_order=None) -> list[int]:
     return check_exportable(AutoConfig.from_pretrained(folder, trust_remote_code=False), execution_order)
 
 
-def planned_plain_files(files) -> list[str]:
-    """Of the planned files of a model, those that its plain ViT has too, and the record of its origin."""
+def planned_plain_files(files: Iterable[str]) -> list[str]:
+    """The planned files of a model that its plain ViT has too, and the record of its origin."""
     shared = ("README.md", "config.json", "*processor_config.json", f"{EXAMPLES_FOLDER}/*")
     return sorted([*(name for name in files if matches(name, shared)), EXPORT_FILE, "model.safetensors"])

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What publishing would do, and whether it can, without doing it."""
 
+import os
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -13,10 +14,10 @@ from .published_files import added_code, matches, published_files
 
 
 def check_targets(*repo_ids: str | None) -> None:
-    """Refuses what cannot be the name of a repository; None is not given.
+    """Refuses what cannot be the name of a repository. None stands for a name that is not given.
 
     Raises:
-        `ValueError`: if one cannot.
+        `ValueError`: if one cannot be a name.
     """
     for repo_id in repo_ids:
         if repo_id is not None:
@@ -24,10 +25,10 @@ def check_targets(*repo_ids: str | None) -> None:
 
 
 def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
-    """Whether the Hub can be reached and the token may write to these repositories, without writing anything.
+    """Checks that the Hub can be reached and that the token may write to these repositories, without writing.
 
     Args:
-        go_on (`str`): What to do when it is mended, for the message.
+        go_on: What to do when it is mended, for the message.
 
     Raises:
         `OSError`: if not.
@@ -36,7 +37,8 @@ def check_access(*repo_ids: str, token: str | None = None, go_on: str) -> None:
     with explained_errors(first, go_on):
         try:
             me = HfApi(token=token).whoami()
-            role, fine = me["auth"]["accessToken"]["role"], me["auth"]["accessToken"].get("fineGrained") or {}
+            role = me["auth"]["accessToken"]["role"]
+            fine = me["auth"]["accessToken"].get("fineGrained") or {}
             owners = {me["name"].lower(): None} | {
                 org["name"].lower(): org.get("roleInOrg") for org in me.get("orgs", [])
             }
@@ -66,13 +68,15 @@ def _why_no_access(repo_id: str, owner: str, owners: dict, role: str, fine: dict
     return None
 
 
-def planned_files(folder, *, evaluates: bool = False) -> dict[str, int | None]:
+def planned_files(folder: str | os.PathLike, *, evaluates: bool = False) -> dict[str, int | None]:
     """The files that [`publish`] would push and their sizes in bytes; None for what is made, or made anew, before.
 
     Args:
-        evaluates (`bool`): Whether a report, its pictures and example images are made too.
+        folder: The model's folder.
+        evaluates: Whether a report, its pictures and example images are made too.
     """
-    folder, made = Path(folder), {"README.md"}
+    folder = Path(folder)
+    made = {"README.md"}
     if evaluates:
         made |= {REPORT_FILE, *PICTURES, f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/{EXAMPLES_FILE}"}
     there = [name for name in published_files(folder) if not matches(name, made)]

@@ -3,10 +3,14 @@
 
 import fnmatch
 import inspect
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
@@ -21,28 +25,39 @@ from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FIL
 
 # What belongs to a published model, beside its code. Checkpoints, logs, optimizer states and pickles do not
 PUBLISHED = (
-    *("*.safetensors", "*.safetensors.index.json", "*.json", "*.yaml"),
-    *("*.png", "README.md", "LICENSE*", "CITATION.cff", f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/*.json"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.yaml",
+    "*.png",
+    "README.md",
+    "LICENSE*",
+    "CITATION.cff",
+    f"{EXAMPLES_FOLDER}/*.png",
+    f"{EXAMPLES_FOLDER}/*.json",
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
-# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same weights,
-# the records hold and join the folder; if not, all of these are of another model, and the commit removes them
+# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
+# weights, the records hold and join the folder; if not, all of these are of another model, and the commit removes them
 RECORDS = (REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES)
 REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."
 
 
-def matches(name: str, patterns) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether one pattern has as many folders as the name and fits: `*` does not reach into folders."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def is_replaced(name: str) -> bool:
-    """Whether a file on the Hub goes when a model is pushed that has none of that name: weights, their records, our code."""
+    """Whether a file on the Hub goes when a model is pushed that has no file of that name.
+
+    That holds for weights, their records and our code.
+    """
     return matches(name, REPLACED) or name in {path.name for path in package_code()}
 
 
-def published_files(folder) -> list[str]:
+def published_files(folder: str | os.PathLike) -> list[str]:
     """The files of a model's folder that [`publish`] pushes, relative to it. The code is added where it is not there.
 
     Raises:
@@ -58,13 +73,19 @@ def published_files(folder) -> list[str]:
 
 
 def package_code() -> list[Path]:
-    """The files that a model of this package needs to be loaded without it: that of its class, and what this imports."""
+    """The files that a model of this package needs to be loaded without the package.
+
+    They are the file of its class, and what that file imports.
+    """
     file = inspect.getfile(LayerShuffleMixin)
     return sorted(Path(path) for path in {file, *get_relative_import_files(file)})
 
 
 def code_files(folder: Path) -> list[str]:
-    """The names of the code files that the folder's model needs, by its `auto_map` and by what they import, there or not."""
+    """The names of the code files that the folder's model needs, whether they are there or not.
+
+    They are named by its `auto_map`, and by what these files import.
+    """
     auto_map = (read_json(folder / "config.json") or {}).get("auto_map") or {}
     waiting = {str(value).rpartition(".")[0] for value in auto_map.values() if "--" not in str(value)} - {""}
     found: set[str] = set()
@@ -77,8 +98,10 @@ def code_files(folder: Path) -> list[str]:
 
 
 def added_code(folder: Path) -> list[Path]:
-    """The package's code files, where a folder's model needs code and has none; else none: a run that an earlier version
-    saved keeps its own."""
+    """The package's code files, where a folder's model needs code and has none.
+
+    A run that an earlier version saved keeps its own, so nothing is added then.
+    """
     needed = code_files(folder)
     is_ours = str((read_json(folder / "config.json") or {}).get("model_type")).startswith("layershuffle_")
     return package_code() if needed and is_ours and not any((folder / name).exists() for name in needed) else []
@@ -89,7 +112,8 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         `OSError`: if there is no such folder, or a file in it cannot be read.
-        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not finite.
+        `ValueError`: if it lacks something, holds another kind of model, or its weights are not complete or not
+            finite.
     """
     with explained_reading(f"'{folder}'"):
         _check_files(folder)
@@ -105,7 +129,7 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"'{folder}' holds no model: 'config.json' is missing. {_AGAIN}")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"'{folder}' holds no safetensors weights, and pickles are not published. {_AGAIN}")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json") or {}
     model_type = str(config.get("model_type"))
     classes_of(model_type, f"'{folder}'")
     shards = (read_json(folder / "model.safetensors.index.json") or {}).get("weight_map", {}).values()
@@ -127,18 +151,20 @@ def _check_files(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Whether a folder's weights are all that its model has, and finite; they are read a piece at a time. A LayerShuffle
-    encoder, saved as such, needs no head.
+    """Checks that a folder's weights are all that its model has, and finite.
+
+    They are read a piece at a time. A LayerShuffle encoder, saved as such, needs no head.
 
     Raises:
-        `ValueError`: if not, naming the tensors.
+        `ValueError`: naming the tensors that are missing, unknown or not finite.
     """
     source = open_source(folder.name, str(folder))
     _, model_class = classes_of(source.config.model_type, f"'{folder}'")
     with torch.device("meta"):
-        model = model_class(source.config)
-    if (source.config.architectures or [None])[0] == type(model.base_model).__name__:
-        model = model.base_model
+        classifier = model_class(source.config)
+    architecture = next(iter(source.config.architectures or ()), None)
+    is_encoder = architecture == type(classifier.base_model).__name__
+    model = cast(PreTrainedModel, classifier.base_model if is_encoder else classifier)
     expected, found = set(model.state_dict()), set(source.tensors)
     prefix = f"{model.base_model_prefix}."
     if not any(name.startswith(prefix) for name in found):  # an encoder saved alone, whose names have none

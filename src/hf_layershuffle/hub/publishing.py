@@ -4,28 +4,34 @@
 Each is one commit: the Hub shows all of it or none of it.
 """
 
+import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..checkpoints.hub_connection import commit_once, retried
 from ..checkpoints.hub_errors import explained_errors
 from ..common.files import write_text
 from ..common.paths import inside
-from ..evaluation.report import REPORT_FILE
+from ..evaluation.report import REPORT_FILE, RobustnessReport
 from ..plotting.robustness import save_report_pictures
+from .card_files import read_card
 from .card_text import combine_cards, mark_published
-from .folder_records import EXAMPLES_FOLDER, PICTURES, read_card
+from .folder_records import EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
 from .model_card import write_model_card
 from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
 
 
 def publish(
-    folder,
+    folder: str | os.PathLike,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -37,21 +43,22 @@ def publish(
     license: str | None = None,
     overwrite_card: bool = False,
 ) -> CommitInfo:
-    """Pushes a model's folder to the Hub in one commit: weights, code files, image processor, card, pictures and records.
+    """Pushes a model's folder to the Hub in one commit.
 
+    The commit holds weights, code files, the image processor, the card, pictures and records.
     The repository, and the branch `revision`, are created if missing. The card is built, or brought up to date, by
     [`write_model_card`]; what a person wrote into it stays, whether here or on the Hub.
 
     Args:
-        folder (`str` or `os.PathLike`): As `save_pretrained`, `examples/train.py` or a merge wrote it.
-        repo_id (`str`): Such as `"org/vit-layershuffle"`.
-        private (`bool`, *optional*): Whether a new repository is private. Defaults to what the owner has set.
-        revision (`str`, *optional*): Branch. Defaults to `main`.
-        token (`str` or `bool`, *optional*): Defaults to the one of `hf auth login`, or `HF_TOKEN`.
-        commit_message, commit_description (`str`, *optional*): Of the commit.
-        create_pr (`bool`): Whether to open a pull request instead.
-        license (`str`, *optional*): For the card, as the Hub names it, such as `"apache-2.0"`.
-        overwrite_card (`bool`): Whether the folder's card replaces one that was edited on the Hub.
+        folder: The model's folder, as `save_pretrained`, `examples/train.py` or a merge wrote it.
+        repo_id: Repository to push to, such as `"org/vit-layershuffle"`.
+        private: Whether a new repository is private. Defaults to what the owner has set.
+        revision: Branch to push to. Defaults to `main`.
+        token: Token for the Hub. Defaults to the one of `hf auth login`, or `HF_TOKEN`.
+        commit_message, commit_description: Message and description of the commit.
+        create_pr: Whether to open a pull request instead.
+        license: Licence for the card, as the Hub names it, such as `"apache-2.0"`.
+        overwrite_card: Whether the folder's card replaces one that was edited on the Hub.
 
     Raises:
         `ValueError`: if the folder is no complete model, or the card was edited here and on the Hub.
@@ -78,34 +85,48 @@ def publish_folder(
     repo_id: str,
     go_on: str,
     *,
-    private=None,
-    revision=None,
-    token=None,
-    license=None,
-    tags=(),
-    overwrite_card=False,
-    **commit_kwargs,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    license: str | None = None,
+    tags: Iterable[str] = (),
+    overwrite_card: bool = False,
+    **commit_kwargs: Any,
 ) -> CommitInfo:
+    """Does what [`publish`] says.
+
+    Args:
+        go_on: What to do when the Hub cannot be reached or refuses, for the message.
+        tags: Further tags of the card.
+        commit_kwargs: As for `HfApi.create_commit`.
+    """
     check_folder(folder)
-    card, card_kwargs = folder / "README.md", {"revision": revision, "license": license, "tags": tags}
-    write_model_card(folder, repo_id=repo_id, **card_kwargs)
+    card = folder / "README.md"
+    card_kwargs: dict[str, Any] = {"revision": revision, "license": license, "tags": tags}
+    records = FolderRecords.read(folder)
+    write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
     with explained_errors(repo_id, go_on):
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
         # What is read here is what the commit builds on: it is refused if somebody has changed the repository since
-        head = retried(api.model_info, repo_id, revision=revision).sha
-        there = api.list_repo_tree(repo_id, revision=head, recursive=True)
-        there = {file.path: file for file in there if isinstance(file, RepoFile)}
+        head = _head_of(api, repo_id, revision)
+        tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
+        there = {file.path: file for file in tree if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
-            _fetch_missing(api, repo_id, head, folder, [name for name in there if matches(name, RECORDS)])
+            names = [name for name in there if matches(name, RECORDS)]
+            if _fetch_missing(api, repo_id, head, folder, names):
+                records = FolderRecords.read(folder)
         hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
             write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
-        write_model_card(folder, repo_id=repo_id, **card_kwargs)
+        records = replace(records, license=read_license(folder) or records.license)  # which the Hub's card may state
+        write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
         write_text(card, mark_published(read_card(card)))
         files = published_files(folder)
         paths = {name: folder / name for name in files} | {path.name: path for path in added_code(folder)}
-        operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(paths.items())]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, str(path)) for name, path in sorted(paths.items())
+        ]
         operations += [CommitOperationDelete(name) for name in there if name not in paths and is_replaced(name)]
         return commit_once(api, repo_id, operations, revision=revision, parent_commit=head, **commit_kwargs)
 
@@ -121,7 +142,8 @@ def _has_same_weights(folder: Path, there: dict[str, RepoFile]) -> bool:
     return True
 
 
-def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path, names: list[str]) -> None:
+def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path, names: list[str]) -> bool:
+    """Brings files that are on the Hub only into the folder; whether there were any."""
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         with tempfile.TemporaryDirectory() as download:  # beside the folder, it would leave its cache there
@@ -130,23 +152,26 @@ def _fetch_missing(api: HfApi, repo_id: str, revision: str | None, folder: Path,
                 target = inside(folder, name)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(inside(download, name), target)
+    return bool(missing)
 
 
 def push_model(
-    model,
+    model: PreTrainedModel,
     repo_id: str,
     *,
-    image_processor=None,
+    image_processor: BaseImageProcessor | None = None,
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> CommitInfo:
     """`model.push_to_hub`: pushes a model in memory with its code files and a card in one commit.
 
     Args:
-        image_processor (*optional*): Pushed too, so that `pipeline` works.
-        max_shard_size (`int` or `str`): Of the weight files, such as `"5GB"`.
-        tags (`list[str]`, *optional*): Further tags of the card.
+        model: The model to push.
+        repo_id: Repository to push to.
+        image_processor: Image processor that is pushed too, so that `pipeline` works.
+        max_shard_size: Size of a weight file at most, such as `"5GB"`.
+        tags: Further tags of the card.
         kwargs: As for [`publish`].
     """
     go_on = "The model is untouched: push it again when that is mended, or keep it with `save_pretrained`"
@@ -162,7 +187,7 @@ def push_model(
 
 
 def push_report(
-    report,
+    report: RobustnessReport,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -180,7 +205,7 @@ def push_report(
         api = HfApi(token=token)
         repo_id = _make_repository(api, repo_id, private, revision)
         folder = Path(temporary) / repo_id.split("/")[-1]
-        head = retried(api.model_info, repo_id, revision=revision).sha
+        head = _head_of(api, repo_id, revision)
         # The weights and the code are not needed for the card
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
@@ -204,6 +229,11 @@ def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
     if revision is not None and not revision.startswith("refs/"):
         retried(api.create_branch, repo_id, branch=revision, exist_ok=True)
     return repo_id
+
+
+def _head_of(api: HfApi, repo_id: str, revision: str | None) -> str:
+    """The newest commit of the branch, which a repository that was just made has too."""
+    return cast(str, retried(api.model_info, repo_id, revision=revision).sha)
 
 
 def _read_hub_card(api: HfApi, repo_id: str, revision: str | None) -> str:

@@ -4,12 +4,10 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import numpy as np
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,6 +25,12 @@ from ..checkpoints.stored_checkpoint import read_config
 from ..common.files import write_text
 from ..common.paths import public_path
 from ..common.yaml_files import read_mapping
+from .plan_files import explain_error, to_yaml
+from .random_layers import draw_layers
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 PLAN_FILE = "merge_plan.yaml"
@@ -51,6 +55,13 @@ class MergePart(_Strict):
     source: str
     weight: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
 
+    @property
+    def share(self) -> float:
+        """The weight, which every part of a plan has."""
+        if self.weight is None:
+            raise ValueError(f"The part of source '{self.source}' has no weight yet; make a plan of it first.")
+        return self.weight
+
 
 class MergeLayer(MergePart):
     """One layer of a source, by its index in that source."""
@@ -58,17 +69,22 @@ class MergeLayer(MergePart):
     layer: StrictInt = Field(ge=0)
 
 
-def _as_list(value):
+_Part = TypeVar("_Part", bound=MergePart)
+# Folders or Hub ids, in a list or by name
+Sources = Sequence[str | os.PathLike] | Mapping[str, "str | os.PathLike | Mapping | MergeSource"]
+
+
+def _as_list(value: object) -> object:
     """`"a"` and `{"source": "a"}` are short for `[{"source": "a"}]`."""
     value = {"source": value} if isinstance(value, str) else value
     return [value] if isinstance(value, (Mapping, MergePart)) else value
 
 
-def _with_weights(parts: list) -> list:
-    weights = [part.weight for part in parts]
-    if all(weight is None for weight in weights):
+def _with_weights(parts: list[_Part]) -> list[_Part]:
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
         return [part.model_copy(update={"weight": 1 / len(parts)}) for part in parts]
-    if None in weights:
+    if len(weights) < len(parts):
         raise ValueError(
             "some have a weight and some have none; give one to all of them, or to none for equal weights"
         )
@@ -77,7 +93,7 @@ def _with_weights(parts: list) -> list:
     return parts
 
 
-def _as_sources(value):
+def _as_sources(value: Any) -> Any:
     """`"folder"` is short for `{"path": "folder"}`; a list of them is named by [`name_sources`]."""
     if isinstance(value, (list, tuple)):
         value = name_sources(value)
@@ -103,15 +119,16 @@ class MergePlan(_Strict):
     ```
 
     Args:
-        sources: Models by name: folders or Hub ids. In a file, a folder is looked for beside that file first, then in the
-            current directory.
+        sources: Models by name: folders or Hub ids. In a file, a folder is looked for beside that file first, then in
+            the current directory.
         layers: For each layer of the result a layer of a source, or a weighted average of several.
-        base: Name of the source that gives the configuration and each part that is not named. Defaults to the first source.
+        base: Name of the source that gives the configuration and each part that is not named. Defaults to the first
+            source.
         embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
             depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the
             last, as a model does that runs an order longer than itself.
-        image_processor: Name of the source that gives the image processor. Sources whose image processors differ need it,
-            as only one of them can be that of the result. Defaults to the base.
+        image_processor: Name of the source that gives the image processor. Sources whose image processors differ need
+            it, as only one of them can be that of the result. Defaults to the base.
         position_heads: Whether layers keep their position heads, if the base has them. A shorter result keeps their
             first outputs; a longer one must leave them out, since no head has learned its positions.
 
@@ -130,8 +147,8 @@ class MergePlan(_Strict):
     position_heads: StrictBool = True
 
     @model_validator(mode="after")
-    def _fill_in_and_check(self):
-        self.base = next(iter(self.sources)) if self.base is None else self.base
+    def _fill_in_and_check(self) -> "MergePlan":
+        self.base = self.base_name
         for name in PARTS:
             if getattr(self, name) is None:
                 setattr(self, name, [MergePart(source=self.base, weight=1.0)])
@@ -148,7 +165,7 @@ class MergePlan(_Strict):
     @classmethod
     def random(
         cls,
-        sources,
+        sources: Sources,
         *,
         seed: int,
         num_layers: int | None = None,
@@ -160,11 +177,11 @@ class MergePlan(_Strict):
 
         Args:
             sources: Folders or Hub ids, in a list or by name.
-            seed (`int`): Of the draw, at least 0.
-            num_layers (`int`, *optional*): Of the result. Defaults to the base's.
-            any_layer (`bool`): Draw from all layers of all sources for each position instead, with repeats.
-            base (`str`, *optional*): Name of the source that gives everything but the layers. Defaults to the first.
-            position_heads (`bool`): As in [`MergePlan`].
+            seed: Seed of the random draw, at least 0.
+            num_layers: Number of layers of the result. Defaults to the base's.
+            any_layer: Whether each position draws from all layers of all sources instead, with repeats.
+            base: Name of the source that gives everything but the layers. Defaults to the first.
+            position_heads: As in [`MergePlan`].
 
         Raises:
             `ValueError`: if a source lacks a layer that the result has, or an argument is not valid.
@@ -174,13 +191,17 @@ class MergePlan(_Strict):
         base = next(iter(named)) if base is None else base
         if base not in named:
             raise ValueError(f"`base` is '{base}'; it must be one of {', '.join(map(repr, named))}.")
-        layers = draw_layers(depths, seed, depths[base] if num_layers is None else num_layers, any_layer)
-        layers = [{"source": source, "layer": layer} for source, layer in layers]
-        return cls(sources=named, layers=layers, base=base, position_heads=position_heads)
+        drawn = draw_layers(depths, seed, depths[base] if num_layers is None else num_layers, any_layer)
+        layers = [{"source": source, "layer": layer} for source, layer in drawn]
+        return cls.model_validate({"sources": named, "layers": layers, "base": base, "position_heads": position_heads})
 
     @classmethod
-    def average(cls, sources, *, weights: Iterable[float] | None = None) -> "MergePlan":
-        """The average of all tensors of the sources, layer by layer: with equal weights, or `weights` that sum to 1.
+    def average(cls, sources: Sources, *, weights: Iterable[float] | None = None) -> "MergePlan":
+        """The average of all tensors of the sources, layer by layer.
+
+        Args:
+            sources: Folders or Hub ids, in a list or by name.
+            weights: One weight for each source, which sum to 1. Defaults to equal weights.
 
         Raises:
             `ValueError`: if the sources differ in depth, or the weights are not valid.
@@ -194,17 +215,23 @@ class MergePlan(_Strict):
                     f"`num_hidden_layers` is {num_layers} in '{first}' and {depth} in '{name}'; an average needs "
                     "sources of the same depth. Write a plan that says which layers to average."
                 )
-        weights = [None] * len(named) if weights is None else list(weights)
-        if len(weights) != len(named):
-            raise ValueError(f"There are {len(weights)} weights for {len(named)} sources; give one to each.")
-        parts = [{"source": name, "weight": weight} for name, weight in zip(named, weights)]
+        shares: list[float | None] = [None] * len(named) if weights is None else list(weights)
+        if len(shares) != len(named):
+            raise ValueError(f"There are {len(shares)} weights for {len(named)} sources; give one to each.")
+        parts = [{"source": name, "weight": share} for name, share in zip(named, shares)]
         layers = [[{**part, "layer": index} for part in parts] for index in range(num_layers)]
-        return cls(sources=named, layers=layers, **dict.fromkeys(PARTS, parts))
+        return cls.model_validate({"sources": named, "layers": layers, **dict.fromkeys(PARTS, parts)})
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base, also where the plan leaves it to be the first source."""
+        return next(iter(self.sources)) if self.base is None else self.base
 
     def to_dict(self) -> dict:
         """JSON types only; short forms where they say the same."""
         sources = {name: source.model_dump(exclude_none=True) for name, source in self.sources.items()}
-        layers, parts = [_short(parts) for parts in self.layers], {name: _short(getattr(self, name)) for name in PARTS}
+        layers = [_short(parts) for parts in self.layers]
+        parts = {name: _short(getattr(self, name)) for name in PARTS}
         return {
             "sources": sources,
             "base": self.base,
@@ -215,25 +242,27 @@ class MergePlan(_Strict):
         }
 
     def to_record(self) -> dict:
-        """As `to_dict`, for a result that others read: folders without where they lie on this machine."""
+        """As `to_dict`, but folders are named without where they lie on this machine, for a result that others
+        read."""
         values = self.to_dict()
         for source in values["sources"].values():
             if is_local(source["path"]):
                 source["path"] = public_path(source["path"])
         return values
 
-    def save(self, path) -> Path:
+    def save(self, path: str | os.PathLike) -> Path:
         """Writes the plan to a `.yaml`, `.yml` or `.json` file; returns its path."""
         path = Path(path)
         values = self.to_dict()
-        return write_text(path, json.dumps(values, indent=1) if path.suffix == ".json" else _to_yaml(values))
+        return write_text(path, json.dumps(values, indent=1) if path.suffix == ".json" else to_yaml(values))
 
     @classmethod
-    def load(cls, path, *, trust_paths: bool = False) -> "MergePlan":
+    def load(cls, path: str | os.PathLike, *, trust_paths: bool = False) -> "MergePlan":
         """Reads a plan from a YAML or JSON file.
 
         Args:
-            trust_paths (`bool`): Accept sources that lie outside of the current directory and of the plan's folder.
+            path: The plan's file.
+            trust_paths: Whether to accept sources that lie outside of the current directory and of the plan's folder.
 
         Raises:
             `OSError`: if there is no such file.
@@ -244,7 +273,7 @@ class MergePlan(_Strict):
         try:
             plan = cls.model_validate(values)
         except ValidationError as error:
-            raise ValueError(f"'{path}' is not a merge plan: {_explain(error)}") from error
+            raise ValueError(f"'{path}' is not a merge plan: {explain_error(error, cls.model_fields)}") from error
         for source in plan.sources.values():
             if not source.path.startswith("~") and (path.parent / source.path).is_dir():
                 source.path = str(path.parent / source.path)
@@ -252,9 +281,14 @@ class MergePlan(_Strict):
             plan.check_paths([Path.cwd(), path.parent])
         return plan
 
-    def check_paths(self, allowed_folders) -> None:
-        """Refuses folders of sources that are not inside `allowed_folders` (links followed): a plan may come from
-        somebody else."""
+    def check_paths(self, allowed_folders: Iterable[str | os.PathLike]) -> None:
+        """Refuses folders of sources that are not inside `allowed_folders`, with links followed.
+
+        A plan may come from somebody else.
+
+        Raises:
+            `ValueError`: naming the folder.
+        """
         allowed = list(dict.fromkeys(Path(folder).resolve() for folder in allowed_folders))
         for name, source in self.sources.items():
             if not is_local(source.path):
@@ -267,7 +301,7 @@ class MergePlan(_Strict):
                     "plan, pass `trust_paths=True` (--trust_paths)."
                 )
 
-    def table(self):
+    def table(self) -> "Table":
         """The plan as a [`rich.table.Table`]."""
         from rich.table import Table
         from rich.text import Text
@@ -286,80 +320,23 @@ class MergePlan(_Strict):
         return table
 
 
-def draw_layers(depths: dict[str, int], seed: int, num_layers: int, any_layer: bool = False) -> list[tuple[str, int]]:
-    """Draws a source and one of its layers for each position.
-
-    Args:
-        depths (`dict[str, int]`): Number of layers of each source by name.
-        seed, num_layers, any_layer: As for [`MergePlan.random`].
-    """
-    for name, value, least in (("seed", seed, 0), ("num_layers", num_layers, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
-    rng = np.random.default_rng(seed)
-    if any_layer:
-        pool = [(name, layer) for name, depth in depths.items() for layer in range(depth)]
-        return [pool[index] for index in rng.integers(len(pool), size=num_layers).tolist()]
-    for name, depth in depths.items():
-        if depth < num_layers:
-            raise ValueError(
-                f"Source '{name}' has {depth} layers, fewer than the {num_layers} of the result. Pass a smaller "
-                "`num_layers`, or `any_layer=True` to let any layer stand anywhere."
-            )
-    names = list(depths)
-    return [(names[index], layer) for layer, index in enumerate(rng.integers(len(names), size=num_layers).tolist())]
-
-
 def _depths(sources: Mapping[str, MergeSource]) -> dict[str, int]:
     """Number of layers of each source, from its configuration."""
     folders = {name: resolve_folder(name, source.path, source.revision)[0] for name, source in sources.items()}
     return {name: read_config(name, folder).num_hidden_layers for name, folder in folders.items()}
 
 
-def _checked_sources(sources) -> dict[str, MergeSource]:
+def _checked_sources(sources: Sources) -> dict[str, MergeSource]:
     if isinstance(sources, Mapping):
         sources = {name: os.fspath(item) if isinstance(item, os.PathLike) else item for name, item in sources.items()}
-    sources = _as_sources(sources)
-    if not sources:
+    named = _as_sources(sources)
+    if not named:
         raise ValueError("There are no sources; give at least one folder or Hub id.")
-    return {name: MergeSource.model_validate(source) for name, source in sources.items()}
+    return {name: MergeSource.model_validate(source) for name, source in named.items()}
 
 
-def _short(parts: list[MergePart]) -> dict | list[dict] | str:
+def _short(parts: Sequence[MergePart]) -> dict | list[dict] | str:
     if len(parts) > 1:
         return [{**part.model_dump(exclude={"weight"}), "weight": part.weight} for part in parts]
     values = parts[0].model_dump(exclude={"weight"})
     return values["source"] if len(values) == 1 else values
-
-
-class _FlowRows(yaml.SafeDumper):
-    """One layer a line."""
-
-
-def _represent_mapping(dumper: yaml.SafeDumper, values: dict):
-    return dumper.represent_mapping("tag:yaml.org,2002:map", values.items(), flow_style="source" in values)
-
-
-_FlowRows.add_representer(dict, _represent_mapping)
-
-
-def _to_yaml(values: dict) -> str:
-    return yaml.dump(
-        values, Dumper=_FlowRows, sort_keys=False, default_flow_style=False, allow_unicode=True, width=110
-    )
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False)[0]
-    place = "".join(f"[{item}]" if isinstance(item, int) else f".{item}" for item in first["loc"]).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return message
-    known = ", ".join(f"`{name}`" for name in MergePlan.model_fields)
-    hint = f" (a plan has {known})" if first["type"] == "extra_forbidden" and len(first["loc"]) == 1 else ""
-    return (
-        f"`{place}`: {message}{hint}; it is {first['input']!r}."
-        if first["type"] != "missing"
-        else f"`{place}`: {message}."
-    )

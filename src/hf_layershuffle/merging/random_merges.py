@@ -1,12 +1,15 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Many random merges of some models, evaluated in memory: none of them is built or written (arXiv 2407.04513)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from transformers import PreTrainedModel
+import datasets
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..checkpoints.checks import check_finite
 from ..common.environment import describe_environment
@@ -18,15 +21,19 @@ from ..evaluation.robustness import score_execution_orders
 from ..evaluation.statistics import OrderScore, json_values, summarize, with_nan
 from ..layerwise import LayerwiseClassifier, check_evaluable
 from .merged_model import COMPARED_FIELDS, check_configs_agree
-from .plan import draw_layers
+from .random_layers import draw_layers
 
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 REPORT_FILE = "random_merges.json"
 
 
 class MergePool(LayerwiseClassifier):
-    """The layers of several models under one model's embeddings, final LayerNorm and classifier, so that a merge is an
-    execution order over the pool.
+    """The layers of several models under one model's embeddings, final LayerNorm and classifier.
+
+    So a merge is an execution order over the pool.
 
     Args:
         models: LayerShuffle, ViT or DeiT classifiers by name.
@@ -52,7 +59,7 @@ class MergePool(LayerwiseClassifier):
         self.num_layers = len(self._layers)
 
     @property
-    def layers(self):
+    def layers(self) -> list[nn.Module]:
         return self._layers
 
     def _call_of(self, index: int) -> tuple[tuple, dict]:
@@ -60,24 +67,34 @@ class MergePool(LayerwiseClassifier):
         return self._calls[min(self._places[index], len(self._calls) - 1)]
 
     @contextmanager
-    def evaluation_mode(self):
+    def evaluation_mode(self) -> Iterator[None]:
         with ExitStack() as stack:
             for part in self.parts.values():
                 stack.enter_context(part.evaluation_mode())
             yield
 
     def execution_order(self, layers: Sequence[tuple[str, int]]) -> list[int]:
-        """Indices in the pool of layers given as source and layer."""
-        starts, start = {}, 0
+        """Indices in the pool of layers that are given as source and layer."""
+        starts = {}
+        start = 0
         for name, part in self.parts.items():
-            starts[name], start = start, start + part.num_layers
+            starts[name] = start
+            start += part.num_layers
         return [starts[source] + layer for source, layer in layers]
 
 
 @dataclass(frozen=True)
 class MergeScore:
-    """How well a merge does: `accuracy` is a fraction in [0, 1], `loss` in nats an image; `layers` the source and the
-    layer at each position. `MergePlan.random` with the same sources and `seed` is the plan of this merge."""
+    """How well a merge does.
+
+    `MergePlan.random` with the same sources and `seed` is the plan of this merge.
+
+    Args:
+        seed: Seed of the random draw.
+        layers: Name of the source and index of its layer at each position.
+        accuracy: Fraction in [0, 1] of images classified correctly.
+        loss: Mean cross-entropy, in nats an image.
+    """
 
     seed: int
     layers: list[list]
@@ -90,13 +107,14 @@ class RandomMergeReport(Report):
     """Accuracy of random merges beside that of their sources.
 
     Args:
-        name, dataset: For people.
-        num_images, num_layers: Of the evaluation set and of the merges.
-        seed: Of the first merge; each further one has the next.
+        name, dataset: Names of the merges and of the evaluation set, for people.
+        num_images: Number of images evaluated.
+        num_layers: Number of layers of each merge.
+        seed: Seed of the first merge. Each further merge has the next number.
         any_layer, base: As in [`MergePlan.random`].
-        sources: Path and revision by name.
-        source_scores: Of each source as it is, in sequential order.
-        merges: One a merge.
+        sources: Path and revision of each source by name.
+        source_scores: Score of each source as it is, in sequential order.
+        merges: Score of each merge.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
 
@@ -116,7 +134,7 @@ class RandomMergeReport(Report):
     environment: dict = field(default_factory=dict)
 
     def accuracies(self) -> dict[str, list[float]]:
-        """By row of the table and the picture: of the sources and of the merges."""
+        """Accuracies of the sources and of the merges, by the row of the table and of the picture."""
         return {
             f"{self.name}: sources": [score.accuracy for score in self.source_scores.values()],
             f"{self.name}: random merges": [merge.accuracy for merge in self.merges],
@@ -126,7 +144,7 @@ class RandomMergeReport(Report):
     def model(self) -> str:
         return self.name
 
-    def table(self):
+    def table(self) -> "Table":
         """The report as a [`rich.table.Table`]; `print(report)` shows it too."""
         return random_merge_table([self])
 
@@ -151,14 +169,14 @@ class RandomMergeReport(Report):
 @silenceable
 def evaluate_random_merges(
     models: Mapping[str, PreTrainedModel],
-    data,
+    data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
     num_merges: int = 100,
     seed: int = 0,
     num_layers: int | None = None,
     any_layer: bool = False,
     base: str | None = None,
-    image_processor=None,
+    image_processor: BaseImageProcessor | None = None,
     batch_size: int = 64,
     max_samples: int | None = None,
     name: str = "random merges",
@@ -166,16 +184,17 @@ def evaluate_random_merges(
     sources: Mapping[str, dict] | None = None,
     progress: bool = True,
 ) -> RandomMergeReport:
-    """Accuracy of `num_merges` random merges and of the models themselves. Merges that begin with the same layers
-    share the computation of their beginning.
+    """Accuracy of `num_merges` random merges and of the models themselves.
+
+    Merges that begin with the same layers share the computation of their beginning.
 
     Args:
         models: LayerShuffle, ViT or DeiT classifiers by name, all on one device.
         data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
-        num_merges (`int`): At least 1.
-        seed, num_layers, any_layer, base: As for [`MergePlan.random`]; merge i has the seed `seed + i`. `seed` also
+        num_merges: Number of merges, at least 1.
+        seed, num_layers, any_layer, base: As for [`MergePlan.random`]. Merge i has the seed `seed + i`. `seed` also
             draws the images of `max_samples`.
-        name, dataset_name, sources: For the report.
+        name, dataset_name, sources: As in [`RandomMergeReport`].
 
     Raises:
         `ValueError`: if the models do not fit together, or an argument is not valid.
@@ -190,8 +209,16 @@ def evaluate_random_merges(
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
     draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
-    sizes = {"batch_size": batch_size, "max_samples": max_samples, "seed": seed, "num_channels": pool.num_channels}
-    loader = as_dataloader(data, image_processor, config=pool.model.config, **sizes)
+    num_channels: Any = pool.num_channels  # None for models of texts, of which no images are read
+    loader = as_dataloader(
+        data,
+        image_processor,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=num_channels,
+        config=pool.model.config,
+    )
 
     source_scores = {}
     for model, part in pool.parts.items():
@@ -210,7 +237,7 @@ def evaluate_random_merges(
     return RandomMergeReport(
         name=name,
         dataset=dataset_name,
-        num_images=len(loader.dataset),
+        num_images=len(cast(Sized, loader.dataset)),
         num_layers=num_layers,
         seed=seed,
         any_layer=any_layer,
@@ -227,9 +254,10 @@ def _public(source: Mapping) -> dict:
     return {**source, "path": public_name(source["path"])} if "path" in source else dict(source)
 
 
-def random_merge_table(reports: Sequence[RandomMergeReport]):
-    """Reports on the same dataset as one [`rich.table.Table`]: accuracies as fractions in [0, 1], with their population
-    standard deviation over the models of each row.
+def random_merge_table(reports: Sequence[RandomMergeReport]) -> "Table":
+    """Reports on the same dataset as one [`rich.table.Table`].
+
+    Accuracies are fractions in [0, 1], with their population standard deviation over the models of each row.
 
     Raises:
         `ValueError`: if they are of different datasets.

@@ -4,12 +4,15 @@
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 
 # transformers' tables of class names by model type
-AUTO_CLASSES = {
+AUTO_CLASSES: dict[str, Mapping[str, Any]] = {
     "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
     "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -26,14 +29,16 @@ def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
 
 def auto_class_of(plain_class: type[PreTrainedModel]) -> str | None:
     """The Auto class that takes a class of transformers."""
-    for auto_class in AUTO_CLASSES:
-        if plain_class_name(auto_class, plain_class.config_class.model_type) == plain_class.__name__:
-            return auto_class
-    return None
+    if plain_class.config_class is None:
+        return None
+    model_type = plain_class.config_class.model_type
+    names = (name for name in AUTO_CLASSES if plain_class_name(name, model_type) == plain_class.__name__)
+    return next(names, None)
 
 
 def auto_classes_of(plain_model_type: str) -> dict[str, str]:
-    """`{"AutoModel": "LayerShuffleViTModel", ...}` of a model type of transformers, for those Auto classes that have it."""
+    """`{"AutoModel": "LayerShuffleViTModel", ...}` of a model type of transformers, for the Auto classes that know
+    it."""
     names = {auto_class: plain_class_name(auto_class, plain_model_type) for auto_class in AUTO_CLASSES}
     return {auto_class: f"LayerShuffle{name}" for auto_class, name in names.items() if name is not None}
 

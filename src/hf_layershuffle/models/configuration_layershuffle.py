@@ -4,7 +4,10 @@
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import transformers
 from transformers import PreTrainedConfig
@@ -12,17 +15,24 @@ from transformers import PreTrainedConfig
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
 
 
-def _is_integer(value) -> bool:
+# A configuration's class is made of the mixin and the family's, which is the one that comes from transformers
+if TYPE_CHECKING:
+    _FamilyConfig = PreTrainedConfig
+else:
+    _FamilyConfig = object
+
+
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-# One entry a field: (is the value valid on its own?, what is allowed). What depends on several fields at once is in
+# For each field: whether a value is valid by itself, and what is allowed. What depends on several fields at once is in
 # `LayerShuffleConfigMixin.check_layershuffle`.
-_FIELD_RULES = {
+_FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shuffle_mode": (
         lambda v: isinstance(v, str) and v in SHUFFLE_MODES,
         f"one of {', '.join(map(repr, SHUFFLE_MODES))}",
@@ -42,44 +52,36 @@ _FIELD_RULES = {
 
 
 def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration that says how many layers run in free order: the configuration itself, or that of the image tower."""
+    """The configuration that says how many layers run in free order: `config` itself, or that of its image tower."""
     return config if hasattr(config, "num_hidden_layers") else getattr(config, "vision_config", config)
 
 
 def num_layers_of(config: PreTrainedConfig) -> int:
-    """How many layers run in free order, by the configuration."""
+    """How many layers run in free order, as the configuration says."""
     return encoder_config(config).num_hidden_layers
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class LayerShuffleConfigMixin:
+class LayerShuffleConfigMixin(_FamilyConfig):
     r"""The fields that a LayerShuffle model adds to its architecture's configuration.
 
     Args:
-        shuffle_mode (`str`, *optional*, defaults to `"none"`):
-            Order of the layers in training. `"none"`: sequential. `"arbitrary"`: a random permutation for each forward
-            pass (LayerShuffle, arXiv 2407.04513). `"window"`: a random permutation that moves no layer by more than
-            `shuffle_window` positions.
-        shuffle_window (`int`, *optional*):
-            For `shuffle_mode="window"`, in positions, from 1 to `num_hidden_layers`.
-        depth_embedding (`bool`, *optional*, defaults to `False`):
-            Whether each layer is told the position it runs at, by a learned vector joined to every token
+        shuffle_mode: Order of the layers in training. `"none"`: sequential. `"arbitrary"`: a random permutation for
+            each forward pass (LayerShuffle, arXiv 2407.04513). `"window"`: a random permutation that moves no layer by
+            more than `shuffle_window` positions.
+        shuffle_window: For `shuffle_mode="window"`: by how many positions a layer may move, from 1 to
+            `num_hidden_layers`.
+        depth_embedding: Whether each layer is told the position it runs at, by a learned vector joined to every token
             (LayerShuffle-position).
-        depth_embedding_dim (`int`, *optional*, defaults to 32):
-            Size of that vector.
-        position_predictor (`bool`, *optional*, defaults to `False`):
-            Whether each layer has a head that predicts the position it ran at (LayerShuffle-predict).
-        position_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the position loss in the training loss, at least 0.
-        layerdrop (`float`, *optional*, defaults to 0.0):
-            Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
-        residual_init_scale (`float`, *optional*, defaults to 1.0):
-            Factor, at least 0, of the initial weights that write into the residual stream (the output projections of
-            attention and MLP). Below 1, a fresh layer changes the tokens little, so that the order of the layers matters
-            little when training begins; GPT-2 starts with `1 / sqrt(2 * num_hidden_layers)`.
-        execution_order (`str` or `list[int]`, *optional*, defaults to `"sequential"`):
-            Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for each forward) or
-            a list of layer indices, with repeats and omissions allowed.
+        depth_embedding_dim: Size of that vector.
+        position_predictor: Whether each layer has a head that predicts the position it ran at (LayerShuffle-predict).
+        position_loss_weight: Weight of the position loss in the training loss, at least 0.
+        layerdrop: Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
+        residual_init_scale: Factor, at least 0, of the initial weights that write into the residual stream (the output
+            projections of attention and MLP). Below 1, a fresh layer changes the tokens little, so that the order of
+            the layers matters little when training begins; GPT-2 starts with `1 / sqrt(2 * num_hidden_layers)`.
+        execution_order: Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for
+            each forward) or a list of layer indices, with repeats and omissions allowed.
 
     Raises:
         `ValueError`: for a value outside what is said above, naming the field, the value and what is allowed.
@@ -98,13 +100,13 @@ class LayerShuffleConfigMixin:
     # Trainer.evaluate would otherwise take these outputs for predictions.
     keys_to_ignore_at_inference = ["execution_order", "position_logits"]
     # The model type whose checkpoints these configurations read as their own; set by each architecture.
-    plain_model_type = None
+    plain_model_type: ClassVar[str | None] = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.check_layershuffle()
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIELD_RULES:
             is_valid, allowed = _FIELD_RULES[name]
             if not is_valid(value):
@@ -116,8 +118,8 @@ class LayerShuffleConfigMixin:
         num_layers = num_layers_of(self)
         if self.shuffle_mode == "window" and self.shuffle_window is None:
             raise ValueError(
-                "`shuffle_mode='window'` needs `shuffle_window`, the number of positions by which a layer may move: an "
-                f"integer from 1 to {num_layers} (`num_hidden_layers`)."
+                "`shuffle_mode='window'` needs `shuffle_window`, the number of positions by which a layer may move: "
+                f"an integer from 1 to {num_layers} (`num_hidden_layers`)."
             )
         if self.shuffle_window is not None and self.shuffle_window > num_layers:
             raise ValueError(
@@ -128,7 +130,9 @@ class LayerShuffleConfigMixin:
             self.execution_order = check_execution_order(self.execution_order, num_layers)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type", cls.model_type) not in (cls.model_type, cls.plain_model_type):
             # That of a model with several towers holds the configuration of this one
@@ -137,15 +141,15 @@ class LayerShuffleConfigMixin:
                 return {**config_dict, cls.base_config_key: {**tower, "model_type": cls.model_type}}, kwargs
             plain = cls.__name__.removeprefix("LayerShuffle").removesuffix("Config")
             raise ValueError(
-                f"'{pretrained_model_name_or_path}' holds a model of type '{config_dict['model_type']}', whose weights "
-                f"{cls.__name__} cannot read; it reads '{cls.plain_model_type}' and '{cls.model_type}'. LayerShuffle{plain}* "
-                f"reads {plain} checkpoints, and so on for each family."
+                f"'{pretrained_model_name_or_path}' holds a model of type '{config_dict['model_type']}', whose "
+                f"weights {cls.__name__} cannot read; it reads '{cls.plain_model_type}' and '{cls.model_type}'. "
+                f"LayerShuffle{plain}* reads {plain} checkpoints, and so on for each family."
             )
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        # Of the arguments only: a stored window goes with any mode, such as that of a model trained on the plain way
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # Only the arguments are checked: a stored window goes with any mode, as when a model is trained on without it
         mode = kwargs.get("shuffle_mode", config_dict.get("shuffle_mode", cls.shuffle_mode))
         if kwargs.get("shuffle_window") is not None and mode != "window":
             raise ValueError(
@@ -155,16 +159,17 @@ class LayerShuffleConfigMixin:
         return super().from_dict(config_dict, **kwargs)
 
 
-_MADE: dict[str, type] = {}
+# By the class itself, since another one may have the same name
+_MADE: dict[type[PreTrainedConfig], type[LayerShuffleConfigMixin]] = {}
 
 
-def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[LayerShuffleConfigMixin]:
     """A family's configuration with the flags: `LayerShuffleViTConfig` of `ViTConfig`.
 
     Its model type is `layershuffle_vit`, so that no plain class loads such a checkpoint by accident.
     """
     name = f"LayerShuffle{plain_class.__name__}"
-    if name not in _MADE:
+    if plain_class not in _MADE:
         fields_of_the_family = f"""
     The remaining fields are those of [`{plain_class.__name__}`].
 
@@ -178,16 +183,17 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[PreTr
     """
         body = {
             "__module__": __name__,
-            "__doc__": LayerShuffleConfigMixin.__doc__ + fields_of_the_family,
+            "__doc__": f"{LayerShuffleConfigMixin.__doc__}{fields_of_the_family}",
             "model_type": f"layershuffle_{plain_class.model_type}",
             "plain_model_type": plain_class.model_type,
         }
-        _MADE[name] = type(name, (LayerShuffleConfigMixin, plain_class), body)
-        _MADE[name].register_for_auto_class()  # `save_pretrained` then puts the code beside the configuration
-    return _MADE[name]
+        made: Any = type(name, (LayerShuffleConfigMixin, plain_class), body)
+        _MADE[plain_class] = made
+        made.register_for_auto_class()  # `save_pretrained` then puts the code beside the configuration
+    return _MADE[plain_class]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type[LayerShuffleConfigMixin]:
     """`LayerShuffleViTConfig` and the like, also where `auto_map` of a Hub repository names them."""
     plain_class = (
         getattr(transformers, name.removeprefix("LayerShuffle"), None) if name.startswith("LayerShuffle") else None

@@ -8,6 +8,8 @@ This file travels to the Hub beside the weights, so it imports nothing from this
 """
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,25 +18,27 @@ import torch
 SHUFFLE_MODES = ("none", "arbitrary", "window")
 EXECUTION_ORDERS = ("sequential", "arbitrary")
 
+# The index of the layer at each position: a list or tuple, or a one-dimensional tensor or array of integers
+ExecutionOrder = Sequence[int] | torch.Tensor | np.ndarray
 
-def check_execution_order(execution_order, num_layers: int) -> list[int]:
+
+def check_execution_order(execution_order: str | ExecutionOrder, num_layers: int) -> list[int]:
     """Returns `execution_order` as a list of Python integers, or says what is wrong with it.
 
     Args:
-        execution_order (`list`, `tuple`, 1-D integer `torch.Tensor` or `numpy.ndarray`):
-            Layer indices in the order in which they run. Repeats and subsets are allowed.
-        num_layers (`int`):
-            Number of layers of the model; each index must be in `[0, num_layers)`.
+        execution_order: Layer indices in the order in which they run. Repeats and subsets are allowed.
+        num_layers: Number of layers of the model. Each index must be in `[0, num_layers)`.
 
     Raises:
-        `ValueError`: if the order is empty, is not a one-dimensional sequence, or holds anything but integers in range.
+        `ValueError`: if the order is empty, is not a one-dimensional sequence, or holds other than integers in range.
     """
     allowed = f"a non-empty list of integers from 0 to {num_layers - 1}"
-    values = execution_order
+    values: object = execution_order
     if isinstance(values, (torch.Tensor, np.ndarray)):
         if values.ndim != 1:
             raise ValueError(
-                f"`execution_order` has shape {tuple(values.shape)}; pass a tensor of shape `(positions,)` or {allowed}."
+                f"`execution_order` has shape {tuple(values.shape)}; pass a tensor of shape `(positions,)` or "
+                f"{allowed}."
             )
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
@@ -47,7 +51,7 @@ def check_execution_order(execution_order, num_layers: int) -> list[int]:
     return [_check_layer_index(value, position, num_layers) for position, value in enumerate(values)]
 
 
-def _check_layer_index(value, position: int, num_layers: int) -> int:
+def _check_layer_index(value: Any, position: int, num_layers: int) -> int:
     allowed = f"layer indices are integers from 0 to {num_layers - 1}"
     try:
         if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
@@ -62,6 +66,28 @@ def _check_layer_index(value, position: int, num_layers: int) -> int:
     return index
 
 
+def parse_execution_order(
+    text: str, argument: str = "execution_order", names: tuple[str, ...] = EXECUTION_ORDERS
+) -> str | list[int]:
+    """The execution order that a text says: one of `names`, or layer indices such as "2,0,1".
+
+    Args:
+        text: What to read.
+        argument: Name of the argument, for the message.
+        names: Names that are allowed.
+
+    Raises:
+        `ValueError`: if the text is neither.
+    """
+    if text in names:
+        return text
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        allowed = f"{', '.join(names)} or layer indices" if names else "layer indices"
+        raise ValueError(f"`{argument}` is '{text}'; it must be {allowed} such as 2,0,1.") from None
+
+
 def draw_execution_order(
     num_layers: int,
     rng: np.random.Generator,
@@ -72,17 +98,19 @@ def draw_execution_order(
     """Draws one execution order for training.
 
     Args:
-        num_layers (`int`): Number of layers of the model.
-        rng (`numpy.random.Generator`): The only source of randomness.
-        shuffle_mode (`str`): `"none"` (sequential), `"arbitrary"` (a uniform permutation, LayerShuffle) or `"window"`
+        num_layers: Number of layers of the model.
+        rng: The only source of randomness.
+        shuffle_mode: `"none"` (sequential), `"arbitrary"` (a uniform permutation, LayerShuffle) or `"window"`
             (a uniform permutation among those that move no layer by more than `shuffle_window` positions).
-        shuffle_window (`int`, *optional*): Positions, at least 1; for `"window"` only.
-        layerdrop (`float`): Probability in `[0, 1)` with which each layer is left out (LayerDrop, Fan et al. 2019,
+        shuffle_window: Positions, at least 1; for `"window"` only.
+        layerdrop: Probability in `[0, 1)` with which each layer is left out (LayerDrop, Fan et al. 2019,
             arXiv 1909.11556). At least one layer always stays.
     """
     if shuffle_mode == "none":
         order = list(range(num_layers))
-    elif shuffle_mode == "window" and shuffle_window < num_layers - 1:
+    elif shuffle_mode == "window" and shuffle_window is None:
+        raise ValueError("`shuffle_mode='window'` needs `shuffle_window`, an integer of at least 1.")
+    elif shuffle_mode == "window" and shuffle_window is not None and shuffle_window < num_layers - 1:
         order = _draw_window_permutation(num_layers, shuffle_window, rng)
     elif shuffle_mode in ("arbitrary", "window"):
         order = rng.permutation(num_layers).tolist()
@@ -113,8 +141,10 @@ def _draw_window_permutation(num_layers: int, window: int, rng: np.random.Genera
 
 
 def arbitrary_execution_orders(num_layers: int, num_orders: int, seed: int = 0) -> list[list[int]]:
-    """`num_orders` uniform permutations of the layers, the same for the same `seed`; the first k do not depend on
-    `num_orders`, so that a longer evaluation extends a shorter one."""
+    """`num_orders` uniform permutations of the layers, the same for the same `seed`.
+
+    The first k do not depend on `num_orders`, so a longer evaluation extends a shorter one.
+    """
     return [draw_execution_order(num_layers, np.random.default_rng((seed, index))) for index in range(num_orders)]
 
 
@@ -126,17 +156,18 @@ class ExecutionOrderStream:
     Unseeded, it follows PyTorch's global random state (`torch.manual_seed`), which is right for one process only.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seed: int | None = None
         self.step = 0
         self._num_forwards = {"training": 0, "evaluation": 0}
 
     def seek(self, seed: int, step: int = 0) -> None:
-        """Goes to the first forward of optimizer step `step` (`int`, at least 0) in the stream of `seed` (likewise)."""
+        """Goes to the first forward of optimizer step `step` in the stream of `seed`. Both are at least 0."""
         for name, value in (("seed", seed), ("step", step)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"`{name}` of an execution order stream is {value!r}; pass an integer of at least 0.")
-        self.seed, self.step = seed, step
+        self.seed = seed
+        self.step = step
         self._num_forwards = {"training": 0, "evaluation": 0}
 
     def next_generator(self, training: bool) -> np.random.Generator:

@@ -4,65 +4,84 @@
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .configuration_layershuffle import num_layers_of
-from .execution_order import ExecutionOrderStream, check_execution_order, draw_execution_order
+from .configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of
+from .execution_order import ExecutionOrder, ExecutionOrderStream, check_execution_order, draw_execution_order
 from .layer_program import LayerProgram
 
 
-class FreeLayersMixin:
+# A model's class is made of the mixin and the family's, which is the one that comes from transformers
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _FamilyModel
+else:
+    _FamilyModel = object
+
+
+class FreeLayersMixin(_FamilyModel):
     """A model whose list of layers is a [`LayerProgram`], and where the order of its next forward pass comes from."""
 
     layers_path: str  # of the list of layers that run in free order, for `get_submodule`
     execution_order_stream: ExecutionOrderStream
+    if TYPE_CHECKING:  # at run time, transformers would take it for the class's configuration
+        config: LayerShuffleConfigMixin
 
     @property
     def free_layers(self) -> LayerProgram:
         """The list of the layers that run in free order, each by its index in the checkpoint."""
-        return self.get_submodule(self.layers_path)
+        layers: Any = self.get_submodule(self.layers_path)
+        return layers
 
     def seed_execution_order(self, seed: int, step: int = 0) -> None:
-        """Makes the random orders from here on a function of `seed`, `step` and the number of forwards since this call.
+        """Makes the random orders depend on `seed`, `step` and the number of forwards since this call only.
 
-        [`LayerShuffleCallback`] calls it before each optimizer step of a `Trainer`. In a training loop of your own under
-        FSDP, DeepSpeed ZeRO-3 or tensor parallelism call it on every process, and again with the step on a resume.
+        [`LayerShuffleCallback`] calls it before each optimizer step of a `Trainer`. In a training loop of your own
+        under FSDP, ZeRO-3 or tensor parallelism, call it on every process, and again with the step on a resume.
         """
         self.execution_order_stream.seek(seed, step)
 
     def check_depth(self) -> None:
-        """Whether the list of layers is as long as the configuration says; depth vectors and position heads depend on it too.
+        """Checks that the list of layers is as long as the configuration, depth vectors and position heads say.
 
         Raises:
             `ValueError`: if it is not, as after cutting layers by hand.
         """
         layers = self.free_layers
-        num_layers, depths = len(layers), {"`config.num_hidden_layers`": num_layers_of(self.config)}
+        num_layers = len(layers)
+        depths = {"`config.num_hidden_layers`": num_layers_of(self.config)}
         depth_embedding = self._depth_embedding
         if depth_embedding is not None:
             depths["the number of depth vectors"] = getattr(depth_embedding, "num_embeddings", num_layers)
         for layer in layers._modules.values():
-            if getattr(layer, "position_head", None) is not None:
-                depths["the number of outputs of a position head"] = layer.position_head.dense.out_features
+            position_head = getattr(layer, "position_head", None)
+            if position_head is not None:
+                depths["the number of outputs of a position head"] = position_head.dense.out_features
         for what, depth in depths.items():
             if depth != num_layers:
                 raise ValueError(
                     f"This model has {num_layers} layers, but {what} is {depth}. Layers cut by hand leave the "
                     "configuration, the depth vectors and the position heads as they were. Shorten them all by "
-                    f"`hf_layershuffle.prune_layers(model, {list(range(num_layers))})`, of the whole model or of this one."
+                    f"`hf_layershuffle.prune_layers(model, {list(range(num_layers))})`, of the whole model or of this "
+                    "one."
                 )
 
     @property
     def _depth_embedding(self) -> nn.Embedding | None:
         return getattr(self.base_model, "depth_embedding", None)
 
-    def resolve_execution_order(self, execution_order=None) -> list[int]:
-        """The order of the next forward pass: `execution_order` if given; else in training one drawn by
-        `config.shuffle_mode` and `config.layerdrop`, in evaluation `config.execution_order`."""
+    def resolve_execution_order(self, execution_order: str | ExecutionOrder | None = None) -> list[int]:
+        """The order of the next forward pass.
+
+        It is `execution_order` if given. Else it is drawn by `config.shuffle_mode` and `config.layerdrop` in training,
+        and `config.execution_order` in evaluation.
+        """
         self.check_depth()
-        num_layers, config = len(self.free_layers), self.config
+        config = self.config
+        num_layers = len(self.free_layers)
         if execution_order is None and self.training:
             if config.shuffle_mode == "none" and config.layerdrop == 0.0:
                 return list(range(num_layers))
@@ -75,9 +94,9 @@ class FreeLayersMixin:
             return self._draw_execution_order("arbitrary")
         return check_execution_order(execution_order, num_layers)
 
-    # Orders that do not change can stand in one graph of the whole model; a graph for each random one would be one too many
+    # An order that does not change can stand in one graph of the whole model. Random ones would need a graph each
     @torch.compiler.disable
-    def _draw_execution_order(self, *how) -> list[int]:
+    def _draw_execution_order(self, *how: Any) -> list[int]:
         stream = self.execution_order_stream
         if stream.seed is None and _is_sharded(self):
             raise ValueError(
@@ -89,7 +108,7 @@ class FreeLayersMixin:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether layers' weights are gathered from several processes when they run (FSDP, FSDP2, ZeRO-3, tensor parallel)."""
+    """Whether layers' weights are gathered from several processes to run (FSDP, FSDP2, ZeRO-3, tensor parallel)."""
     return any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") or hasattr(parameter, "_is_flat_param")
         for parameter in model.parameters()

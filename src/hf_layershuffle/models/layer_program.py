@@ -1,14 +1,15 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The layer program: what a forward pass of any encoder finds when it asks its list of layers for the next one.
 
-Every encoder of transformers says `for layer in self.layers`. So the list is the one place that decides which layer runs
-next. Its class becomes [`LayerProgram`], which follows the program of the running forward pass. The names of parameters,
-hooks, the state dict and gradient checkpointing do not change, and the forward stays transformers' own.
+Every encoder of transformers says `for layer in self.layers`. So the list is the one place that decides which layer
+runs next. Its class becomes [`LayerProgram`], which follows the program of the running forward pass. The names of
+parameters, hooks, the state dict and gradient checkpointing do not change, and the forward stays transformers' own.
 
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,13 +23,14 @@ _RUNNING = CompileableContextVar("layershuffle_program")
 
 
 class LayerProgram(nn.ModuleList):
-    """A list of layers. Inside a forward pass that runs a program ([`run_program`]), iterating it gives the program's layers."""
+    """A list of layers. In a forward pass that runs a program ([`run_program`]), a loop over it gets those of the
+    program."""
 
     def __iter__(self) -> Iterator[nn.Module]:
         program = running_program(self)
         return super().__iter__() if program is None else iter(program)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         # `for layer in self.layers[: config.num_hidden_layers]`
         if isinstance(index, slice) and running_program(self) is not None and index.start in (None, 0):
             if index.step in (None, 1) and (index.stop is None or index.stop >= len(self)):
@@ -38,9 +40,10 @@ class LayerProgram(nn.ModuleList):
     @classmethod
     def mark(cls, layers: nn.ModuleList) -> "LayerProgram":
         """Makes a list of layers follow programs, in place."""
+        marked: Any = layers
         if not isinstance(layers, cls):
-            layers.__class__ = cls
-        return layers
+            marked.__class__ = cls
+        return marked
 
 
 def running_program(layers: nn.ModuleList) -> Iterable | None:
@@ -54,19 +57,20 @@ class run_program:
     """Context in which a forward pass finds, in the place of the layers of `layers`, those of `program`.
 
     Args:
-        layers ([`LayerProgram`]): The model's list of layers.
-        program (`Iterable`): Layers, or what stands in for them. A generator is asked for the next one after the last one ran.
+        layers: The model's list of layers.
+        program: Layers, or what stands in for them. A generator is asked for the next one after the last one ran.
     """
 
     def __init__(self, layers: LayerProgram, program: Iterable):
-        self.layers, self.program = layers, program
+        self.layers = layers
+        self.program = program
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         is_first = is_torchdynamo_compiling() and not _RUNNING.compiling
         outer = None if is_first else _RUNNING.get()
         self.token = _RUNNING.set({**(outer or {}), id(self.layers): self.program})
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _RUNNING.reset(self.token)
 
 
@@ -74,29 +78,38 @@ class Run:
     """One forward pass in an execution order: the program, and what its layers hand over beside the hidden states.
 
     Args:
-        layers ([`LayerProgram`]): The model's list of layers.
-        order (`list[int]`): Index of the layer at each position.
-        depth_embedding (`nn.Embedding`, *optional*): The vector of each position, for layers that are told theirs.
+        layers: The model's list of layers.
+        order: Index of the layer at each position.
+        depth_embedding: The vector of each position, for layers that are told theirs.
     """
 
     def __init__(self, layers: LayerProgram, order: list[int], depth_embedding: nn.Embedding | None = None):
         self.order = order
+        self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
         self._depth_vectors: tuple[torch.Tensor, ...] | None = None
-        ordered = [layers._modules[str(index)] for index in order]
-        self.program = [self.at(layer, position) for position, layer in enumerate(ordered)]
+        by_name: dict[str, Any] = layers._modules
+        self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]
 
     def __iter__(self) -> Iterator:
+        if not is_torchdynamo_compiling():
+            return self._counted()
+        self.num_given = len(self.program)
         return iter(self.program)
 
+    def _counted(self) -> Iterator:
+        for layer in self.program:
+            self.num_given += 1
+            yield layer
+
     def at(self, layer: nn.Module, position: int) -> "nn.Module | PositionedCall":
-        """A layer as the loop shall call it: itself, or told its position if it is one of [`positioned_layer_class`]."""
+        """A layer as the loop shall call it: told its position, if it is one of [`positioned_layer_class`]."""
         # Not by its class: a compiled layer is of another
         return PositionedCall(layer, position, self) if hasattr(layer, "position_head") else layer
 
     def depth_vector(self, position: int, device: torch.device) -> torch.Tensor | None:
-        """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last one."""
+        """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last."""
         if self.depth_embedding is None:
             return None
         if self._depth_vectors is None:
@@ -111,7 +124,7 @@ class StandIn:
     def __init__(self, layer: nn.Module):
         self.layer = layer
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.layer, name)
 
 
@@ -120,9 +133,10 @@ class PositionedCall(StandIn):
 
     def __init__(self, layer: nn.Module, position: int, run: Run):
         super().__init__(layer)
-        self.position, self.run = position, run
+        self.position = position
+        self.run = run
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden_states = args[0] if args else kwargs.pop("hidden_states")
         # By position: reentrant gradient checkpointing loses the gradient of what comes by keyword
         vector = self.run.depth_vector(self.position, hidden_states.device)
@@ -137,11 +151,11 @@ class PositionedCall(StandIn):
 def find_layers(model: nn.Module, any_depth: bool = False) -> str:
     """Path of the list of layers in a model: the list of as many equal modules as the configuration has layers.
 
-    The configuration that counts is that of the nearest module above the list that has one. Where several lists fit, that
-    of layers which support gradient checkpointing is taken, and of these the one that the model's image tower has.
+    The configuration that counts is that of the nearest module above the list that has one. Where several lists fit,
+    the one whose layers support gradient checkpointing is taken. If several do, the one in the model's image tower is.
 
     Args:
-        any_depth: Whether the list may be shorter or longer than the configuration says, as after cutting layers by hand.
+        any_depth: Whether the list may be shorter or longer than the configuration says.
 
     Raises:
         `ValueError`: if there is no such list, or more than one.
@@ -149,17 +163,34 @@ def find_layers(model: nn.Module, any_depth: bool = False) -> str:
     candidates = [name for name, module in model.named_modules() if _is_list_of_layers(model, name, module, any_depth)]
     candidates = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     for is_better in (
-        lambda name: isinstance(model.get_submodule(name)[0], GradientCheckpointingLayer),
+        lambda name: isinstance(next(model.get_submodule(name).children()), GradientCheckpointingLayer),
         lambda name: "vision" in name,
     ):
         candidates = [name for name in candidates if is_better(name)] or candidates
     if len(candidates) != 1:
         found = f"{len(candidates)} lists of layers ({', '.join(candidates)})" if candidates else "no list of layers"
         raise ValueError(
-            f"{type(model).__name__} has {found}, of as many equal modules as its configuration has layers; a free execution "
-            "order needs exactly one."
+            f"{type(model).__name__} has {found}, of as many equal modules as its configuration has layers; a free "
+            "execution order needs exactly one."
         )
+    _check_layers_are_alike(model, list(model.get_submodule(candidates[0]).children()))
     return candidates[0]
+
+
+def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
+    """Refuses a family whose layers depend on which of them runs first, or at which index."""
+    first, *others = ({name for name, _ in layer.named_parameters() if "lora_" not in name} for layer in layers)
+    shared = sorted(first - set().union(*others)) if others else []
+    if shared:
+        raise ValueError(
+            f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
+            "for all layers. So they cannot run in any order; take a model of another family."
+        )
+    if getattr(getattr(model, "config", None), "model_type", None) in ("yolos", "layershuffle_yolos"):
+        raise ValueError(
+            f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot "
+            "run in any order. Take another encoder, such as a ViT."
+        )
 
 
 _DEPTHS = ("num_hidden_layers", "encoder_layers", "num_layers", "n_layers", "n_layer", "depth")
@@ -180,7 +211,7 @@ def _is_list_of_layers(model: nn.Module, name: str, module: nn.Module, any_depth
     return any_depth or len(layers) in {getattr(config, depth, None) for depth in _DEPTHS}
 
 
-def _nearest_config(model: nn.Module, name: str):
+def _nearest_config(model: nn.Module, name: str) -> Any:
     """The configuration of the nearest module above the one of this name that has one."""
     while name:
         name = name.rpartition(".")[0]

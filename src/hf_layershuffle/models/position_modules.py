@@ -4,28 +4,43 @@
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import torch
 from torch import nn
+
+
+# A layer's class is made of the mixin and the family's
+if TYPE_CHECKING:
+    _FamilyLayer = nn.Module
+else:
+    _FamilyLayer = object
 
 
 class DepthProjection(nn.Module):
     """Tells a layer the position it runs at: `LayerNorm -> Linear -> GELU` of the tokens joined with a depth vector.
 
-    The linear map starts at zero and GELU(0) = 0, so a fresh projection adds exactly nothing; GELU'(0) = 0.5 lets it learn.
+    The linear map starts at zero and GELU(0) = 0, so a fresh projection adds exactly nothing. It learns,
+    as GELU'(0) = 0.5.
     """
 
     def __init__(self, hidden_size: int, depth_embedding_dim: int, layer_norm_eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size + depth_embedding_dim, eps=layer_norm_eps)
         self.dense = nn.Linear(hidden_size + depth_embedding_dim, hidden_size)
-        # Marked on the module that holds the weight: transformers passes over custom modules without weights of their own
-        self.dense.starts_at_zero = True
+        # Marked on the module that holds the weight: transformers passes over custom modules that have none themselves
+        mark(self.dense, "starts_at_zero")
         self.activation = nn.GELU()
 
     def forward(self, hidden_states: torch.Tensor, depth_vector: torch.Tensor) -> torch.Tensor:
         # (batch_size, tokens, hidden_size) and (depth_embedding_dim,) -> (batch_size, tokens, hidden_size)
         vectors = depth_vector.expand(*hidden_states.shape[:-1], -1)
         return self.activation(self.dense(self.norm(torch.cat((hidden_states, vectors), dim=-1))))
+
+
+def mark(module: nn.Module, what: str) -> None:
+    """Tells the initialisation of a model that a module "starts_at_zero" or "writes_to_residual"."""
+    setattr(module, what, True)
 
 
 class PositionHead(nn.Module):
@@ -41,16 +56,25 @@ class PositionHead(nn.Module):
         return self.dense(self.norm(hidden_states.mean(dim=1)))
 
 
-class PositionedLayerMixin:
-    """A layer that owns its depth projection and its position head, so that it can be moved, merged, sharded and compiled as
-    one thing. Both run inside its forward: under FSDP2 their weights are there only then."""
+class PositionedLayerMixin(_FamilyLayer):
+    """A layer that owns its depth projection and its position head.
 
+    So it can be moved, merged, sharded and compiled as one thing. Both run inside its forward, since under FSDP2 their
+    weights are there only then.
+    """
+
+    plain_class: ClassVar[type[nn.Module]]
     depth_projection: DepthProjection | None
     position_head: PositionHead | None
 
-    def forward(self, hidden_states: torch.Tensor, depth_vector: torch.Tensor | None = None, *args, **kwargs):
-        """The plain layer's output, of which the hidden states `(batch_size, tokens, hidden_size)` are all or the first. With a
-        position head, a tuple of it and, last, the position logits of shape `(batch_size, num_layers)`."""
+    def forward(
+        self, hidden_states: torch.Tensor, depth_vector: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The plain layer's output: hidden states of shape `(batch_size, tokens, hidden_size)`, or a tuple of them
+        first.
+
+        With a position head it is a tuple. Last are the position logits, of shape `(batch_size, num_layers)`.
+        """
         if self.depth_projection is not None:
             hidden_states = hidden_states + self.depth_projection(hidden_states, depth_vector)
         output = super().forward(hidden_states, *args, **kwargs)
@@ -62,7 +86,7 @@ class PositionedLayerMixin:
             return (*output, self.position_head(output[0]))
         return output, self.position_head(output)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         # The class is made on demand, so pickle cannot find it by name
         return _new_layer, (type(self).plain_class,), self.__getstate__()
 
@@ -89,15 +113,16 @@ def position_loss(
     labels: torch.Tensor | None = None,
     num_items_in_batch: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of the predicted positions, mean over positions and over the examples that count (arXiv 2407.04513).
+    """Cross-entropy of the predicted positions (arXiv 2407.04513), averaged over positions and the examples that
+    count.
 
     Args:
-        position_logits: Of shape `(batch_size, positions, num_layers)`. Positions beyond the depth (orders with repeats) have no
-            class and are left out.
-        labels: Of shape `(batch_size,)` or `(batch_size, labels_per_example)`. An example whose labels are all -100 is left
-            out, as of the class loss.
-        num_items_in_batch: The Trainer's count of labels that are not -100 in all micro-batches of a step, by which the class
-            loss is divided. The losses of the micro-batches then add up to that of the whole batch.
+        position_logits: Tensor of shape `(batch_size, positions, num_layers)`. Positions beyond the depth, as in
+            orders with repeats, have no class and are left out.
+        labels: Tensor of shape `(batch_size,)` or `(batch_size, labels_per_example)`. An example whose labels are all
+            -100 is left out, as the class loss leaves it out.
+        num_items_in_batch: The Trainer's count of labels that are not -100 in all micro-batches of a step, by which
+            the class loss is divided. The losses of the micro-batches then add up to that of the whole batch.
 
     Returns:
         A float32 tensor of shape `()`, without `position_loss_weight`; 0 if no example counts.
@@ -105,12 +130,14 @@ def position_loss(
     batch_size, positions, num_layers = position_logits.shape
     positions = min(positions, num_layers)
     targets = torch.arange(positions, device=position_logits.device).expand(batch_size, -1)
-    num_examples = num_labels = batch_size
+    num_examples: int | torch.Tensor = batch_size
+    num_labels: int | torch.Tensor = batch_size
     if labels is not None:
         is_label = labels.to(targets.device).reshape(batch_size, labels.numel() // max(batch_size, 1)) != -100
         is_counted = is_label.any(dim=1)
         targets = targets.masked_fill(~is_counted[:, None], -100)
-        num_examples, num_labels = is_counted.sum().clamp(min=1), is_label.sum()
+        num_examples = is_counted.sum().clamp(min=1)
+        num_labels = is_label.sum()
     logits = position_logits[:, :positions].flatten(0, 1).float()
     loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") / (positions * num_examples)
     if num_items_in_batch is None:

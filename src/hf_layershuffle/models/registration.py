@@ -1,7 +1,10 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Makes transformers' Auto classes know the free-order classes of all families, without importing a family before it is used."""
+"""Makes transformers' Auto classes know the free-order classes of all families. A family is imported when it is
+used."""
 
-from transformers import PreTrainedConfig
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from .auto_classes import AUTO_CLASSES, auto_classes_of
@@ -10,7 +13,7 @@ from .auto_classes import AUTO_CLASSES, auto_classes_of
 class _MadeOnDemand(dict):
     """What was registered with an Auto class. An entry of a free-order family is made when it is first asked for."""
 
-    def __contains__(self, key) -> bool:
+    def __contains__(self, key: object) -> bool:
         if not super().__contains__(key):
             value = self.make(key)
             if value is None:
@@ -18,14 +21,14 @@ class _MadeOnDemand(dict):
             self[key] = value
         return True
 
-    def make(self, key):
+    def make(self, key: Any) -> type | None:
         raise NotImplementedError
 
 
 class _Configurations(_MadeOnDemand):
     """By model type, such as "layershuffle_vit"."""
 
-    def make(self, key) -> type[PreTrainedConfig] | None:
+    def make(self, key: Any) -> type[PreTrainedConfig] | None:
         plain_model_type = key.removeprefix("layershuffle_") if isinstance(key, str) else key
         if plain_model_type == key or plain_model_type not in configuration_auto.CONFIG_MAPPING:
             return None
@@ -41,7 +44,7 @@ class _Models(_MadeOnDemand):
         super().__init__(registered)
         self.auto_class = auto_class
 
-    def make(self, key):
+    def make(self, key: Any) -> type[PreTrainedModel] | None:
         plain_model_type = getattr(key, "plain_model_type", None)
         name = auto_classes_of(plain_model_type).get(self.auto_class) if isinstance(plain_model_type, str) else None
         if name is None:
@@ -52,7 +55,7 @@ class _Models(_MadeOnDemand):
 
 
 def register_auto_classes() -> None:
-    """`AutoConfig`, `AutoModel` and the Auto classes of classifiers then load saved free-order models of every family."""
+    """Lets `AutoConfig`, `AutoModel` and classifiers' Auto classes load saved free-order models of every family."""
     configurations = configuration_auto.CONFIG_MAPPING
     if isinstance(configurations._extra_content, _MadeOnDemand):
         return

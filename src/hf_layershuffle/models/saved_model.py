@@ -7,12 +7,14 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 import os
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError
-from torch import nn
+from transformers import PreTrainedModel
 
 from .auto_classes import auto_map_of
 from .configuration_layershuffle import num_layers_of
+from .free_layers import FreeLayersMixin
 
 
 # What a checkpoint may lack of an encoder, each as a whole, since a model can be given it anew
@@ -20,25 +22,32 @@ _MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".m
 _HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
 
 
-class SavedModelMixin:
+class SavedModelMixin(FreeLayersMixin):
     """Loading refuses what it cannot read; saved folders serve all Auto classes; pushing adds a card."""
 
-    # Gives the module that publishes models with their cards; the package sets it, and a model from the Hub has none
-    publisher: Callable[[], ModuleType] | None = None
+    # Gives the module that publishes models with their cards. The package sets it, and a model from the Hub has none
+    publisher: ClassVar[Callable[[], ModuleType] | None] = None
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
-    ):
-        """As in transformers, for LayerShuffle checkpoints and for plain ones of the family with old or new tensor names.
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads as transformers does: LayerShuffle checkpoints, and plain ones of the family with old or new tensor
+        names.
 
         Raises:
-            `ValueError`: if a tensor has another shape than in the checkpoint, a tensor of the encoder is missing there (the
-                head, the depth path and the position heads may be new), or the configuration is not valid.
+            `ValueError`: if a tensor has another shape than in the checkpoint, a tensor of the encoder is missing
+                there (the head, the depth path and the position heads may be new), or the configuration is not valid.
             `OSError`: if a file is missing, truncated or corrupted.
         """
         try:
-            model, loading_info = super().from_pretrained(
+            parent: Any = super()
+            model, loading_info = parent.from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
                 ignore_mismatched_sizes=True,
@@ -64,10 +73,17 @@ class SavedModelMixin:
         return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(
-        self, save_directory, *args, save_original_format: bool = False, push_to_hub: bool = False, **kwargs
-    ):
-        """As in transformers, but with the tensor names of the modules (`save_original_format=False`). The folder also
-        serves the family's Auto classes, whichever class was saved, with this package or by `trust_remote_code=True`.
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        save_original_format: bool = False,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves as transformers does, but with the tensor names of the modules (`save_original_format=False`).
+
+        The folder serves all Auto classes of the family, whichever class was saved. They load it with this package or
+        by `trust_remote_code=True`.
 
         Raises:
             `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`].
@@ -75,34 +91,38 @@ class SavedModelMixin:
         self.check_depth()
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
         self.config.auto_map = auto_map_of(self.config)
-        publishes = push_to_hub and self.publisher is not None
+        publisher = type(self).publisher
+        publishes = push_to_hub and publisher is not None
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if publishes and name in kwargs}
-        # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and reloads
-        # the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
-        super().save_pretrained(
+        # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and
+        # reloads the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
+        parent: Any = super()
+        parent.save_pretrained(
             save_directory,
             *args,
             save_original_format=save_original_format,
             push_to_hub=push_to_hub and not publishes,
             **kwargs,
         )
-        if publishes and kwargs.get("is_main_process", True):
+        if push_to_hub and publisher is not None and kwargs.get("is_main_process", True):
             repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
-            self.publisher().publish(save_directory, repo_id, **hub)
+            publisher().publish(save_directory, repo_id, **hub)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """As in transformers; with this package also with its card, and with an `image_processor` if one is given (see
-        [`push_model`]). All files arrive in one commit."""
-        if self.publisher is None:
-            return super().push_to_hub(repo_id, **kwargs)
-        return self.publisher().push_model(self, repo_id, **kwargs)
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]  # transformers': `*args`
+        """Pushes as transformers does. With this package, the model's card and an `image_processor` go with it (see
+        [`push_model`]), and all files arrive in one commit."""
+        publisher = type(self).publisher
+        if publisher is None:
+            parent: Any = super()
+            return parent.push_to_hub(repo_id, **kwargs)
+        return publisher().push_model(self, repo_id, **kwargs)
 
 
-def _check_nothing_lost(model: nn.Module, loading_info: dict, name) -> None:
+def _check_nothing_lost(model: PreTrainedModel, loading_info: dict, name: str | os.PathLike | None) -> None:
     """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     new = {key: _new_part(key, prefix) for key, _ in model.named_parameters()}
-    incomplete = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
+    incomplete: set[str | None] = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
     lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""

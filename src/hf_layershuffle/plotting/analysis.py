@@ -3,14 +3,18 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from ..analysis.attention import AttentionMaps
 from ..analysis.contributions import PARTS
+from ..analysis.embedding import Embedding
 from ..analysis.report import AnalysisReport
 from .style import (
     CHANCE,
@@ -34,15 +38,19 @@ _MAP_TITLES = {
     "logit_change": "change of the true-class logit",
 }
 _PART_LABELS = {"update": "whole layer", "attention": "attention", "mlp": "MLP", "depth": "depth projection"}
-_SEQUENTIAL = {"linestyle": (0, (4, 2)), "linewidth": 0.9, "markerfacecolor": "white"}
+_SEQUENTIAL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 0.9, "markerfacecolor": "white"}
 _MAX_TICKS = 12
-# Of the map that is laid over an image; the image is faded to greys about the middle, so that it hardly changes the shade
+# Share of the map that is laid over an image. The image is faded to greys about the middle, so that it hardly changes
+# the shade
 _MAP_SHARE = 0.75
 
 
 @styled
 def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] = tuple(_MAP_TITLES)) -> Figure:
-    """Mean of some of the `QUANTITIES` by layer and position over random orders; negative values are marked by a dash."""
+    """Mean of some of the `QUANTITIES` by layer and position over random orders.
+
+    Negative values are marked by a dash.
+    """
     rows = -(-len(quantities) // 2)
     figure = Figure(figsize=(PAGE_WIDTH, 2.75 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
@@ -61,8 +69,11 @@ def plot_layer_position_maps(report: AnalysisReport, quantities: Sequence[str] =
 
 @styled
 def plot_updates_by_position(report: AnalysisReport) -> Figure:
-    """Updates by position, of whole layers and of their parts: over random orders, with a band of one population
-    standard deviation over layers (not below 0), and in sequential order (dashed)."""
+    """Updates by position, of whole layers and of their parts.
+
+    Lines are means over random orders, with a band of one population standard deviation over layers (not below 0).
+    Dashed lines are the sequential order.
+    """
     found = report.contributions
     figure = Figure(figsize=(PAGE_WIDTH, 2.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -93,15 +104,18 @@ def plot_updates_by_position(report: AnalysisReport) -> Figure:
 
 @styled
 def plot_position_probe(reports: dict[str, AnalysisReport]) -> Figure:
-    """Accuracy with which a linear probe reads the position from each layer's output, with the standard deviation over
-    folds; one line a model."""
+    """Accuracy with which a linear probe reads the position from each layer's output, one line a model.
+
+    The bars are the standard deviation over folds.
+    """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(COLUMN_WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
     for chance in sorted({report.probe.chance for report in reports.values()}):
         axes.axhline(chance, label=f"chance ({chance:.3g})", **CHANCE)
     for number, (name, report) in enumerate(reports.items()):
-        probe, style = report.probe, series_style(number, len(reports))
+        probe = report.probe
+        style = series_style(number, len(reports))
         accuracy, std = np.asarray(probe.accuracy), np.asarray(probe.std)
         bars = [np.minimum(std, accuracy), np.minimum(std, 1 - accuracy)]  # within [0, 1]
         axes.errorbar(np.arange(len(accuracy)), accuracy, bars, label=name, capsize=2, elinewidth=0.7, **style)
@@ -153,7 +167,8 @@ def plot_embedding(report: AnalysisReport) -> Figure:
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     # Points drawn later hide earlier ones: a fixed random order favours no layer
     order = np.random.default_rng(0).permutation(len(embedding.points))
-    points, boundaries = embedding.points[order], np.arange(report.num_layers + 1) - 0.5
+    points = embedding.points[order]
+    boundaries = np.arange(report.num_layers + 1) - 0.5
     palette = mpl.colors.ListedColormap(colors_of(report.num_layers, lightest=0.93))
     norm = mpl.colors.BoundaryNorm(boundaries, report.num_layers)
     for axes, values, name in zip(panels, (embedding.layer, embedding.position), ("layer (index)", POSITION_LABEL)):
@@ -173,8 +188,8 @@ def plot_embedding(report: AnalysisReport) -> Figure:
 def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Sequence[str] | None = None) -> Figure:
     """Attention rollout over each image, one row an image, one column an execution order, with the predicted class.
 
-    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone. Only a
-    whole report says of which model and on which dataset.
+    Images are those of a fresh analysis; one that was loaded from a file has none, and the maps are shown alone. Only
+    a whole report says of which model and on which dataset.
     """
     attention = report.attention if isinstance(report, AnalysisReport) else report
     num_images, num_orders = attention.maps.shape[:2]
@@ -192,7 +207,8 @@ def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Seq
         cells = iter(panels[row])
         picture = None
         if attention.images is not None:
-            axes, picture = next(cells), attention.images[row]
+            axes = next(cells)
+            picture = attention.images[row]
             axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
             axes.set_title("image" if row == 0 else "")
             if attention.labels is not None:
@@ -226,7 +242,10 @@ def analysis_pictures(report: AnalysisReport, class_names: Sequence[str] | None 
 
 
 def _overlay(shares: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
-    """Colours of shape `(height, width, 3)` of a map of values in [0, 1], over a picture in [0, 1] or over a middle grey."""
+    """Colours of a map of values in [0, 1], of shape `(height, width, 3)`.
+
+    The map lies over a picture in [0, 1], or over a middle grey.
+    """
     if picture is None:
         greys = np.full((*shares.shape, 1), 0.5)
     else:
@@ -237,8 +256,8 @@ def _overlay(shares: np.ndarray, picture: np.ndarray | None = None) -> np.ndarra
     return _MAP_SHARE * mpl.colormaps["cividis"](shares)[..., :3] + (1 - _MAP_SHARE) * greys
 
 
-def _draw_matrix(axes, values: np.ndarray, figure: Figure):
-    """Layers × positions, each cell a square, with a colour bar."""
+def _draw_matrix(axes: Axes, values: np.ndarray, figure: Figure) -> AxesImage:
+    """Draws layers × positions, each cell a square, with a colour bar."""
     image = axes.imshow(values, interpolation="nearest")
     shown = _shown_ticks(len(values))
     axes.set_xticks(shown)
@@ -254,9 +273,9 @@ def _named(report: AnalysisReport) -> dict[str, AnalysisReport]:
     return {report.model: report}
 
 
-def _mark_negative(axes, image, values: np.ndarray) -> None:
+def _mark_negative(axes: Axes, image: AxesImage, values: np.ndarray) -> None:
     for layer, position in np.argwhere(values < 0):
-        lightness = image.norm(values[layer, position])
+        lightness = float(np.asarray(image.norm(values[layer, position])))
         axes.plot(
             position, layer, "_", color="white" if lightness < 0.5 else "black", markersize=5, markeredgewidth=0.9
         )
@@ -267,7 +286,7 @@ def _shown_ticks(number: int) -> np.ndarray:
     return np.arange(0, number, -(-number // _MAX_TICKS))
 
 
-def _axis_name(embedding, axis: int) -> str:
+def _axis_name(embedding: Embedding, axis: int) -> str:
     if embedding.explained_variance is None:
         return f"{embedding.method.upper()} dimension {axis + 1} (no unit)"
     return f"principal component {axis + 1} ({embedding.explained_variance[axis]:.0%} of variance)"

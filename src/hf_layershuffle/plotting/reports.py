@@ -2,6 +2,7 @@
 """The pictures of any report."""
 
 from functools import singledispatch
+from typing import Any
 
 from ..analysis.report import AnalysisReport
 from ..common.reports import Report
@@ -14,11 +15,12 @@ from .style import Pictures
 
 
 @singledispatch
-def pictures_of(report: Report, **kwargs) -> Pictures:
+def pictures_of(report: Report, **kwargs: Any) -> Pictures:
     """The pictures of a report by name.
 
     Args:
-        kwargs: For an [`AnalysisReport`], `class_names` (`list[str]`) for its attention maps, which else show numbers.
+        report: A report of robustness, of random merges or of an analysis.
+        kwargs: For an [`AnalysisReport`], `class_names` for its attention maps, which show numbers otherwise.
 
     Raises:
         `TypeError`: if no pictures are known of such a report.

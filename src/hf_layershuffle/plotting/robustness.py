@@ -1,10 +1,14 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Pictures of robustness reports."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.report import RobustnessReport
@@ -32,17 +36,19 @@ _PRUNING_TITLES = {
 
 @styled
 def plot_accuracy_distribution(
-    accuracies: dict[str, Sequence[float]],
+    accuracies: Mapping[str, Sequence[float]],
     *,
     title: str | None = None,
     xlabel: str = "accuracy",
     point_label: str = "one order",
 ) -> Figure:
-    """Distribution of accuracies, one row a model: every value, a box of median and quartiles with whiskers to the
-    extremes, and the mean.
+    """Distribution of accuracies, one row a model.
+
+    A row shows every value, a box of median and quartiles with whiskers to the extremes, and the mean.
 
     Args:
-        accuracies: By model name; at least one fraction in [0, 1] each.
+        accuracies: Accuracies by model name. Each model has at least one fraction in [0, 1].
+        title, xlabel: Title of the picture and label of its axis.
         point_label: What one value is, for the legend.
     """
     figure, axes = _distribution_figure(accuracies, title, xlabel, point_label)
@@ -82,8 +88,8 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy against the number of layers that run, one panel a method of choosing them, one line a model.
 
-    Lines are means, bands one population standard deviation over orders, within [0, 1]; evenly spaced layers are one order
-    each, so have no band.
+    Lines are means. Bands are one population standard deviation over orders, within [0, 1]. Evenly spaced layers are
+    one order each, so they have no band.
     """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
@@ -116,8 +122,8 @@ def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
 def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     """Accuracy in sequential order without one layer, and with two neighbouring layers swapped; one line a model.
 
-    The thin line in a model's colour is its accuracy in sequential order with all layers; a model of one layer has only
-    that. The scale does not start at 0.
+    The thin line in a model's colour is its accuracy in sequential order with all layers. A model of one layer has
+    only that line. The scale does not start at 0.
     """
     check_not_empty(reports, "reports")
     figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")
@@ -141,7 +147,9 @@ def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     return figure
 
 
-def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, point_label):
+def _distribution_figure(
+    accuracies: Mapping[str, Sequence[float]], title: str | None, xlabel: str, point_label: str
+) -> tuple[Figure, Axes]:
     check_not_empty(accuracies, "accuracies")
     rows = [np.asarray(values, dtype=float) for values in accuracies.values()]
     for name, values in zip(accuracies, rows):
@@ -152,7 +160,7 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
     figure = Figure(figsize=(PAGE_WIDTH, 1.35 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     box = dict(facecolor="0.92", edgecolor="0.45", linewidth=0.7)
-    lines = {name: dict(color="0.45", linewidth=0.7) for name in ("whiskerprops", "capprops")}
+    line = dict(color="0.45", linewidth=0.7)
     drawn = axes.boxplot(
         rows,
         positions=np.arange(len(rows)) - 0.12,
@@ -163,8 +171,9 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
         patch_artist=True,
         boxprops=box,
         medianprops=dict(color="0.25", linewidth=1.2),
+        whiskerprops=line,
+        capprops=line,
         manage_ticks=False,
-        **lines,
     )
     drawn["boxes"][0].set_label("median, quartiles, extremes")
     rng = np.random.default_rng(0)  # of the jitter alone, which only keeps the points apart
@@ -174,7 +183,7 @@ def _distribution_figure(accuracies: dict[str, Sequence[float]], title, xlabel, 
         axes.plot(values, below_box, "o", color=color, alpha=0.7, markersize=3, markeredgewidth=0, zorder=4)
     means = [values.mean() for values in rows]
     axes.plot([], [], "o", color=colors[0], alpha=0.7, markersize=3, markeredgewidth=0, label=point_label)
-    mean_style = dict(color="white", markeredgecolor="black", markeredgewidth=0.8, markersize=5)
+    mean_style: dict[str, Any] = dict(color="white", markeredgecolor="black", markeredgewidth=0.8, markersize=5)
     axes.plot(means, np.arange(len(rows)) - 0.12, "D", label="mean", zorder=5, **mean_style)
     axes.set_yticks(range(len(rows)), [wrap_name(name) for name in accuracies])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first model on top
@@ -191,13 +200,15 @@ def robustness_pictures(reports: dict[str, RobustnessReport]) -> Pictures:
     return Pictures({draw.__name__.removeprefix("plot_"): draw(reports) for draw in functions})
 
 
-def save_report_pictures(reports: dict[str, RobustnessReport], folder) -> None:
+def save_report_pictures(reports: dict[str, RobustnessReport], folder: str | os.PathLike) -> None:
     """Writes the [`robustness_pictures`] (PNG and SVG) of models by name into a folder."""
     robustness_pictures(reports).save(folder)
 
 
-def _draw_chance(axes, draw_line, reports: dict[str, RobustnessReport], lowest: float = 0.0) -> None:
-    """One line for each number of classes; one that lies below the scale is only named in the legend."""
+def _draw_chance(
+    axes: Axes, draw_line: Callable[..., Line2D], reports: dict[str, RobustnessReport], lowest: float = 0.0
+) -> None:
+    """Draws one line for each number of classes. One that lies below the scale is only named in the legend."""
     for num_classes in sorted({report.num_classes for report in reports.values()}, reverse=True):
         label = f"chance (1/{num_classes})"
         if 1 / num_classes >= lowest:

@@ -4,20 +4,29 @@
 import base64
 import functools
 import io
+import os
 import textwrap
 import threading
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..common.files import replaced_file
+from ..common.reports import Report
 
 
-COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
-STYLE = {
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+COLUMN_WIDTH = 3.3  # inches
+PAGE_WIDTH = 6.8  # inches
+STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 8,
@@ -46,21 +55,22 @@ STYLE = {
     "ytick.labelsize": 7,
     "ytick.major.width": 0.6,
 }
-CHANCE = dict(color="0.35", linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
+CHANCE: dict[str, Any] = dict(color="0.35", linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
 _MARKERS = "osD^vPX*<>"
 _LINE_STYLES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 # matplotlib's settings are the process's, so two threads may not draw at once
 _STYLE_LOCK = threading.RLock()
 
 
-def styled(function):
+def styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Runs `function` with `STYLE` in force and leaves matplotlib's settings as they were."""
 
     @functools.wraps(function)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         with _STYLE_LOCK, mpl.rc_context():
             mpl.rcdefaults()
-            mpl.rcParams.update(STYLE)
+            # The annotation allows the names of settings only
+            mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
             result = function(*args, **kwargs)
             if isinstance(result, Figure):
                 result.draw_without_rendering()  # ticks are made when first drawn, and must be made in this style
@@ -70,12 +80,14 @@ def styled(function):
 
 
 @styled
-def save_figure(figure: Figure, path_without_suffix) -> list[Path]:
-    """Writes the figure as PNG (200 dots an inch) and as SVG, each complete or not at all; the same figure gives the
-    same bytes.
+def save_figure(figure: Figure, path_without_suffix: str | os.PathLike) -> list[Path]:
+    """Writes the figure as PNG (200 dots an inch) and as SVG, each complete or not at all.
+
+    The same figure gives the same bytes.
 
     Args:
-        path_without_suffix: Path to which `.png` and `.svg` are added; its folder is made if missing.
+        figure: The figure to write.
+        path_without_suffix: Path to which `.png` and `.svg` are added. Its folder is made if missing.
 
     Returns:
         The two paths.
@@ -88,10 +100,10 @@ def save_figure(figure: Figure, path_without_suffix) -> list[Path]:
     return paths
 
 
-class Pictures(dict):
+class Pictures(dict[str, Figure]):
     """Figures by name, which a notebook shows one below the other."""
 
-    def save(self, folder) -> None:
+    def save(self, folder: str | os.PathLike) -> None:
         """Writes each figure as `<name>.png` and `<name>.svg` into a folder, which is made if missing."""
         for name, figure in self.items():
             save_figure(figure, Path(folder) / name)
@@ -113,8 +125,11 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def set_title(figure: Figure, what: str, reports: dict) -> None:
-    """Says above all panels what is shown, of which model and on which dataset; several models are named elsewhere."""
+def set_title(figure: Figure, what: str, reports: Mapping[str, Report]) -> None:
+    """Says above all panels what is shown, of which model and on which dataset.
+
+    Several models are named elsewhere.
+    """
     datasets = {f"{report.dataset} ({report.num_images:,} images)": None for report in reports.values()}
     models = next(iter(reports)) if len(reports) == 1 else f"{len(reports)} models"
     width = round(15 * figure.get_figwidth())  # letters
@@ -127,17 +142,22 @@ def wrap_name(name: str, width: int = 26) -> str:
     return textwrap.fill(name.replace("/", "/ "), width).replace("/ ", "/")
 
 
-def check_not_empty(values, name: str) -> None:
+def check_not_empty(values: Collection, name: str) -> None:
+    """Raises `ValueError` if there is no model to show."""
     if not values:
         raise ValueError(f"`{name}` is empty; pass at least one model.")
 
 
 def colors_of(number: int, lightest: float = 0.8) -> list:
-    """From dark to light, not to the palest, so that the order is seen in grey and each stands out from white."""
+    """Colours from dark to light.
+
+    They stop before the palest, so that the order is seen in grey and each stands out from white.
+    """
     return [mpl.colormaps["viridis"](value) for value in np.linspace(0.05, lightest, number)]
 
 
-def series_style(number: int, total: int) -> dict:
+def series_style(number: int, total: int) -> dict[str, Any]:
+    """How line `number` of `total` lines is drawn."""
     return dict(
         color=colors_of(total)[number],
         marker=_MARKERS[number % len(_MARKERS)],
@@ -145,7 +165,8 @@ def series_style(number: int, total: int) -> dict:
     )
 
 
-def legend_below(figure: Figure, axes, max_columns: int = 5) -> None:
+def legend_below(figure: Figure, axes: Axes, max_columns: int = 5) -> None:
+    """Draws the legend of a panel below all panels, in as many columns as the figure is wide enough for."""
     handles, labels = axes.get_legend_handles_labels()
     # Where lines are told apart by their style, the legend must show enough of it
     has_lines = any(isinstance(handle, Line2D) and handle.get_linestyle() != "None" for handle in handles)

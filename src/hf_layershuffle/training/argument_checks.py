@@ -4,10 +4,11 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 
-# Lowest and highest of the numbers that have no check of their own where they are used. The highest are far above what is
-# trained, and low enough that no machine runs out of memory on a mistyped number
+# The lowest and highest value of each number that has no check of its own where it is used. The highest are far above
+# what is trained, and low enough that no machine runs out of memory on a mistyped number
 LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 4096),
     "patch_size": (1, 4096),
@@ -28,12 +29,24 @@ LIMITS: dict[str, tuple[float, float]] = {
     "num_train_epochs": (0, 10**7),
     "per_device_train_batch_size": (1, 2**20),
     "per_device_eval_batch_size": (1, 2**20),
-    "final_eval_orders": (1, 10**6),
-    "eval_orders": (0, 10**6),
+    "gradient_accumulation_steps": (1, math.inf),
+    "orders_per_step": (1, math.inf),
+    "num_threads": (1, math.inf),
+    "dataloader_num_workers": (0, math.inf),
+    "seed": (0, math.inf),
+    "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "adam_beta1": (0, math.inf),
+    "adam_beta2": (0, math.inf),
+    "adam_epsilon": (0, math.inf),
+    "final_eval_orders": (8, 10**6),
+    "eval_orders": (-math.inf, 10**6),  # `LayerShuffleTrainingArguments` refuses negative numbers
 }
 
 
-def check_numbers(*arguments: object) -> None:
+def check_numbers(*arguments: Any) -> None:
     """Checks all numbers of dataclasses of arguments: each finite, and those in `LIMITS` between theirs.
 
     Raises:
@@ -57,9 +70,9 @@ def check_kinds(values: Mapping[str, object], classes: Iterable[type], where: st
     """Checks that a file gives one value to each argument that takes one: no mapping, no list, no date.
 
     Args:
-        values: Of the file by the argument's name. Names that are no arguments are left to the parser.
+        values: The file's values by the argument's name. Names that are no arguments are left to the parser.
         classes: The dataclasses of the arguments.
-        where (`str`): The file, for the message.
+        where: The file, for the message.
 
     Raises:
         `ValueError`: naming the argument and its value.

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -20,18 +21,27 @@ from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArgum
 
 
 SUFFIXES = (".json", ".yaml", ".yml")
-DESCRIPTION = """Trains a LayerShuffle image classifier and prints its accuracy in sequential order and over arbitrary orders.
+DESCRIPTION = """Trains a LayerShuffle image classifier and prints its accuracy in sequential order and over arbitrary
+orders.
 
-All options of transformers' TrainingArguments are options too; they come last. The same command goes on with a run that was
-stopped. `arguments.yaml` (or .json) holds options as `name: value`; options after it win."""
+All options of transformers' TrainingArguments are options too; they come last. The same command goes on with a run
+that was stopped. `arguments.yaml` (or .json) holds options as `name: value`; options after it win."""
+
+
+Parsed = tuple[ModelArguments, DataArguments, ScriptTrainingArguments]
 
 
 class ArgumentParser(HfArgumentParser):
-    """Own options in groups, transformers' after them; an error is one line instead of a usage of two hundred options."""
+    """A parser that shows our options in groups, and transformers' after them.
+
+    An error is one line instead of a usage of two hundred options.
+    """
 
     def __init__(self, prog: str | None = None):
         super().__init__(
-            (ModelArguments, DataArguments, ScriptTrainingArguments),
+            cast(
+                Any, (ModelArguments, DataArguments, ScriptTrainingArguments)
+            ),  # annotated as an unbound type variable
             prog=prog,
             usage="%(prog)s [arguments.yaml] [--option value ...]",
             description=DESCRIPTION,
@@ -40,7 +50,8 @@ class ArgumentParser(HfArgumentParser):
         )
         for action in self._actions:
             if action.type is string_to_bool:  # `--flag` for `--flag True`, also where the default is None
-                action.nargs, action.const = "?", True
+                action.nargs = "?"
+                action.const = True
         self._group_options()
 
     def _group_options(self) -> None:
@@ -62,16 +73,21 @@ class ArgumentParser(HfArgumentParser):
                 chosen, key=lambda action: position.get(action.dest, len(position))
             )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (--help lists all options)")
 
-    def parse(self, argv: list[str]) -> tuple[ModelArguments, DataArguments, ScriptTrainingArguments]:
+    def parse(self, argv: list[str]) -> Parsed:
+        """The arguments of a command line.
+
+        Raises:
+            `ValueError`: if an option does not exist, or a value is not allowed.
+        """
         _, unknown = self.parse_known_args(argv)
         if unknown:
             raise ValueError(
                 f"There is no option {unknown[0]}{self._suggestion(unknown[0])} (--help lists all options)"
             )
-        return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        return cast(Parsed, self.parse_args_into_dataclasses(argv, look_for_args_file=False))
 
     def _suggestion(self, option: str) -> str:
         name = option.split("=")[0].replace("-", "_").lstrip("_")
@@ -83,29 +99,28 @@ class ArgumentParser(HfArgumentParser):
 class _HelpFormatter(argparse.HelpFormatter):
     """Each option once, though it may be written with hyphens too, and defaults only where they say something."""
 
-    def __init__(self, prog, **kwargs):
+    def __init__(self, prog: str, **kwargs: Any):
         super().__init__(prog, max_help_position=34, **kwargs)
 
-    def _format_action_invocation(self, action):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
         name = action.option_strings[-1 if action.dest == "help" else 0]
-        return name if action.nargs in (0, "?") else f"{name} {action.type.__name__.upper() if action.type else ''}"
+        kind = getattr(action.type, "__name__", "").upper()
+        return name if action.nargs in (0, "?") else f"{name} {kind}"
 
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default in (None, False, "", argparse.SUPPRESS) or action.default == []
         return action.help if says_nothing or action.nargs == 0 else f"{action.help} (default: %(default)s)"
 
-    def _fill_text(self, text, width, indent):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(super(_HelpFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
 
 
-def parse_arguments(
-    argv: list[str], prog: str | None = None
-) -> tuple[ModelArguments, DataArguments, ScriptTrainingArguments]:
-    """The arguments of a run, those of its preset filled in.
+def parse_arguments(argv: list[str], prog: str | None = None) -> Parsed:
+    """The arguments of a run, with those of its preset filled in.
 
     Args:
-        argv (`list[str]`): As on the command line; may start with a JSON or YAML file.
-        prog (`str`, *optional*): Name of the program in `--help`.
+        argv: Arguments as on the command line. They may start with a JSON or YAML file.
+        prog: Name of the program in `--help`.
 
     Raises:
         `ValueError`: if an option does not exist, or a value is not allowed.
@@ -121,7 +136,7 @@ def parse_arguments(
     if model_args.preset not in PRESETS:
         raise ValueError(f"`preset` is '{model_args.preset}'; choose from {', '.join(PRESETS)}.")
     given = model_args
-    model_args, data_args, args = parser.parse([*PRESETS[given.preset], *argv])
+    model_args, data_args, args = parser.parse([*PRESETS[model_args.preset], *argv])
     if given.model_name_or_path is not None:  # a preset does not start a checkpoint's weights anew
         model_args.residual_init_scale = given.residual_init_scale
     elif model_args.initializer_range is None:
@@ -132,7 +147,8 @@ def parse_arguments(
 def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments) -> None:
     """Raises a `ValueError` for options that would do nothing without another, and for folders that are not there."""
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
-        value, revision = getattr(model_args, name), name.replace("name_or_path", "revision")
+        value = getattr(model_args, name)
+        revision = name.replace("name_or_path", "revision")
         if value is not None and (is_local(value) or Path(value).is_file()) and not Path(value).is_dir():
             raise ValueError(f"`{name}` is '{value}', where there is no folder; give a model's folder or a Hub id.")
         if value is None and getattr(model_args, revision) != "main":
@@ -143,7 +159,8 @@ def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments)
             raise ValueError(f"`{name}` is {getattr(args, name)} without a teacher; add --teacher_model_name_or_path.")
     if model_args.dtype == "float16":
         raise ValueError(
-            "`dtype` is 'float16', in which training loses small steps; use float32 with --fp16, which is mixed precision."
+            "`dtype` is 'float16', in which training loses small steps; use float32 with --fp16, which is mixed "
+            "precision."
         )
     if model_args.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"`dtype` is '{model_args.dtype}'; it must be float32 or bfloat16.")

@@ -10,30 +10,31 @@ from transformers import TrainingArguments
 @dataclass
 class LayerShuffleTrainingArguments(TrainingArguments):
     r"""
-    [`TrainingArguments`] with what [`LayerShuffleTrainer`] adds. `torch_compile` compiles layer by layer, as execution
-    orders need: whole-model compilation would compile anew for each order and give up after eight.
+    [`TrainingArguments`] with what [`LayerShuffleTrainer`] adds.
+
+    `torch_compile` compiles layer by layer, as execution orders need. Compiling the whole model would compile anew for
+    each order, and give up after eight.
 
     Args:
-        eval_orders (`int`, *optional*, defaults to 0):
+        eval_orders:
             Number of arbitrary execution orders over which each evaluation also measures the accuracy
-            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0. Needs no `compute_metrics`; images with the
-            label -100 are left out. For models that choose one class an image.
-        eval_orders_seed (`int`, *optional*, defaults to 0):
-            Seed of these orders, at least 0: the same in every evaluation.
-        distillation_weight (`float`, *optional*, defaults to 0.9):
-            With a `teacher_model`, the share in [0, 1] of the distillation loss: the loss is `1 - distillation_weight`
-            times what it is without a teacher, plus `distillation_weight` times the distillation loss. That holds the
-            temperature's square, so logged training losses are on another scale than evaluation's, which are without a
-            teacher.
-        distillation_temperature (`float`, *optional*, defaults to 4.0):
-            By which the logits of both models are divided in the distillation loss, above 0.
-        float32_weights (`bool`, *optional*, defaults to `True`):
-            Whether weights in half precision are trained in float32, as they should be: small steps of training are lost
-            in half precision.
-        stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
+            (`eval_arbitrary_accuracy`, `..._std`, `..._min`), at least 0. It needs no `compute_metrics`. Images with
+            the label -100 are left out. It is for models that choose one class an image.
+        eval_orders_seed:
+            Seed of these orders, at least 0. They are the same in every evaluation.
+        distillation_weight: With a `teacher_model`, the share in [0, 1] of the distillation loss. The loss is `1 -
+            distillation_weight` times what it is without a teacher, plus `distillation_weight` times the distillation
+            loss. That loss holds the temperature's square, so logged training losses are on another scale than
+            evaluation's, which are without a teacher.
+        distillation_temperature:
+            Number by which the logits of both models are divided in the distillation loss, above 0.
+        float32_weights:
+            Whether weights in half precision are trained in float32, as they should be. Small steps of training are
+            lost in half precision.
+        stop_on_nonfinite:
             Whether training ends with an error at the first loss or gradient norm that is not finite, or if weights
-            about to be saved are not. One process on the CPU looks at each step; otherwise the numbers wait on the
-            device until the Trainer logs, evaluates, saves or ends, and for 100 steps at most, so the error, which
+            about to be saved are not. One process on the CPU looks at each step. Otherwise the numbers wait on the
+            device until the Trainer logs, evaluates, saves or ends, and for 100 steps at most. So the error, which
             names the step, may come that much later. No checkpoint is saved in between. Steps that `fp16` skips to
             scale the loss anew do not count.
     """
@@ -47,7 +48,8 @@ class LayerShuffleTrainingArguments(TrainingArguments):
         default=0.9, metadata={"help": "With a teacher: share of the distillation loss in the loss, in [0, 1]."}
     )
     distillation_temperature: float = field(
-        default=4.0, metadata={"help": "With a teacher: by which the logits of both models are divided, above 0."}
+        default=4.0,
+        metadata={"help": "With a teacher: number by which the logits of both models are divided, above 0."},
     )
 
     float32_weights: bool = field(

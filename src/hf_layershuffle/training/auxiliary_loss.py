@@ -1,21 +1,25 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Whether a loss holds a part of the model's output already: read from the graph that `backward` will follow."""
 
+from collections.abc import Iterable
+
 import torch
 
 
-def depends_on(loss, tensors, *, stop_at=()) -> bool:
+def depends_on(
+    loss: torch.Tensor, tensors: Iterable[torch.Tensor | None], *, stop_at: Iterable[torch.Tensor | None] = ()
+) -> bool:
     """Whether the gradient of a loss reaches one of these tensors.
 
     Args:
-        loss (`torch.Tensor`): A scalar.
-        tensors (`Iterable[torch.Tensor | None]`): Those that are asked for; None is passed over.
-        stop_at (`Iterable[torch.Tensor | None]`): Where the search ends, such as at the logits, below which lies the
-            whole model.
+        loss: The loss, a scalar.
+        tensors: The tensors that are asked for. None is passed over.
+        stop_at: Where the search ends, such as at the logits, below which lies the whole model.
     """
     wanted, ends = _edges(tensors), _edges(stop_at)
     # An edge is a node and which of its results: DistributedDataParallel has one node for all that a model returns
-    edges, seen = list(_edges([loss])), set()
+    edges = list(_edges([loss]))
+    seen: set = set()
     while edges:
         edge = edges.pop()
         if edge in wanted:
@@ -26,7 +30,7 @@ def depends_on(loss, tensors, *, stop_at=()) -> bool:
     return False
 
 
-def _edges(tensors) -> set:
+def _edges(tensors: Iterable[torch.Tensor | None]) -> set:
     return {
         (tensor.grad_fn, tensor.output_nr)
         for tensor in tensors

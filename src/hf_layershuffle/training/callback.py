@@ -1,30 +1,46 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The order stream of a training run: the same on every process and after a resume."""
 
+from typing import Any, cast
+
 import torch
-from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..models.execution_order import ExecutionOrderStream
 
 
 class LayerShuffleCallback(TrainerCallback):
     """Gives a model's random execution orders to it as a function of the seed, the step and the micro-batch.
 
-    So they are the same on every process, as sharded training needs, and the same after a resume. It also tells the
-    training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or wrapper of your own),
-    where they have `set_epoch`: accelerate tells the outermost one only, and on one process. [`LayerShuffleTrainer`]
-    adds it; add it yourself to another `Trainer`.
+    So they are the same on every process, as sharded training needs, and the same after a resume.
+
+    It also tells the training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or
+    wrapper of your own), where they have `set_epoch`. Accelerate tells the outermost one only, and on one process.
+
+    [`LayerShuffleTrainer`] adds it. Add it yourself to another `Trainer`.
 
     Args:
-        seed (`int`, *optional*): Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
+        seed: Seed of the orders, at least 0. Defaults to the training arguments' `seed`.
     """
 
     def __init__(self, seed: int | None = None):
         self.seed = seed
-        self._streams = []
+        self._streams: list[ExecutionOrderStream] = []
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        modules = [] if model is None else model.modules()
         self._streams = [
-            module.execution_order_stream for module in model.modules() if hasattr(module, "execution_order_stream")
+            cast(ExecutionOrderStream, module.execution_order_stream)
+            for module in modules
+            if hasattr(module, "execution_order_stream")
         ]
         if not self._streams:
             raise ValueError(
@@ -33,23 +49,34 @@ class LayerShuffleCallback(TrainerCallback):
             )
         self._seek(args, state)
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._seek(args, state)
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
         epoch = int((state.epoch or 0) + 1e-6)  # the fraction of a resumed epoch may lack a last bit
         for dataset in _nested_datasets(getattr(train_dataloader, "dataset", None)):
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
 
-    def _seek(self, args, state) -> None:
+    def _seek(self, args: TrainingArguments, state: TrainerState) -> None:
         for stream in self._streams:
             stream.seek(args.seed if self.seed is None else self.seed, state.global_step)
 
 
-def _nested_datasets(outermost) -> list:
+def _nested_datasets(outermost: object) -> list:
     """A dataset and those that it holds in its attributes, alone or in lists and dictionaries, at any depth."""
-    found, waiting, seen = [], [outermost], set()
+    found: list[Any] = []
+    waiting: list[object] = [outermost]
+    seen: set[int] = set()
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
@@ -65,7 +92,7 @@ def _nested_datasets(outermost) -> list:
     return found
 
 
-def _is_like_a_dataset(value) -> bool:
-    """Not all are subclasses of PyTorch's."""
+def _is_like_a_dataset(value: object) -> bool:
+    """Whether a value is a dataset. Not all are subclasses of PyTorch's."""
     has_items = isinstance(value, Dataset) or hasattr(value, "__getitem__") or hasattr(value, "set_epoch")
     return has_items and hasattr(value, "__dict__") and not isinstance(value, (torch.Tensor, type))

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -13,16 +14,11 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
-# Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters, sharded by FSDP
-# and by DeepSpeed
+# Files and folders that the model's weights, and the optimizer's state, are written to: as they are, of adapters,
+# sharded by FSDP and by DeepSpeed
 WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
-TORN = (
-    OSError,
-    ValueError,
-    RecursionError,
-    SafetensorError,
-    zipfile.BadZipFile,
-)  # what the readers of such files raise
+# What the readers of such files raise where a file is torn
+TORN = (OSError, ValueError, RecursionError, SafetensorError, zipfile.BadZipFile)
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
 
 
@@ -36,7 +32,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
         path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     }
     found = {path: int(step) for path, step in steps.items() if step.isdecimal() and path.is_dir()}
-    return sorted(found, key=found.get, reverse=True)
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -109,15 +105,16 @@ def check_checkpoint(checkpoint: Path, num_processes: int) -> TrainerState:
     state = check_weights(checkpoint)
     if not any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZERS):
         raise IncompleteCheckpoint(
-            f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh optimizer"
+            f"it holds no {OPTIMIZER_NAME} (as with --save_only_model), and training would go on with a fresh "
+            "optimizer"
         )
     if not (checkpoint / SCHEDULER_NAME).is_file() and not any(checkpoint.glob("global_step*")):
         raise IncompleteCheckpoint(f"it holds no {SCHEDULER_NAME}, and the learning rate would start anew")
     other = "rng_state_0.pth" if num_processes == 1 else "rng_state.pth"
     if (checkpoint / other).exists() or (checkpoint / f"rng_state_{num_processes}.pth").exists():
         raise ValueError(
-            f"'{checkpoint}' is of a run with another number of processes than {num_processes}; start as many as then, or choose "
-            "another --output_dir."
+            f"'{checkpoint}' is of a run with another number of processes than {num_processes}; start as many as "
+            "then, or choose another --output_dir."
         )
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{index}.pth" for index in range(num_processes)]
     for name in names:
@@ -131,7 +128,7 @@ def newest_whole_checkpoint(folder: Path, num_processes: int) -> tuple[Path | No
 
     A checkpoint at the end of training need only hold the model.
     """
-    skipped = {}
+    skipped: dict[Path, str] = {}
     for checkpoint in checkpoints_of(folder):
         try:
             state = check_weights(checkpoint)
@@ -141,3 +138,12 @@ def newest_whole_checkpoint(folder: Path, num_processes: int) -> tuple[Path | No
         except IncompleteCheckpoint as error:
             skipped[checkpoint] = str(error)
     return None, skipped
+
+
+def trained_weights(checkpoint: Path, state: TrainerState, args: TrainingArguments) -> Path:
+    """Where the weights lie that the run ends with.
+
+    They lie in the best checkpoint, if that is to be loaded, or in the last one.
+    """
+    best = state.best_model_checkpoint
+    return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint

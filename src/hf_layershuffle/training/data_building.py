@@ -2,18 +2,24 @@
 """The datasets that the arguments of a run describe."""
 
 from types import SimpleNamespace
+from typing import Any, cast
+
+from datasets import DatasetDict
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
 from ..data.image_reading import is_grey, read_images
 from .script_arguments import DataArguments
 
 
-def load_splits(args: DataArguments, class_names: list[str] | None = None):
+def load_splits(args: DataArguments, class_names: list[str] | None = None) -> DatasetDict:
     """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name.
 
     Args:
-        class_names: Of the checkpoint that is fine-tuned. The same classes in another order are numbered as the checkpoint
-            numbers them, since its classifier goes on; integers without names are taken for its class indices.
+        args: The arguments of the run.
+        class_names: Names of the classes of the checkpoint that is fine-tuned. The same classes in another order are
+            numbered as the checkpoint numbers them, since its classifier goes on. Integers without names are taken for
+            its class indices.
     """
     splits = load_image_datasets(
         args.dataset_name,
@@ -28,11 +34,19 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None):
     names = splits["train"].features["label"].names
     if class_names is None or set(names) != set(class_names) or len(names) != len(class_names):
         return splits
+    # As much of a configuration as numbers classes
     known = SimpleNamespace(id2label=dict(enumerate(class_names)), num_labels=len(class_names))
-    return {name: match_labels(split, known, args.dataset_name) for name, split in splits.items()}
+    config = cast(PreTrainedConfig, known)
+    return DatasetDict({name: match_labels(split, config, args.dataset_name) for name, split in splits.items()})
 
 
-def build_datasets(args: DataArguments, splits, model, image_processor, seed: int):
+def build_datasets(
+    args: DataArguments,
+    splits: DatasetDict,
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    seed: int,
+) -> tuple[ImageClassificationDataset, ImageClassificationDataset]:
     """Training images, augmented, and evaluation images, as they are.
 
     Raises:
@@ -42,7 +56,8 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
     if config.num_labels != splits["train"].features["label"].num_classes:
         raise ValueError(
             f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
-            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new classifier."
+            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new "
+            "classifier."
         )
     for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
         if limit is not None:
@@ -53,10 +68,10 @@ def build_datasets(args: DataArguments, splits, model, image_processor, seed: in
     padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
     is_colour = not is_grey(*read_images(splits["train"], [0]))
     flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
-    augmentation = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
+    augmentation: dict[str, Any] = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
     if args.max_cached_gib < 0:
         raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
-    common = {
+    common: dict[str, Any] = {
         "image_processor": image_processor,
         "num_channels": config.num_channels,
         "max_cached_bytes": int(args.max_cached_gib * 2**30),

@@ -2,6 +2,8 @@
 """Knowledge distillation: a trained classifier's softened answers as targets (Hinton et al., arXiv 1503.02531)."""
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -15,18 +17,19 @@ logger = logging.get_logger(__name__)
 def distillation_loss(
     logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor | None, *, temperature: float
 ) -> torch.Tensor:
-    """Kullback-Leibler divergence of the teacher's probabilities from the model's, both at this temperature, times its
-    square, which keeps the size of the gradients (arXiv 1503.02531, section 2).
+    """Kullback-Leibler divergence of the teacher's probabilities from the model's, both at this temperature.
+
+    It is multiplied by the square of the temperature, which keeps the size of the gradients (arXiv 1503.02531, section
+    2).
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Of the model that is trained.
-        teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`)
-        labels (`torch.LongTensor` of shape `(batch_size,)` or None): Images with -100 are left out, as of the class
-            loss.
-        temperature (`float`): By which logits are divided, above 0.
+        logits: Logits of the model that is trained, of shape `(batch_size, num_labels)`.
+        teacher_logits: Logits of the teacher, of the same shape.
+        labels: Classes of shape `(batch_size,)`. Images with -100 are left out, as they are from the class loss.
+        temperature: Number by which logits are divided, above 0.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size,)` in float32, in nats; 0 for the images that are left out.
+        Losses of shape `(batch_size,)` in float32, in nats. They are 0 for the images that are left out.
     """
     log_probabilities = F.log_softmax(logits.float() / temperature, dim=-1)
     targets = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
@@ -35,13 +38,14 @@ def distillation_loss(
     return temperature**2 * (divergence if labels is None else torch.where(labels != -100, divergence, 0.0))
 
 
-def check_teacher(teacher, model) -> None:
-    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model, with
-    weights that are finite.
+def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+
+    The teacher's weights must be finite.
 
     Args:
-        teacher ([`~transformers.PreTrainedModel`]): An image classifier.
-        model ([`~transformers.PreTrainedModel`]): The one to train.
+        teacher: The image classifier that teaches.
+        model: The model to train.
     """
     if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
         raise ValueError(
@@ -60,7 +64,8 @@ def check_teacher(teacher, model) -> None:
             )
     if teacher is model:
         raise ValueError("`teacher_model` is the model to train itself; load a second one from its checkpoint.")
-    ours, theirs = model.config, teacher.config
+    ours: Any = model.config  # which declare their fields with None, and have them
+    theirs: Any = teacher.config
     if ours.problem_type not in (None, "single_label_classification") or ours.num_labels < 2:
         raise ValueError(
             "Distillation needs a single label of two classes or more; the model has `problem_type` "
@@ -68,25 +73,30 @@ def check_teacher(teacher, model) -> None:
         )
     for name in ("num_labels", "image_size", "num_channels"):
         value, expected = getattr(theirs, name, None), getattr(ours, name, None)
-        if None not in (value, expected) and _pair(value) != _pair(expected):
+        if value is not None and expected is not None and _pair(value) != _pair(expected):
             raise ValueError(
                 f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
                 "for the same classes, so it must be equal."
             )
-    names, expected = ([config.id2label[index] for index in range(config.num_labels)] for config in (theirs, ours))
-    shared = set(names) & set(expected)
-    if any(names.index(name) != expected.index(name) for name in shared):
+    names, class_names = _class_names(theirs), _class_names(ours)
+    shared = set(names) & set(class_names)
+    if any(names.index(name) != class_names.index(name) for name in shared):
         raise ValueError(
             f"The teacher has the model's classes in another order: {', '.join(names[:10])} instead of "
-            f"{', '.join(expected[:10])}. Give the model the teacher's `id2label`, and the dataset its labels."
+            f"{', '.join(class_names[:10])}. Give the model the teacher's `id2label`, and the dataset its labels."
         )
-    if names != expected and not any(re.fullmatch(r"(LABEL_)?\d+", name) for name in (*names, *expected)):
+    if names != class_names and not any(re.fullmatch(r"(LABEL_)?\d+", name) for name in (*names, *class_names)):
         logger.warning_once(
             "The teacher's classes are called %s, ... and the model's %s, ...; they are taken to be the same, by "
             "number.",
-            *(", ".join(each[:3]) for each in (names, expected)),
+            ", ".join(names[:3]),
+            ", ".join(class_names[:3]),
         )
 
 
-def _pair(value):
+def _class_names(config: Any) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def _pair(value: int | Iterable[int]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)

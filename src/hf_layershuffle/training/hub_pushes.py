@@ -1,10 +1,14 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a Trainer writes a card of and pushes: a finished model, adapters, and models while they train."""
 
+import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
@@ -15,6 +19,7 @@ from ..hub.folder_records import record_training
 from ..hub.model_card import write_model_card
 from ..hub.published_files import matches, published_files
 from ..hub.publishing import publish
+from .trainer_part import TrainerPart
 
 
 # Pickled arguments hold the token of the Hub
@@ -22,8 +27,11 @@ NOT_OF_CHECKPOINTS = ("training_args.bin",)
 _BESIDE_ADAPTERS = ("README.md", "*processor_config.json")
 
 
-def adapter_files(folder, adapter_names) -> list[str]:
-    """Relative to the folder, in which lies the adapter `default`; others lie in subfolders of their names."""
+def adapter_files(folder: str | os.PathLike, adapter_names: Iterable[str]) -> list[str]:
+    """The files of adapters and their card, relative to the folder.
+
+    The adapter `default` lies in the folder itself. Others lie in subfolders of their names.
+    """
     folders = ["" if name == "default" else f"{name}/" for name in adapter_names]
     patterns = [
         *_BESIDE_ADAPTERS,
@@ -34,10 +42,10 @@ def adapter_files(folder, adapter_names) -> list[str]:
 
 
 def publish_adapter(
-    folder,
+    folder: str | os.PathLike,
     repo_id: str,
     *,
-    adapter_names=("default",),
+    adapter_names: Iterable[str] = ("default",),
     private: bool | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -46,9 +54,9 @@ def publish_adapter(
     """Pushes the adapters of a folder and their card to the Hub in one commit.
 
     Args:
-        folder (`str` or `os.PathLike`): As `PeftModel.save_pretrained` wrote it.
+        folder: The adapters' folder, as `PeftModel.save_pretrained` wrote it.
         repo_id, private, revision, token, commit_message: As for [`publish`].
-        adapter_names (`Iterable[str]`): Names in `model.peft_config`.
+        adapter_names: Names of the adapters in `model.peft_config`.
 
     Raises:
         `ValueError`: if the folder holds no adapter.
@@ -64,22 +72,33 @@ def publish_adapter(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        options = {"commit_message": commit_message, "revision": revision, "allow_patterns": names}
-        return api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            commit_message=commit_message,
+            revision=revision,
+            allow_patterns=names,
+        )
 
 
-def push_checkpoint(folder, repo_id: str, *, adapter_names=None, path_in_repo: str | None = None, **options) -> list:
-    """Starts to push a checkpoint as the repository's model; with `path_in_repo` also all that a resumed run needs.
+def push_checkpoint(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    adapter_names: Iterable[str] | None = None,
+    path_in_repo: str | None = None,
+    **options: Any,
+) -> list[Future]:
+    """Starts to push a checkpoint as the repository's model.
+
+    With `path_in_repo` it also pushes all that a resumed run needs.
 
     Args:
-        folder (`str` or `os.PathLike`): A checkpoint of the Trainer.
-        repo_id (`str`)
-        adapter_names (`Iterable[str]`, *optional*): Of a peft model.
-        path_in_repo (`str`, *optional*): Folder on the Hub for the whole checkpoint.
-        options: As of `HfApi.upload_folder`: `token`, `revision`, `commit_message`.
-
-    Returns:
-        `list[concurrent.futures.Future]`
+        folder: A checkpoint of the Trainer.
+        repo_id: Repository to push to.
+        adapter_names: Names of a peft model's adapters.
+        path_in_repo: Folder on the Hub for the whole checkpoint.
+        options: `token`, `revision` and `commit_message`, as for `HfApi.upload_folder`.
     """
     names = published_files(folder) if adapter_names is None else adapter_files(folder, adapter_names)
     copy = Path(tempfile.mkdtemp())  # the checkpoint itself may be deleted before it is read
@@ -96,19 +115,22 @@ def push_checkpoint(folder, repo_id: str, *, adapter_names=None, path_in_repo: s
     return [job, api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)]
 
 
-class HubMixin:
+class HubMixin(TrainerPart):
     """The card of [`LayerShuffleTrainer`], and what it pushes."""
 
-    def create_model_card(self, dataset=None, metrics=None, **kwargs) -> None:
-        """Writes `README.md` into the output folder, or brings the one that is there up to date, and `training.json`,
-        which records what the card says of the training. `push_to_hub` calls it; training alone does not. Adapters of
-        peft get peft's card.
+    def create_model_card(  # type: ignore[override]  # transformers' other arguments go by name
+        self, dataset: str | None = None, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes `README.md` into the output folder, or brings the one that is there up to date.
+
+        Also writes `training.json`, which records what the card says of the training. `push_to_hub` calls this;
+        training alone does not. Adapters of peft get peft's card.
 
         Args:
-            dataset (`str`, *optional*): Name of the dataset.
-            metrics (`dict[str, float]`, *optional*): Evaluation metrics. Default to those of the last evaluation.
-            finetuned_from (`str`, *optional*): Hub id, or folder, of the model that was fine-tuned.
-            tags (`list[str]`, *optional*): Further tags.
+            dataset: Name of the dataset.
+            metrics: Evaluation metrics. Defaults to those of the last evaluation.
+            kwargs: `finetuned_from`, the Hub id, or folder, of the model that was fine-tuned; `tags`, further tags of
+                the card; `license`, its licence.
         """
         if self._adapter_names() is not None:
             super().create_model_card(dataset=dataset, **kwargs)
@@ -120,8 +142,9 @@ class HubMixin:
             metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
             metrics = metrics | {"num_orders": num_orders} if num_orders else metrics
         teacher = self.teacher_model
+        folder = str(self.args.output_dir)
         record_training(
-            self.args.output_dir,
+            folder,
             arguments=self.args.to_dict(),
             dataset=dataset,
             num_train_images=_length(self.train_dataset),
@@ -131,17 +154,24 @@ class HubMixin:
             tags=kwargs.get("tags") or (),
         )
         write_model_card(
-            self.args.output_dir,
+            folder,
             repo_id=self.args.hub_model_id,
             license=kwargs.get("license"),
             config=self.accelerator.unwrap_model(self.model).config,
         )
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
-        """As in transformers, but in one commit, and without the pickled arguments and the logs. Of a peft model, the
-        adapters and their card are pushed.
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Pushes as transformers does, but in one commit, and without the pickled arguments and the logs.
+
+        For a peft model, the adapters and their card are pushed.
 
         Checkpoints are pushed by `hub_strategy` alone: `"checkpoint"` and `"all_checkpoints"` put them, with the
         optimizer and without the pickled arguments, into folders of the repository, where they stay.
@@ -157,15 +187,16 @@ class HubMixin:
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        options = {"commit_message": commit_message, "token": token, "private": private}
+        options: dict[str, Any] = {"commit_message": commit_message, "token": token, "private": private}
         options["revision"] = revision or self.args.hub_revision
         adapter_names = self._adapter_names()
         push = publish if adapter_names is None else partial(publish_adapter, adapter_names=adapter_names)
+        folder = str(self.args.output_dir)
         if blocking:
-            return push(self.args.output_dir, self.hub_model_id, **options)
-        return HfApi().run_as_future(push, self.args.output_dir, self.hub_model_id, **options)
+            return push(folder, self.hub_model_id, **options)
+        return HfApi().run_as_future(push, folder, self.hub_model_id, **options)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Like transformers' own, but with the code files and without the pickled arguments, which hold a token."""
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         strategy = self.args.hub_strategy
@@ -174,12 +205,15 @@ class HubMixin:
         if is_busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        name = Path(checkpoint_folder).name
+        folders = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }
         jobs = push_checkpoint(
             checkpoint_folder,
             self.hub_model_id,
             adapter_names=self._adapter_names(),
-            path_in_repo={HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: name}.get(strategy),
+            path_in_repo=folders.get(HubStrategy(strategy)),
             commit_message=f"Training in progress, step {self.state.global_step}",
             token=self.args.hub_token,
             revision=self.args.hub_revision,
@@ -187,14 +221,14 @@ class HubMixin:
         if is_busy:
             self.push_in_progress.jobs.extend(jobs)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress(cast(Any, jobs))  # annotated as one job
 
     def _adapter_names(self) -> list[str] | None:
-        """Of a peft model; None for others."""
+        """The names of a peft model's adapters; None for other models."""
         adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)
         return list(adapters) if adapters else None
 
 
-def _length(dataset) -> int | None:
-    """None of a dataset that is a stream, or where there is none."""
+def _length(dataset: Any) -> int | None:
+    """The number of images; None for a stream, and where there is no dataset."""
     return len(dataset) if hasattr(dataset, "__len__") else None

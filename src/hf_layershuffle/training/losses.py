@@ -1,41 +1,51 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The loss of a training step: of the classes, of the layers' positions, and of a teacher's answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
+from .trainer_part import TrainerPart
 
 
-class TrainingLossMixin:
+class TrainingLossMixin(TrainerPart):
     """How [`LayerShuffleTrainer`] computes its loss."""
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        # Around whatever a subclass, or a script on this object, made of `compute_loss`
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        # Wraps whatever a subclass, or a script on this object, made of `compute_loss`
         was_set = vars(self).get("compute_loss")
-        self.compute_loss = partial(self._compute_loss_with_positions, self.compute_loss)
+        with_positions = partial(self._compute_loss_with_positions, self.compute_loss)
+        self.compute_loss = with_positions  # type: ignore[method-assign]  # for this step only
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             del self.compute_loss
             if was_set is not None:
-                self.compute_loss = was_set
+                self.compute_loss = was_set  # type: ignore[method-assign]
         self._watch.note(self.state.global_step + 1, "loss", loss)
         if self._reads_at_once():  # before the weights take a step
             self._stop_if_nonfinite()
         return loss
 
-    def _compute_loss_with_positions(self, compute_loss: Callable, model, inputs, *args, **kwargs):
+    def _compute_loss_with_positions(
+        self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """`compute_loss`, which may be a subclass's, and the position loss of the forwards that it made without it."""
         if not self._config("position_predictor", False):
             return compute_loss(model, inputs, *args, **kwargs)
-        labels, outputs = inputs.get("labels"), []
-        # Of the outermost module: its results are the ones that the loss is made of
+        labels = inputs.get("labels")
+        outputs: list[Any] = []
+        # Hooked to the outermost module, whose results are the ones that the loss is made of
         handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             result = compute_loss(model, inputs, *args, **kwargs)
@@ -45,9 +55,15 @@ class TrainingLossMixin:
         loss = self._with_position_loss(loss, outputs, labels, kwargs.get("num_items_in_batch"))
         return (loss, *rest) if rest else loss
 
-    def _with_position_loss(self, loss, outputs: list, labels, num_items_in_batch) -> torch.Tensor:
-        """Adds the position loss, mean over those outputs on whose positions the loss does not depend."""
-        losses = []
+    def _with_position_loss(
+        self,
+        loss: torch.Tensor,
+        outputs: Sequence[Any],
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """Adds the position loss, as the mean over those outputs on whose positions the loss does not depend."""
+        losses: list[torch.Tensor] = []
         for output in outputs:
             position_logits = output.get("position_logits") if isinstance(output, dict) else None
             if position_logits is None or not position_logits.requires_grad:
@@ -57,7 +73,13 @@ class TrainingLossMixin:
                 losses.append(self._share_of_step(mean_over, num_items_in_batch))
         return loss + self._config("position_loss_weight", 1.0) * sum(losses) / len(losses) if losses else loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         labels = inputs.get("labels")  # label smoothing takes them out of `inputs`
         distills = self.teacher_model is not None and model.training
         if distills and labels is None:
@@ -72,7 +94,7 @@ class TrainingLossMixin:
             loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
 
-    def _nothing_but_outputs(self, model, inputs):
+    def _nothing_but_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         weight = self._argument("distillation_weight")
         if weight != 1:
             raise ValueError(
@@ -81,9 +103,16 @@ class TrainingLossMixin:
             )
         return torch.zeros((), device=self.args.device), model(**inputs)
 
-    def _distillation_loss(self, logits, pixel_values, labels, num_items_in_batch) -> torch.Tensor:
+    def _distillation_loss(
+        self,
+        logits: torch.Tensor,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        teacher = cast(PreTrainedModel, self.teacher_model)
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher_model(pixel_values=pixel_values.to(self.teacher_model.dtype)).logits
+            teacher_logits = teacher(pixel_values=pixel_values.to(teacher.dtype)).logits
         if labels is not None:  # nothing is learnt of the others
             teacher_logits = torch.where((labels != -100)[:, None], teacher_logits, 0.0)
         self._watch.note(self.state.global_step + 1, "teacher's answer", teacher_logits.abs().max())
@@ -94,10 +123,16 @@ class TrainingLossMixin:
             lambda count: losses.sum() / (num_images if count is None else count), num_items_in_batch
         )
 
-    def _share_of_step(self, mean_over: Callable, num_items_in_batch) -> torch.Tensor:
+    def _share_of_step(
+        self,
+        mean_over: Callable[[torch.Tensor | float | None], torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
         """A micro-batch's share of a mean over the step's images, scaled as the Trainer expects it of the class loss.
 
-        `mean_over` takes the number of images to divide by, or None for the mean over the micro-batch.
+        Args:
+            mean_over: Takes the number of images to divide by, or None for the mean over the micro-batch.
+            num_items_in_batch: Number of images of the step, as the Trainer counts them.
         """
         is_scaled = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5.17 has no such attribute
         if is_scaled is None:
@@ -108,20 +143,23 @@ class TrainingLossMixin:
             return mean_over(None) / self.current_gradient_accumulation_steps
         averages = self.args.average_tokens_across_devices
         if self.args.n_gpu > 1:  # DataParallel: one entry a GPU, of all images or of a GPU's share
-            return mean_over(num_items_in_batch.float().mean() * (1 if averages else self.args.n_gpu))
+            return mean_over(torch.as_tensor(num_items_in_batch).float().mean() * (1 if averages else self.args.n_gpu))
         # Gradients are averaged over processes, and the count is of all of them
         scale = self.accelerator.num_processes // self.get_tp_size() if averages else 1
         return mean_over(num_items_in_batch / scale)
 
-    def _get_num_items_in_batch(self, batch_samples, device):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # The losses of several labels an image and of regression are means over a micro-batch, which no count scales
         if self.compute_loss_func is None and not self._chooses_one_class(batch_samples):
             return None
         count = super()._get_num_items_in_batch(batch_samples, device)
         return count + (count == 0) if isinstance(count, torch.Tensor) else count  # no image counts: 0, not 0 / 0
 
-    def _chooses_one_class(self, batches=()) -> bool:
-        """As transformers tells it, of the configuration or else of the labels."""
+    def _chooses_one_class(self, batches: Sequence[dict[str, Any]] = ()) -> bool:
+        """Whether the model chooses one class an image.
+
+        The configuration tells it, or else the labels, as in transformers.
+        """
         problem_type = self._config("problem_type")
         if problem_type is not None:
             return problem_type == "single_label_classification"
@@ -129,7 +167,7 @@ class TrainingLossMixin:
         has_fractions = isinstance(labels, torch.Tensor) and labels.is_floating_point()
         return self._config("num_labels", 2) > 1 and not has_fractions
 
-    def compute_loss_context_manager(self):
+    def compute_loss_context_manager(self) -> ExitStack:
         stack = ExitStack()
         stack.enter_context(super().compute_loss_context_manager())
         if self._base_precision is not None and self.accelerator.mixed_precision == "no":

@@ -1,6 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Metrics of the kind of `evaluate`, without a download; `evaluate.combine` takes them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -10,8 +13,9 @@ from ..evaluation.statistics import summarize
 
 
 class Accuracy(evaluate.Metric):
-    """Fraction of predictions equal to their references. An [`evaluate.Metric`] that needs no download, unlike
-    `evaluate.load("accuracy")`.
+    """Fraction of predictions equal to their references.
+
+    This is an [`evaluate.Metric`] that needs no download, unlike `evaluate.load("accuracy")`.
 
     ```python
     >>> from hf_layershuffle import Accuracy
@@ -21,7 +25,7 @@ class Accuracy(evaluate.Metric):
     ```
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Fraction of predictions equal to their references, in [0, 1].",
             citation="",
@@ -31,7 +35,7 @@ class Accuracy(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
         return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
@@ -52,7 +56,7 @@ class OrderAccuracy(evaluate.Metric):
     ```
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Accuracy over execution orders, in [0, 1].",
             citation="",
@@ -62,11 +66,11 @@ class OrderAccuracy(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, seed: int = 0):
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        summary = vars(summarize((predictions == references[:, None]).mean(axis=0), seed))
+    def _compute(self, predictions: Sequence, references: Sequence, seed: int = 0) -> dict[str, float]:
+        classes, labels = np.asarray(predictions), np.asarray(references)
+        summary = vars(summarize((classes == labels[:, None]).mean(axis=0), seed))
         metrics = {f"arbitrary_accuracy_{name}": value for name, value in summary.items() if name != "mean"}
-        return {"arbitrary_accuracy": summary["mean"], **metrics, "order_agreement": _agreement(predictions)}
+        return {"arbitrary_accuracy": summary["mean"], **metrics, "order_agreement": _agreement(classes)}
 
 
 def _agreement(predictions: np.ndarray) -> float:
@@ -108,7 +112,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return Accuracy(keep_in_memory=True).compute(predictions=classes, references=labels[is_labelled])
 
 
-def _joined(values) -> np.ndarray:
+def _joined(values: Any) -> np.ndarray:
     """The first output of a model that gives several; batches joined where the Trainer keeps them apart."""
     if isinstance(values, list):
         return np.concatenate([_joined(batch) for batch in values])

@@ -3,10 +3,17 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available, logging
 
@@ -14,7 +21,7 @@ from ..checkpoints.checks import check_complete, check_finite, check_model_files
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import classes_of
-from ..models.execution_order import EXECUTION_ORDERS
+from ..models.execution_order import parse_execution_order
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 
@@ -30,15 +37,23 @@ LAYERSHUFFLE_FLAGS = (
     "layerdrop",
     "execution_order",
 )
-# What a flag is of: without it, the flag would do nothing
+# The flag without which another flag would do nothing
 PARTS = {"depth_embedding_dim": "depth_embedding", "position_loss_weight": "position_predictor"}
-SCRATCH_ONLY = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
-SCRATCH_ONLY += ("intermediate_size", "initializer_range", "residual_init_scale")
+SCRATCH_ONLY = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "initializer_range",
+    "residual_init_scale",
+)
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of an image processor
-LARGEST_PATCH, MOST_PATCHES = 16, 32  # pixels of a patch, and patches a side, that are chosen without being asked for
-
-
-# --- Models ---
+# The most that is chosen without being asked for
+LARGEST_PATCH = 16  # pixels of a patch
+MOST_PATCHES = 32  # patches a side
 
 
 def layershuffle_flags(args: ModelArguments) -> dict:
@@ -48,28 +63,22 @@ def layershuffle_flags(args: ModelArguments) -> dict:
         `ValueError`: if the execution order is neither a name nor indices.
     """
     flags = {name: getattr(args, name) for name in LAYERSHUFFLE_FLAGS if getattr(args, name) is not None}
-    order = flags.get("execution_order")
-    if order is not None and order not in EXECUTION_ORDERS:
-        try:
-            flags["execution_order"] = [int(index) for index in order.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"`execution_order` is '{order}'; it must be sequential, arbitrary or layer indices such as 2,0,1."
-            ) from None
+    if args.execution_order is not None:
+        flags["execution_order"] = parse_execution_order(args.execution_order)
     return flags
 
 
 def build_model(
     args: ModelArguments, flags: dict, class_names: list[str], image_size: tuple[int, int], normalization: dict
-):
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """The model and its image processor: from a checkpoint, or small and from scratch.
 
     Args:
-        args ([`ModelArguments`])
-        flags (`dict`): As from [`layershuffle_flags`].
-        class_names (`list[str]`): Of the dataset.
-        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels; for a model from scratch.
-        normalization (`dict`): For a model from scratch: how its teacher normalises pixels; empty without one.
+        args: The arguments of the run.
+        flags: The flags, as from [`layershuffle_flags`].
+        class_names: Names of the dataset's classes.
+        image_size: Height and width of the dataset's images, in pixels, for a model from scratch.
+        normalization: How the teacher normalises pixels, for a model from scratch. It is empty without a teacher.
 
     Raises:
         `ValueError`: if an argument is not allowed, or does not apply to the checkpoint.
@@ -87,11 +96,12 @@ def build_model(
     return model.to(getattr(torch, args.dtype)), image_processor
 
 
-def _build_from_scratch(args, flags, labels, image_size, normalization):
+def _build_from_scratch(
+    args: ModelArguments, flags: dict, labels: dict, image_size: tuple[int, int], normalization: dict
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
     _, model_class = classes_of(name, f"`architecture` is '{name}', which")
-    config_class = model_class.config_class
-    config = config_class.from_dict(
+    config = _config_class_of(model_class).from_dict(
         {"shuffle_mode": "arbitrary", **labels, **scratch_sizes(args, image_size)}, **flags
     )
     model = model_class._from_config(config, **_attention(args))
@@ -101,8 +111,15 @@ def _build_from_scratch(args, flags, labels, image_size, normalization):
     return model, _vit_image_processor(size=size, **normalization)
 
 
-def _vit_image_processor(**kwargs):
-    """transformers would warn at every start that it takes the one without torchvision where there is none."""
+def _config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    return cast(type[PreTrainedConfig], model_class.config_class)
+
+
+def _vit_image_processor(**kwargs: Any) -> BaseImageProcessor:
+    """The image processor of a ViT.
+
+    Where there is no torchvision, transformers would warn at every start that it takes the one without it.
+    """
     without = getattr(transformers, "ViTImageProcessorPil", None)
     return (without if without and not is_torchvision_available() else transformers.ViTImageProcessor)(**kwargs)
 
@@ -111,18 +128,22 @@ def _stored_config(args: ModelArguments) -> dict:
     """The values of the checkpoint's `config.json`."""
     with explained_reading(f"'{args.model_name_or_path}'"):
         stored, _ = PreTrainedConfig.get_config_dict(
-            args.model_name_or_path, revision=args.model_revision, token=args.token
+            str(args.model_name_or_path), revision=args.model_revision, token=args.token
         )
         return dict(stored.items())  # JSON of another kind has none
 
 
-def _load_checkpoint(args, flags, labels, image_size, normalization):
-    hub, what = {"revision": args.model_revision, "token": args.token}, f"'{args.model_name_or_path}'"
-    check_model_files(args.model_name_or_path)
+def _load_checkpoint(
+    args: ModelArguments, flags: dict, labels: dict, image_size: tuple[int, int], normalization: dict
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    name_or_path = str(args.model_name_or_path)
+    hub = {"revision": args.model_revision, "token": args.token}
+    what = f"'{name_or_path}'"
+    check_model_files(name_or_path)
     stored = _stored_config(args)
     model_type = str(stored.get("model_type"))
     _, model_class = classes_of(model_type, what)
-    config_class = model_class.config_class
+    config_class = _config_class_of(model_class)
     with explained_reading(what):
         config = config_class.from_dict({**stored, "model_type": config_class.model_type})
     _refuse_scratch_options(args, config, model_type)
@@ -132,7 +153,7 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
     with explained_reading(what):
         model, found = model_class.from_pretrained(
-            args.model_name_or_path,
+            name_or_path,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=args.ignore_mismatched_sizes,
@@ -145,12 +166,14 @@ def _load_checkpoint(args, flags, labels, image_size, normalization):
     # What is missing is refused there, but for a classifier, which may start anew
     check_complete(what, (), found["unexpected_keys"], requested=flags)
     check_finite(what, model.named_parameters())
-    return model, load_image_processor(args.model_name_or_path, trust_remote_code=args.trust_remote_code, **hub)
+    return model, load_image_processor(name_or_path, trust_remote_code=args.trust_remote_code, **hub)
 
 
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
-    """The classes of the checkpoint whose classifier is fine-tuned, in its order; None from scratch, for a classifier that
-    starts anew, and where classes have no names of their own."""
+    """The classes of the checkpoint whose classifier is fine-tuned, in its order.
+
+    None from scratch, for a classifier that starts anew, and where classes have no names of their own.
+    """
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
@@ -163,7 +186,7 @@ def _attention(args: ModelArguments) -> dict:
     return {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
 
 
-def _refuse_scratch_options(args: ModelArguments, config, model_type: str) -> None:
+def _refuse_scratch_options(args: ModelArguments, config: PreTrainedConfig, model_type: str) -> None:
     """Raises a `ValueError` for an option of a model from scratch whose value is another than the checkpoint's."""
     architecture = model_type.removeprefix("layershuffle_")
     for name in ("architecture", *SCRATCH_ONLY):
@@ -172,8 +195,8 @@ def _refuse_scratch_options(args: ModelArguments, config, model_type: str) -> No
         same = given == value or (isinstance(value, (list, tuple)) and set(value) == {given})
         if given is not None and not same:
             raise ValueError(
-                f"`{name}` is {given!r}, and '{args.model_name_or_path}' has {value!r}, which fine-tuning keeps; leave out "
-                f"--{name}, or train from scratch without --model_name_or_path."
+                f"`{name}` is {given!r}, and '{args.model_name_or_path}' has {value!r}, which fine-tuning keeps; "
+                f"leave out --{name}, or train from scratch without --model_name_or_path."
             )
 
 
@@ -181,8 +204,8 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
     """The sizes of a model from scratch, as its configuration names them.
 
     Args:
-        args ([`ModelArguments`]): What is None gets its default.
-        image_size (`tuple[int, int]`): Height and width of the dataset's images, in pixels.
+        args: The arguments of the run. What is None gets its default.
+        image_size: Height and width of the dataset's images, in pixels.
 
     Raises:
         `ValueError`: if sizes do not fit together.
@@ -190,7 +213,7 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
     size, patch = choose_image_size(args, image_size)
     defaults = {name: value for name, value in SCRATCH_DEFAULTS.items() if name != "architecture"}
     given = {name: getattr(args, name) for name in (*defaults, "num_attention_heads", "intermediate_size")}
-    sizes = defaults | {name: value for name, value in given.items() if value is not None}
+    sizes: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
     sizes = {"image_size": size, "patch_size": patch, **sizes}
     sizes.setdefault("num_attention_heads", max(1, sizes["hidden_size"] // 32))
     sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
@@ -201,13 +224,16 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
         raise ValueError(f"`initializer_range` is {sizes['initializer_range']}; it must be a finite number above 0.")
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ValueError(
-            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width {sizes['hidden_size']}."
+            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width "
+            f"{sizes['hidden_size']}."
         )
     return sizes
 
 
 def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of the square image and of a patch. What is given is kept; the dataset's size is rounded to a multiple of the patch.
+    """Pixels of the square image and of a patch.
+
+    What is given is kept. The dataset's size is rounded to a multiple of the patch.
 
     Raises:
         `ValueError`: if a given size is not positive, or no patch divides a given image size.
@@ -231,13 +257,18 @@ def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tupl
     if rounded != size:
         logger.warning(
             "Images of %d pixels become %d, a multiple of the patch of %d; see --image_size and --patch_size.",
-            *(size, rounded, patch),
+            size,
+            rounded,
+            patch,
         )
     return rounded, patch
 
 
 def _usual_patch(size: int) -> int | None:
-    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it: 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16."""
+    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it.
+
+    Such as 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16.
+    """
     patches = (min(size // parts, LARGEST_PATCH) for parts in (8, 4, 7) if size % parts == 0 and size // parts >= 2)
     return next((patch for patch in patches if size % patch == 0), None)
 
@@ -250,8 +281,8 @@ def _patch_that_divides(size: int) -> int:
             return patch
     near = size // LARGEST_PATCH * LARGEST_PATCH
     raise ValueError(
-        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most {MOST_PATCHES} a side; "
-        f"choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
+        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most "
+        f"{MOST_PATCHES} a side; choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
     )
 
 
@@ -263,12 +294,12 @@ class Teacher:
     """The model to distill from, if there is one.
 
     Args:
-        model ([`~transformers.PreTrainedModel`], *optional*): In float32.
-        normalization (`dict`): How its image processor normalises pixels.
-        weights (`str`, *optional*): Digest of its weights as they are stored.
+        model: The teacher, in float32.
+        normalization: How its image processor normalises pixels.
+        weights: Digest of its weights as they are stored.
     """
 
-    model: object = None
+    model: PreTrainedModel | None = None
     normalization: dict = field(default_factory=dict)
     weights: str | None = None
 
@@ -307,12 +338,12 @@ def load_teacher(args: ModelArguments) -> Teacher:
     return Teacher(teacher.to(torch.float32), normalization, digest)
 
 
-def check_same_pixels(image_processor, normalization: dict, args: ModelArguments) -> None:
+def check_same_pixels(image_processor: BaseImageProcessor, normalization: dict, args: ModelArguments) -> None:
     """Raises a `ValueError` unless a checkpoint to fine-tune sees pixels normalised as its teacher does."""
     for name, expected in normalization.items():
-        value, expected = json.dumps(getattr(image_processor, name, None)), json.dumps(expected)
-        if value != expected:
+        value, wanted = json.dumps(getattr(image_processor, name, None)), json.dumps(expected)
+        if value != wanted:
             raise ValueError(
-                f"`{name}` of the image processor is {expected} in '{args.teacher_model_name_or_path}' and {value} in "
+                f"`{name}` of the image processor is {wanted} in '{args.teacher_model_name_or_path}' and {value} in "
                 f"'{args.model_name_or_path}'; both models see the same images, so choose a teacher with the same."
             )

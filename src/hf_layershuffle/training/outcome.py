@@ -2,7 +2,6 @@
 """What a training command prints at its end: the table, and what to do next."""
 
 import shlex
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +14,7 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -
     """Prints the accuracies of the models.
 
     Args:
-        rows: By the model's name: metrics of the evaluation, and its number of arbitrary orders.
+        rows: Metrics of the evaluation and its number of arbitrary orders, by the model's name.
         is_sequential: Whether the models' own evaluation order (`config.execution_order`) is the sequential one.
     """
     table = Table(title="Fraction of the evaluation images classified correctly")
@@ -31,7 +30,7 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -
 def next_command(data_args: DataArguments, args: ScriptTrainingArguments) -> str:
     """The command that evaluates what was trained, on the same images: with layers missing too, and with pictures."""
     command = ["hf-layershuffle", "evaluate", str(args.output_dir)]
-    command += [str(Path(args.output_dir, "baseline"))] if args.baseline else []
+    command += [str(args.folder / "baseline")] if args.baseline else []
     names = ("dataset_name", "dataset_config_name", "image_column_name", "label_column_name", "eval_split")
     for name in names:
         value = getattr(data_args, name)

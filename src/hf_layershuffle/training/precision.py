@@ -2,6 +2,7 @@
 """Float32 master weights, whatever a checkpoint is stored in: small steps are lost in half precision."""
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 
@@ -9,18 +10,17 @@ logger = logging.get_logger(__name__)
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 
 
-def use_float32_weights(model) -> torch.dtype | None:
+def use_float32_weights(model: nn.Module) -> torch.dtype | None:
     """Casts a model that is about to be trained to float32, with a warning, if it trains half-precision parameters.
 
     The frozen base of adapters or of a quantised model stays as it is; other models are cast whole, as layers of two
     precisions cannot follow each other.
 
     Args:
-        model (`torch.nn.Module`): Cast in place; optimizers that hold its parameters stay valid.
+        model: The model, which is cast in place. Optimizers that hold its parameters stay valid.
 
     Returns:
-        `torch.dtype`: of the frozen base in which the model must then be run, by autocast; None if nothing asks for
-            it.
+        The dtype of the frozen base, in which the model must then be run by autocast; None if nothing asks for it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = {parameter.dtype for parameter in trained} & set(HALF_PRECISIONS)
@@ -41,10 +41,16 @@ def use_float32_weights(model) -> torch.dtype | None:
     return next((parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF_PRECISIONS), None)
 
 
-def check_mixed_precision(model, mixed_precision: str) -> None:
-    """Raises a `ValueError` if frozen parameters are in one half precision and mixed precision (`"bf16"`, `"fp16"` or
-    another) is the other: PyTorch's autocast knows no way from one to the other."""
-    other = {"bf16": torch.float16, "fp16": torch.bfloat16}.get(mixed_precision)
+def check_mixed_precision(model: nn.Module, mixed_precision: str | None) -> None:
+    """Raises a `ValueError` if frozen parameters are in one half precision and mixed precision is the other.
+
+    PyTorch's autocast knows no way from one to the other.
+
+    Args:
+        model: The model to train.
+        mixed_precision: `"bf16"`, `"fp16"` or another, as accelerate says it.
+    """
+    other = {"bf16": torch.float16, "fp16": torch.bfloat16}.get(mixed_precision or "")
     if any(parameter.dtype == other and not parameter.requires_grad for parameter in model.parameters()):
         name = str(other).removeprefix("torch.")
         raise ValueError(
@@ -53,6 +59,6 @@ def check_mixed_precision(model, mixed_precision: str) -> None:
         )
 
 
-def _has_frozen_base(model) -> bool:
+def _has_frozen_base(model: nn.Module) -> bool:
     names = ("peft_config", "_hf_peft_config_loaded", "is_quantized")
     return any(bool(getattr(model, name, False)) for name in names)

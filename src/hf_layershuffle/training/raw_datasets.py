@@ -1,24 +1,26 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Datasets of the `datasets` library as a model takes them, where they hold images that are not prepared yet."""
 
+from typing import Any, cast
+
 import datasets
 import torch
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PreTrainedConfig
 
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
 
 
-def as_model_inputs(dataset, image_processor, config, name: str):
+def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedConfig | None, name: str) -> Any:
     """The dataset, or one made of it, whose items hold `pixel_values`.
 
     Args:
-        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`); a dictionary of
+        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`), or a dictionary of
             such. All else comes back as it is.
-        image_processor: That of the model, or None.
-        config: The model's; gives the number of channels and the numbers of the classes. If its classes have no names, they
-            get those of the dataset.
-        name (`str`): For messages, such as `"train_dataset"`.
+        image_processor: The model's image processor, or None.
+        config: The model's configuration, which gives the number of channels and the numbers of the classes. If its
+            classes have no names, they get those of the dataset.
+        name: Name for messages, such as `"train_dataset"`.
 
     Raises:
         `ValueError`: if there are images and no image processor, or a transform that gives no `pixel_values`.
@@ -42,12 +44,16 @@ def as_model_inputs(dataset, image_processor, config, name: str):
             "`remove_unused_columns=False` for another Trainer."
         )
     dataset = with_standard_columns(dataset, name)
-    dataset = _number_classes(dataset, config, name)
-    return ImageClassificationDataset(dataset, image_processor, num_channels=config.num_channels)
+    known = cast(PreTrainedConfig, config)
+    dataset = _number_classes(dataset, known, name)
+    return ImageClassificationDataset(dataset, image_processor, num_channels=known.num_channels)
 
 
-def _number_classes(dataset: datasets.Dataset, config, name: str) -> datasets.Dataset:
-    """With class names matched to the model's; integers without names are taken for the model's class numbers."""
+def _number_classes(dataset: datasets.Dataset, config: PreTrainedConfig, name: str) -> datasets.Dataset:
+    """The dataset with class names matched to the model's.
+
+    Integers without names are taken for the model's class numbers.
+    """
     feature = dataset.features["label"]
     if not isinstance(feature, datasets.ClassLabel):
         values = set(dataset.unique("label"))
@@ -60,10 +66,14 @@ def _number_classes(dataset: datasets.Dataset, config, name: str) -> datasets.Da
     return match_labels(dataset, config, name)
 
 
-def _name_classes(config, names: list[str]) -> None:
-    """Gives a model whose classes have no names those of its first dataset, so that the next ones are matched by name."""
-    unnamed = [f"LABEL_{index}" for index in range(config.num_labels)]
-    known = [str(config.id2label[index]) for index in range(config.num_labels)]
+def _name_classes(config: PreTrainedConfig, names: list[str]) -> None:
+    """Gives a model whose classes have no names the names of its first dataset.
+
+    So the next datasets are matched by name.
+    """
+    id2label = cast(dict[int, str], config.id2label)
+    unnamed = [f"LABEL_{index}" for index in range(len(id2label))]
+    known = [str(id2label[index]) for index in range(len(id2label))]
     if known == unnamed and len(names) <= len(known) and not all(name.isdecimal() for name in names):
         config.id2label = dict(enumerate([*names, *unnamed[len(names) :]]))
         config.label2id = {name: index for index, name in config.id2label.items()}

@@ -2,13 +2,23 @@
 """Presets of the training command, and the output folder that a run has by default."""
 
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
 
 
-# Each measured on a part held out of the training images: docs/results.md
+# Each was measured on a part held out of the training images: docs/results.md
 PRESETS = {"order-free": ("--shuffle_mode", "arbitrary", "--orders_per_step", "4", "--residual_init_scale", "0")}
-# Of a model from scratch: sized for the digits
-SCRATCH_DEFAULTS = {"architecture": "vit", "hidden_size": 64, "num_hidden_layers": 6, "num_channels": 3}
-SCRATCH_DEFAULTS |= {"hidden_dropout_prob": 0.0, "initializer_range": 0.02, "residual_init_scale": 1.0}
+# A model from scratch is sized for the digits
+SCRATCH_DEFAULTS: dict[str, Any] = {
+    "architecture": "vit",
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_channels": 3,
+    "hidden_dropout_prob": 0.0,
+    "initializer_range": 0.02,
+    "residual_init_scale": 1.0,
+}
 
 
 def initializer_range_of(hidden_size: int) -> float:
@@ -16,8 +26,8 @@ def initializer_range_of(hidden_size: int) -> float:
     return round(0.55 / max(hidden_size, 1) ** 0.5, 4)
 
 
-def method_name(config) -> str:
-    """Such as layershuffle-depth, for the default output folder and the table.
+def method_name(config: PreTrainedConfig) -> str:
+    """Name of a method for the default output folder and the table, such as layershuffle-depth.
 
     Args:
         config: A LayerShuffle configuration.

@@ -1,15 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Runs in output folders: what a folder's run was started with, whether it can go on, and that one process writes it."""
+"""Runs in output folders: what a run was started with, whether it can go on, and that one process writes it."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..common.claims import CLAIM_FILES, claimed_folder
-from ..common.files import write_text
+from ..common.files import DISK_FULL, write_text
 from ..common.paths import public_name
 from ..hub.folder_records import read_json
 from .checkpointing import (
@@ -19,74 +22,122 @@ from .checkpointing import (
     holds_whole_weights,
     newest_whole_checkpoint,
 )
-from .model_building import LAYERSHUFFLE_FLAGS
+from .model_building import LAYERSHUFFLE_FLAGS, Teacher
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 # Hidden, and so not published
 RUN_FILE = ".train_run.json"
-COMPARED_SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")
-COMPARED_SIZES += ("num_attention_heads", "hidden_dropout_prob", "initializer_range")
-COMPARED_SIZES += ("residual_init_scale",)
+COMPARED_SIZES = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "residual_init_scale",
+)
 # The other arguments that decide the weights are recorded in the output folder when a run starts
 RECORDED_ARGUMENTS = {
     "model": (
-        *("model_name_or_path", "model_revision", "teacher_model_name_or_path", "teacher_model_revision", "dtype"),
+        "model_name_or_path",
+        "model_revision",
+        "teacher_model_name_or_path",
+        "teacher_model_revision",
+        "dtype",
     ),
     "data": (
-        *(
-            "dataset_name",
-            "dataset_config_name",
-            "image_column_name",
-            "label_column_name",
-            "train_split",
-            "eval_split",
-        ),
-        *("eval_fraction", "max_train_samples", "crop_padding", "horizontal_flip", "skip_damaged"),
+        "dataset_name",
+        "dataset_config_name",
+        "image_column_name",
+        "label_column_name",
+        "train_split",
+        "eval_split",
+        "eval_fraction",
+        "max_train_samples",
+        "crop_padding",
+        "horizontal_flip",
+        "skip_damaged",
     ),
     "training": (
-        *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
-        *("data_seed", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
-        *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        *("label_smoothing_factor", "distillation_weight", "distillation_temperature"),
-        *("bf16", "fp16", "load_best_model_at_end", "metric_for_best_model", "dataloader_drop_last"),
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "seed",
+        "data_seed",
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "weight_decay",
+        "optim",
+        "optim_args",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "label_smoothing_factor",
+        "distillation_weight",
+        "distillation_temperature",
+        "bf16",
+        "fp16",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "dataloader_drop_last",
     ),
 }
 
 
 def recorded_arguments(
-    model_args: ModelArguments, data_args: DataArguments, args: ScriptTrainingArguments, teacher=None
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: ScriptTrainingArguments,
+    teacher: Teacher | None = None,
 ) -> dict:
-    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`; folders by name, and the
-    teacher, whose folder's name says little, also by a digest of its weights.
+    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`.
+
+    Folders are recorded by name. The teacher, whose folder's name says little, is also recorded by a digest of its
+    weights.
 
     Args:
-        teacher ([`~hf_layershuffle.training.model_building.Teacher`], *optional*)
+        model_args, data_args, args: The arguments of the run.
+        teacher: The teacher, if there is one.
     """
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
-    has_teacher = teacher is not None and teacher.model is not None
-    if not has_teacher:
+    if teacher is None or teacher.model is None:
         values["teacher_model_name_or_path"] = None
-    values["teacher_weights"] = teacher.weights if has_teacher else None
+        values["teacher_weights"] = None
+    else:
+        values["teacher_weights"] = teacher.weights
     values["num_processes"] = args.world_size
     return json.loads(json.dumps(values))
 
 
-def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> str | None:
+def find_checkpoint(args: ScriptTrainingArguments, config: PreTrainedConfig, arguments: dict) -> str | None:
     """The checkpoint to go on from: the one given, or the newest whole one of the same run in the output folder.
 
-    Raises `ValueError` if the folder holds something else, so that no other model or file is lost or mixed in, if the
-    earlier run had other `arguments` (as from [`recorded_arguments`]), so that what is recorded of it stays true, and if
-    training would not go on as it was.
+    Args:
+        args: The arguments of the run.
+        config: Configuration of the model to train.
+        arguments: What is recorded of the run, as from [`recorded_arguments`].
+
+    Raises:
+        `ValueError`: if the folder holds something else, so that no other model or file is lost or mixed in. If the
+            earlier run had other `arguments`, so that what is recorded of it stays true. If training would not go on
+            as it was.
     """
-    folder = Path(args.output_dir)
+    folder = args.folder
     requested = args.resume_from_checkpoint
     if requested not in (None, True, "True", "true"):
-        return _requested_checkpoint(Path(requested), config, arguments)
+        return _requested_checkpoint(Path(str(requested)), config, arguments)
     if is_untouched(folder) or args.overwrite_output_dir:
         if requested:
             raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
@@ -112,7 +163,7 @@ def find_checkpoint(args: ScriptTrainingArguments, config, arguments: dict) -> s
     return None if checkpoint is None else str(checkpoint)
 
 
-def _requested_checkpoint(checkpoint: Path, config, arguments: dict) -> str:
+def _requested_checkpoint(checkpoint: Path, config: PreTrainedConfig, arguments: dict) -> str:
     if not checkpoint.is_dir():
         raise ValueError(f"There is no checkpoint folder '{checkpoint}' to resume from.")
     refuse_another_run(checkpoint.parent, read_json(checkpoint.parent / RUN_FILE) or {}, arguments)
@@ -126,23 +177,26 @@ def _requested_checkpoint(checkpoint: Path, config, arguments: dict) -> str:
     return str(checkpoint)
 
 
-def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested) -> None:
-    """Torn checkpoints alone: the run starts anew. A checkpoint with weights may hold hours of work."""
+def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested: object) -> None:
+    """Refuses to start anew where a checkpoint has weights, which may hold hours of work.
+
+    From torn checkpoints alone, a run starts anew.
+    """
     for path, reason in skipped.items():
         try:
             check_weights(path)
         except IncompleteCheckpoint:
             continue
         raise ValueError(
-            f"Training cannot go on exactly from '{path}': {reason}. Add --overwrite_output_dir to start anew, or train from its "
-            f"weights into another folder by --model_name_or_path {path} --output_dir ..."
+            f"Training cannot go on exactly from '{path}': {reason}. Add --overwrite_output_dir to start anew, or "
+            f"train from its weights into another folder by --model_name_or_path {path} --output_dir ..."
         )
     if requested:
         path, reason = next(iter(skipped.items()))
         raise ValueError(f"There is no whole checkpoint in '{folder}' to resume from: {path.name}: {reason}.")
 
 
-def _refuse_another_model(folder: Path, checkpoint: Path, config) -> None:
+def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConfig) -> None:
     names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
     stored, ours = read_json(checkpoint / "config.json") or {}, json.loads(config.to_json_string())
     refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
@@ -196,7 +250,7 @@ def prepare_folder(folder: Path, checkpoint: str | None, overwrites: bool, argum
 
 
 @contextmanager
-def claimed_run_folder(folder: Path):
+def claimed_run_folder(folder: Path) -> Iterator[Path]:
     """[`~hf_layershuffle.common.claims.claimed_folder`], in which a run that was refused leaves nothing."""
     was_untouched = is_untouched(folder)
     with claimed_folder(folder):
@@ -211,9 +265,30 @@ def claimed_run_folder(folder: Path):
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
     """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
     saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
-    needed, free = 4 * num_parameters * (1 + saves) + 2**20, shutil.disk_usage(folder).free
+    needed = 4 * num_parameters * (1 + saves) + 2**20
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             f"The disk of the output folder '{folder}' has {free / 2**20:,.0f} MiB left, and the run needs at least "
             f"{needed / 2**20:,.0f}; make room, or choose another --output_dir."
         )
+
+
+@contextmanager
+def explained_write_errors(folder: Path) -> Iterator[None]:
+    """Turns what safetensors, torch and the system raise where a file cannot be written into an `OSError`.
+
+    It says what to do.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError) as error:
+        of_torch = ("PytorchStreamWriter", "inline_container")
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in of_torch):
+            raise
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
+            raise
+        raise OSError(
+            f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from "
+            "the last whole checkpoint."
+        ) from error

@@ -3,20 +3,17 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
+from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
 from .recipes import PRESETS
 
 
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
-# Of the training arguments, checked before a folder is made
-LOWEST = {"final_eval_orders": 8, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-LOWEST |= {"gradient_accumulation_steps": 1, "seed": 0, "orders_per_step": 1, "num_threads": 1}
-LOWEST |= dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), 0)
-LOWEST |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0)
 # What the other values of these arguments would need, which the metrics over execution orders do not have
 FIXED = {
     "eval_do_concat_batches": (True, "the metrics are of all images at once"),
@@ -44,9 +41,9 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained image classifier of any architecture with the same classes and image size, a folder or a Hub id: "
-            "the model also learns from its answers, and from scratch sees pixels normalised as it does. See "
-            "--distillation_weight and --distillation_temperature."
+            "help": "Trained image classifier of any architecture with the same classes and image size: a folder or a "
+            "Hub id. The model also learns from its answers. A model from scratch sees pixels normalised as it does. "
+            "See --distillation_weight and --distillation_temperature."
         },
     )
     teacher_model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub teacher."})
@@ -61,15 +58,15 @@ class ModelArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights that are trained, whatever the checkpoint is stored in: float32 or bfloat16. Mixed "
-            "precision, which keeps float32 weights, is --bf16 or --fp16."
+            "help": "Dtype of the weights that are trained, whatever the checkpoint is stored in: float32 or "
+            "bfloat16. Mixed precision, which keeps float32 weights, is --bf16 or --fp16."
         },
     )
     shuffle_mode: str | None = field(
         default=None, metadata={"help": "Training order: none, arbitrary or window. Defaults to arbitrary."}
     )
     shuffle_window: int | None = field(
-        default=None, metadata={"help": "For window: positions by which a layer may move, at least 1."}
+        default=None, metadata={"help": "Positions by which a layer may move, at least 1; for --shuffle_mode window."}
     )
     depth_embedding: bool | None = field(default=None, metadata={"help": "Tell each layer the position it runs at."})
     depth_embedding_dim: int | None = field(default=None, metadata={"help": "Size of the depth vector (32)."})
@@ -99,15 +96,15 @@ class ModelArguments:
     initializer_range: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with --preset "
-            "order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
+            "help": "From scratch: standard deviation of the initial weights, above 0. Defaults to 0.02; with "
+            "--preset order-free to 0.55 / sqrt(hidden_size), which is 0.02 at a width of 768."
         },
     )
     residual_init_scale: float | None = field(
         default=None,
         metadata={
-            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0); 0: layers begin by adding "
-            "nothing."
+            "help": "From scratch: factor of the initial output weights of attention and MLP (1.0). With 0, layers "
+            "begin by adding nothing."
         },
     )
     image_size: int | None = field(
@@ -131,8 +128,12 @@ class DataArguments:
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Defaults to the one found."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of images. Defaults to the one found."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of labels. Defaults to the one found."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None,
@@ -147,12 +148,14 @@ class DataArguments:
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by seed."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many images, drawn by seed."}
+    )
     crop_padding: int | None = field(
         default=None,
         metadata={
-            "help": "Pixels around the image before the random crop. Defaults to an eighth of it, to none below "
-            "16 pixels."
+            "help": "Pixels added around the image before the random crop. Defaults to an eighth of the image, and "
+            "to none below 16 pixels."
         },
     )
     horizontal_flip: bool | None = field(
@@ -168,15 +171,16 @@ class DataArguments:
     max_cached_gib: float = field(
         default=16.0,
         metadata={
-            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than this; "
-            "0 decodes them whenever they are read."
+            "help": "Decoded images are kept in a file beside the dataset's own cache if they take no more GiB than "
+            "this. 0 decodes them whenever they are read."
         },
     )
 
 
 @dataclass
 class ScriptTrainingArguments(LayerShuffleTrainingArguments):
-    """transformers' arguments, with other defaults: sized for the digits, ten evaluations and checkpoints a run."""
+    """transformers' arguments with other defaults: sized for the digits, with ten evaluations and checkpoints a
+    run."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Defaults to outputs/<dataset>-<method>, and -<preset> if there is one."}
@@ -192,8 +196,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     orders_per_step: int = field(
         default=1,
         metadata={
-            "help": "Execution orders over which each step averages, at least 1: the images of a step and device are divided "
-            "into so many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
+            "help": "Execution orders over which each step averages, at least 1. The images of a step and device are "
+            "divided into as many micro-batches, each in an order of its own. Gradient accumulation multiplies them."
         },
     )
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation and device."})
@@ -217,15 +221,17 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
     num_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1: with more, the numbers "
-            "depend on how many there are, and such models gain little. Other models default to PyTorch's choice."
+            "help": "Threads of the CPU. On the CPU, models of at most 1 million parameters default to 1. With more "
+            "threads the numbers depend on how many there are, and such models gain little. Other models default to "
+            "PyTorch's choice."
         },
     )
-    dataloader_num_workers: int | None = field(
+    # None until `__post_init__` chooses
+    dataloader_num_workers: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Processes that prepare batches ahead. Defaults to 2 with a GPU, to none on the CPU."},
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Pin batches in memory. Defaults to whether there is an accelerator."}
     )
 
@@ -247,20 +253,27 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
         super().__post_init__()
-        for name in set(self.report_to) - set(get_available_reporting_integrations()):
+        for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
             )
         num_processes = int(os.environ.get("WORLD_SIZE", 1))
         if num_processes > 1 and self.world_size == 1:
             raise ValueError(
-                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train alone. "
-                "Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
+                f"The {num_processes} processes were started for GPUs, of which there are none, and each would train "
+                "alone. Launch with --config_file examples/accelerate/ddp_cpu.yaml, and add --use_cpu."
             )
 
+    @property
+    def folder(self) -> Path:
+        """The output folder, which is chosen by then."""
+        if self.output_dir is None:
+            raise ValueError("`output_dir` is not chosen yet.")
+        return Path(self.output_dir)
+
     def _check_values(self) -> None:
-        for name, lowest in LOWEST.items():
-            value = getattr(self, name)
+        for name, (lowest, _) in LIMITS.items():
+            value = getattr(self, name, None)
             if value is not None and not lowest <= value < float("inf"):
                 raise ValueError(f"`{name}` is {value}; it must be at least {lowest}, and finite.")
         for name, (value, reason) in FIXED.items():

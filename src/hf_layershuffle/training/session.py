@@ -5,22 +5,22 @@ import copy
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import set_seed
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.trainer_callback import TrainerState
 
-from ..common.files import DISK_FULL
 from ..data.datasets import typical_image_size
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
 from .argument_parser import parse_arguments
-from .checkpointing import check_weights
+from .checkpointing import check_weights, trained_weights
 from .data_building import build_datasets, load_splits
 from .distillation import check_teacher
 from .model_building import (
@@ -36,12 +36,14 @@ from .recipes import default_output_dir, method_name
 from .runs import (
     check_space,
     claimed_run_folder,
+    explained_write_errors,
     find_checkpoint,
     is_finished_run,
     prepare_folder,
     recorded_arguments,
 )
 from .script_arguments import DataArguments, ScriptTrainingArguments
+from .trainer import LayerShuffleTrainer
 
 
 logger = logging.getLogger("hf_layershuffle.training.session")
@@ -55,20 +57,21 @@ class Run:
     """One model to train, in an output folder of its own.
 
     Args:
-        name (`str`): For the table, such as layershuffle-depth.
-        model, image_processor: To train; with the trained weights if `state` is given.
-        teacher ([`~hf_layershuffle.training.model_building.Teacher`])
-        args ([`ScriptTrainingArguments`])
-        arguments (`dict`): What is recorded of the run, as from [`recorded_arguments`].
-        dtype (`torch.dtype`): Of the weights that are trained.
-        checkpoint (`str`, *optional*): The folder to go on from.
-        state ([`~transformers.TrainerState`], *optional*): At the end of training, if the run got there before.
-        is_finished (`bool`): Whether the trained model is saved too.
+        name: Name for the table, such as layershuffle-depth.
+        model: The model to train. It has the trained weights if `state` is given.
+        image_processor: The model's image processor.
+        teacher: The model to distill from, if there is one.
+        args: The arguments of the run.
+        arguments: What is recorded of the run, as from [`recorded_arguments`].
+        dtype: Dtype of the weights that are trained.
+        checkpoint: The folder to go on from.
+        state: State of the Trainer at the end of training, if the run got there before.
+        is_finished: Whether the trained model is saved too.
     """
 
     name: str
-    model: object
-    image_processor: object
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
     teacher: Teacher
     args: ScriptTrainingArguments
     arguments: dict
@@ -84,13 +87,13 @@ class TrainingSession:
     Use it as a context manager, which sets the folders free at the end.
 
     Args:
-        argv (`list[str]`): As on the command line.
-        prog (`str`, *optional*): Name of the program in `--help`.
+        argv: Arguments as on the command line.
+        prog: Name of the program in `--help`.
 
     Attributes:
-        runs (`list[Run]`): The model, and with `--baseline` the plain one.
-        train_dataset, eval_dataset ([`~hf_layershuffle.data.datasets.ImageClassificationDataset`])
-        rows (`dict`): Metrics of the runs so far, by name.
+        runs: The model, and with `--baseline` the plain one.
+        train_dataset, eval_dataset: The images to train on and to evaluate on.
+        rows: Metrics of the runs so far, by name.
 
     Raises:
         `ValueError`, `OSError`: for what a user can mend.
@@ -98,7 +101,9 @@ class TrainingSession:
 
     def __init__(self, argv: list[str], prog: str | None = None):
         self.model_args, self.data_args, self.args = parse_arguments(argv, prog)
-        self.rows, self.failures, self._claims = {}, [], ExitStack()
+        self.rows: dict[str, dict[str, float]] = {}
+        self.failures: list[str] = []
+        self._claims = ExitStack()
         self._set_up_logging()
 
     def __enter__(self) -> "TrainingSession":
@@ -108,7 +113,7 @@ class TrainingSession:
             stack.pop_all()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._claims.__exit__(*exception)
 
     def _set_up_logging(self) -> None:
@@ -120,13 +125,14 @@ class TrainingSession:
         set_seed(self.args.seed)
         splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
         class_names = splits["train"].features["label"].names
-        image_size, teacher = typical_image_size(splits["train"]), load_teacher(self.model_args)
+        image_size = typical_image_size(splits["train"])
+        teacher = load_teacher(self.model_args)
         variants = [(layershuffle_flags(self.model_args), self.args, teacher)]
         if self.args.baseline:
             baseline_args = copy.copy(self.args)
             baseline_args.push_to_hub = False
             variants.append((PLAIN, baseline_args, Teacher()))
-        self.runs = []
+        self.runs: list[Run] = []
         for flags, args, variant_teacher in variants:
             set_seed(self.args.seed)  # the same initial weights for the baseline
             model, image_processor = build_model(
@@ -144,22 +150,29 @@ class TrainingSession:
                 self.data_args, splits, self.runs[0].model, image_processor, self.args.seed
             )
 
-    def _choose_output_dir(self, args, config, teacher: Teacher) -> None:
+    def _choose_output_dir(self, args: ScriptTrainingArguments, config: PreTrainedConfig, teacher: Teacher) -> None:
         if self.args.has_default_output_dir:
             method = self._name(config, teacher)
             self.args.output_dir = default_output_dir(self.data_args.dataset_name, method, self.model_args.preset)
             self.args.has_default_output_dir = False
         if args is not self.args:
-            args.output_dir = str(Path(self.args.output_dir, "baseline"))
+            args.output_dir = str(self.args.folder / "baseline")
 
     @staticmethod
-    def _name(config, teacher: Teacher) -> str:
+    def _name(config: PreTrainedConfig, teacher: Teacher) -> str:
         return method_name(config) + ("-distilled" if teacher.model is not None else "")
 
-    def _claim(self, model, image_processor, args, teacher: Teacher, any_teacher: Teacher) -> Run:
+    def _claim(
+        self,
+        model: PreTrainedModel,
+        image_processor: BaseImageProcessor,
+        args: ScriptTrainingArguments,
+        teacher: Teacher,
+        any_teacher: Teacher,
+    ) -> Run:
         """The run of a model, its folder claimed, with the checkpoint that it goes on from."""
-        folder = Path(args.output_dir)
-        if any_teacher.model is not None and folder.resolve() == Path(any_teacher.model.name_or_path).resolve():
+        folder = args.folder
+        if any_teacher.model is not None and folder.resolve() == Path(str(any_teacher.model.name_or_path)).resolve():
             raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
         arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
         if args.should_save:
@@ -169,55 +182,65 @@ class TrainingSession:
         run.is_finished = is_finished_run(folder, run.checkpoint)
         if not args.do_train and not run.is_finished:
             raise ValueError(
-                f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or use "
-                "`hf-layershuffle evaluate` for another model."
+                f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or "
+                "use `hf-layershuffle evaluate` for another model."
             )
-        state = None if run.checkpoint is None else check_weights(Path(run.checkpoint))
-        if state is not None and state.global_step >= state.max_steps:  # the Trainer would train one more step
-            source = folder if run.is_finished else _trained_weights(Path(run.checkpoint), state, args)
-            run.model, run.state = type(model).from_pretrained(source, dtype=model.dtype), state
+        checkpoint = None if run.checkpoint is None else Path(run.checkpoint)
+        state = None if checkpoint is None else check_weights(checkpoint)
+        # At the end of training, the Trainer would train one more step
+        if checkpoint is not None and state is not None and state.global_step >= state.max_steps:
+            source = folder if run.is_finished else trained_weights(checkpoint, state, args)
+            run.model = type(model).from_pretrained(source, dtype=model.dtype)
+            run.state = state
         elif args.should_save:
             check_space(folder, model.num_parameters(), args)
         return run
 
-    def _choose_threads(self, model) -> None:
-        """Sums differ in their last bits with the number of threads, so on the CPU small models take one on every machine."""
+    def _choose_threads(self, model: PreTrainedModel) -> None:
+        """Sets the number of threads. On the CPU, small models take one on every machine.
+
+        Sums differ in their last bits with the number of threads.
+        """
         is_small = self.args.device.type == "cpu" and model.num_parameters() <= SMALL_MODEL
         threads = self.args.num_threads or (1 if is_small else None)
         if threads is None:
             return
         if self.args.num_threads is None and torch.get_num_threads() > 1:
             logger.info(
-                "Trains %.1f million parameters with one thread, which gives the same numbers whatever the number of cores; "
-                "--num_threads changes it.",
+                "Trains %.1f million parameters with one thread, which gives the same numbers whatever the number of "
+                "cores; --num_threads changes it.",
                 model.num_parameters() / 1e6,
             )
         torch.set_num_threads(threads)
 
-    def train_and_evaluate(self, trainer, run: Run) -> None:
-        """Trains, saves the model, its card and its metrics into the output folder, and keeps the metrics for the table.
+    def train_and_evaluate(self, trainer: LayerShuffleTrainer, run: Run) -> None:
+        """Trains, and saves the model, its card and its metrics into the output folder.
+
+        The metrics are kept for the table.
 
         Args:
-            trainer ([`~transformers.Trainer`]): Of the run's model and arguments.
-            run ([`Run`])
+            trainer: The Trainer of the run's model and arguments.
+            run: One of `runs`.
         """
-        args, folder = run.args, run.args.output_dir
+        args = run.args
+        folder = run.args.folder
         _announce(run)
         args.float32_weights = run.dtype == torch.float32
         if args.should_save:
-            prepare_folder(Path(folder), run.checkpoint, args.overwrite_output_dir, run.arguments)
-        with _explained_write_errors(folder):
+            prepare_folder(folder, run.checkpoint, args.overwrite_output_dir, run.arguments)
+        with explained_write_errors(folder):
             if run.state is None:
                 metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
             else:
-                trainer.state, metrics = run.state, {"epoch": run.state.epoch}
+                trainer.state = run.state
+                metrics = {"epoch": run.state.epoch}
             if not run.is_finished:
-                trainer.save_model(
-                    _internal_call=True
-                )  # which does not push: that waits for the evaluation and the card
+                # `_internal_call` does not push: that waits for the evaluation and the card
+                trainer.save_model(_internal_call=True)
                 trainer.save_state()
                 trainer.save_metrics("train", metrics | {"train_samples": len(self.train_dataset)})
-        args.eval_orders, args.prediction_loss_only = args.final_eval_orders, False
+        args.eval_orders = args.final_eval_orders
+        args.prediction_loss_only = False
         metrics = trainer.evaluate() if args.do_eval else {}
         self.rows[run.name] = metrics
         try:
@@ -227,8 +250,11 @@ class TrainingSession:
             self._note_failure(f"The metrics could not be saved in '{folder}': {error}")
         self._write_card(trainer, run, metrics)
 
-    def _write_card(self, trainer, run: Run, metrics: dict) -> None:
-        card = {"dataset": self.data_args.dataset_name, "finetuned_from": run.arguments["model_name_or_path"]}
+    def _write_card(self, trainer: LayerShuffleTrainer, run: Run, metrics: dict[str, float]) -> None:
+        card: dict[str, Any] = {
+            "dataset": self.data_args.dataset_name,
+            "finetuned_from": run.arguments["model_name_or_path"],
+        }
         card["metrics"] = metrics | {"num_orders": run.args.final_eval_orders} if metrics else {}
         try:
             if run.args.push_to_hub:
@@ -248,7 +274,10 @@ class TrainingSession:
         logger.error(message)
 
     def finish(self) -> None:
-        """Prints the table and what to do next. Exits with code 1 if metrics could not be saved, or the model not pushed."""
+        """Prints the table and what to do next.
+
+        Exits with code 1 if metrics could not be saved, or the model could not be pushed.
+        """
         if self.args.baseline and self.args.should_save:
             self._record_baseline()
         if self.args.should_log:
@@ -263,18 +292,12 @@ class TrainingSession:
             sys.exit(1)
 
     def _record_baseline(self) -> None:
-        """The card shows how the baseline did."""
+        """Adds to the model's card how the baseline did."""
         metrics = list(self.rows.values())[-1]
         if metrics:
             metrics = metrics | {"num_orders": self.args.final_eval_orders}
-            record_baseline(self.args.output_dir, "baseline: trained the plain way", metrics)
-            write_model_card(self.args.output_dir, repo_id=self.args.hub_model_id)
-
-
-def _trained_weights(checkpoint: Path, state: TrainerState, args: ScriptTrainingArguments) -> Path:
-    """Where the weights lie that the run ends with: in the best checkpoint, if that is to be loaded, or in the last one."""
-    best = state.best_model_checkpoint
-    return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint
+            record_baseline(self.args.folder, "baseline: trained the plain way", metrics)
+            write_model_card(self.args.folder, repo_id=self.args.hub_model_id)
 
 
 def _announce(run: Run) -> None:
@@ -283,23 +306,6 @@ def _announce(run: Run) -> None:
         logger.warning(message, run.args.output_dir)
     elif run.checkpoint is not None:
         logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", run.checkpoint)
-
-
-@contextmanager
-def _explained_write_errors(folder: str):
-    """What safetensors, torch and the system raise where a file cannot be written, as an `OSError` that says what to do."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError, OSError) as error:
-        of_torch = ("PytorchStreamWriter", "inline_container")
-        if isinstance(error, RuntimeError) and not any(name in str(error) for name in of_torch):
-            raise
-        if isinstance(error, OSError) and error.errno not in DISK_FULL:
-            raise
-        raise OSError(
-            f"'{folder}' could not be written into ({error}); make room, and run the same command again to go on from the last "
-            "whole checkpoint."
-        ) from error
 
 
 def run(argv: list[str], prog: str | None = None) -> None:
@@ -322,8 +328,11 @@ def run(argv: list[str], prog: str | None = None) -> None:
 
 
 @contextmanager
-def one_line_errors(program: str):
-    """Bad input ends a program with one line and exit code 2, Ctrl-C or a request to terminate with one line and 130."""
+def one_line_errors(program: str) -> Iterator[None]:
+    """Ends a program with one line instead of a traceback.
+
+    The exit code is 2 for bad input, and 130 for Ctrl-C or a request to terminate.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -1,13 +1,17 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What the Trainer needs beyond the model: orders that processes agree on, losses, metrics in any order, a card."""
 
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import Trainer, default_data_collator
-from transformers.trainer_utils import get_last_checkpoint
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, default_data_collator
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import finish_batch
 from ..data.image_dataset import ImageBatch, collate_for_device
@@ -28,9 +32,11 @@ CHECK_EVERY = 100
 
 
 class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
-    """A [`Trainer`] that draws the execution orders so that every process and every resumed run agrees
-    ([`LayerShuffleCallback`]), can measure accuracy under arbitrary orders in each evaluation
-    (`LayerShuffleTrainingArguments.eval_orders`), can distill, and writes a card that names the task. And beyond:
+    """A [`Trainer`] for models whose layers run in any order.
+
+    It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
+    measure accuracy under arbitrary orders in each evaluation (`LayerShuffleTrainingArguments.eval_orders`), and it
+    can distill. It writes a card that names the task. And beyond:
 
     - Weights in half precision are trained in float32, with a warning (see [`use_float32_weights`]).
     - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
@@ -42,14 +48,14 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
       `ddp_find_unused_parameters` says.
 
     Args:
-        teacher_model ([`~transformers.PreTrainedModel`], *optional*):
+        teacher_model:
             A trained image classifier with the same classes and images, of any architecture, such as the plain ViT.
             The model learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
-            `distillation_temperature` of the arguments. It is moved to the device, set to evaluation, run in its own
-            evaluation order and not trained; evaluation losses are without it. With a weight of 1, images need no
-            labels. A subclass with a `compute_loss` of its own must call this class's.
-        args, kwargs: As of [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`,
-            if that is the model's image processor; one with a transform is taken as it is.
+            `distillation_temperature` of the arguments. The teacher is moved to the device, set to evaluation, and run
+            in its own evaluation order. It is not trained, and evaluation losses are without it. With a weight of 1,
+            images need no labels. A subclass with a `compute_loss` of its own must call this class's.
+        args, kwargs: As for [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`,
+            if that is the model's image processor. One with a transform is taken as it is.
 
     Raises:
         `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of
@@ -57,11 +63,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
             the teacher too); if a `datasets.Dataset` holds images and there is no image processor.
     """
 
-    def __init__(self, *args, teacher_model=None, **kwargs):
+    def __init__(self, *args: Any, teacher_model: PreTrainedModel | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
-            check_teacher(teacher_model, self.model)
-            teacher_model = teacher_model.to(self.args.device).eval()
+            check_teacher(teacher_model, cast(PreTrainedModel, self.model))
+            teacher_model = cast(Any, teacher_model).to(self.args.device).eval()  # transformers hides what `to` takes
         self.teacher_model = teacher_model
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
@@ -70,86 +76,100 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
         self._watch = NonFiniteWatch()
-        self._classes_by_order = []
+        self._classes_by_order: list[list[torch.Tensor]] = []
 
-    _base_precision = None  # of a frozen base, under weights that are trained in float32
+    # Dtype of a frozen base under weights that are trained in float32
+    _base_precision: torch.dtype | None = None
 
-    def _argument(self, name: str):
-        """Of the arguments, which may be transformers' own."""
+    def _argument(self, name: str) -> Any:
+        """A training argument. The arguments may be transformers' own, which lack ours."""
         return getattr(self.args, name, getattr(LayerShuffleTrainingArguments, name))
 
-    def _config(self, name: str, default=None):
-        """Of the model's configuration, if it has one."""
+    def _config(self, name: str, default: Any = None) -> Any:
+        """A field of the model's configuration, if it has one."""
         return getattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), name, default)
 
-    def create_accelerator_and_postprocess(self):
+    def create_accelerator_and_postprocess(self) -> None:
         drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
         if drops_layers and self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = True  # transformers would not, with gradient checkpointing
         super().create_accelerator_and_postprocess()
 
-    def call_model_init(self, trial=None):
+    def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
         if self._argument("float32_weights"):
             self._base_precision = use_float32_weights(model)
         return model
 
-    def train(self, *args, **kwargs):
-        """As of [`Trainer`], with float32 weights."""
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as [`Trainer`] does, with float32 weights."""
         # Before a checkpoint is loaded, whose weights would be rounded
         is_ours = not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False)
         if is_ours and self._argument("float32_weights"):
-            self._base_precision = use_float32_weights(self.model) or self._base_precision
-            check_mixed_precision(self.model, self.accelerator.mixed_precision)
+            model = cast(nn.Module, self.model)
+            self._base_precision = use_float32_weights(model) or self._base_precision
+            check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         return super().train(*args, **kwargs)
 
     # --- Data ---
 
-    def _as_model_inputs(self, dataset, name: str):
+    def _as_model_inputs(self, dataset: Any, name: str) -> Any:
         return as_model_inputs(dataset, self.processing_class, getattr(self.model, "config", None), name)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         dataloader = super().get_train_dataloader()
         if _is_empty(dataloader):
             raise ValueError(
-                f"There is no batch to train on: {len(self.train_dataset)} images, batches of {self._train_batch_size}"
-                f"{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. Lower "
-                "`per_device_train_batch_size`, or give more images."
+                f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
+                f"{self._train_batch_size}{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. "
+                "Lower `per_device_train_batch_size`, or give more images."
             )
         return dataloader
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if not isinstance(eval_dataset, str):
             eval_dataset = self._as_model_inputs(eval_dataset, "eval_dataset")
         with self._of_all_images():
             return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset):
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         with self._of_all_images():
             return super().get_test_dataloader(self._as_model_inputs(test_dataset, "test_dataset"))
 
     @contextmanager
-    def _of_all_images(self):
-        """`dataloader_drop_last` is for training: a result would be of fewer images than it says, or of none."""
-        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    def _of_all_images(self) -> Iterator[None]:
+        """Switches `dataloader_drop_last` off, which is for training.
+
+        With it, a result would be of fewer images than it says, or of none.
+        """
+        drops_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
         try:
             yield
         finally:
             self.args.dataloader_drop_last = drops_last
 
-    def _get_collator_with_removed_columns(self, data_collator, description=None):
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # It would take a batch apart into items, and such a batch holds no unused columns
         removing = super()._get_collator_with_removed_columns(data_collator, description)
         return partial(_collate_batch_or_items, data_collator, removing)
 
-    def _prepare_inputs(self, inputs):
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
 
     # --- Numbers that are not finite ---
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
-        step, control = self.state.global_step, self.control
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        step = self.state.global_step
+        control = self.control
         if self.accelerator.mixed_precision != "fp16":  # its loss scaling skips steps whose gradients overflow
             self._watch.note(step, "gradient norm", grad_norm)
         keeps_weights = self._watch.is_on and (control.should_save or control.should_training_stop)
@@ -169,7 +189,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         if found is None:
             return
         step, name = found
-        folder = self.args.output_dir
+        folder = str(self.args.output_dir)
         last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
         kept = f"the last good checkpoint is '{last}'" if last else "there is no checkpoint to go on from"
         remedy = (
@@ -185,23 +205,30 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     # --- Evaluation ---
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._classes_by_order = []
         output = super().evaluation_loop(*args, **kwargs)
-        if self._classes_by_order:
+        if self._classes_by_order and output.metrics is not None:
             classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
         return output
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        num_orders, labels = self._argument("eval_orders"), inputs.get("labels")
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        num_orders = self._argument("eval_orders")
+        labels = inputs.get("labels")
         if num_orders > 0 and labels is not None:
             self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     @torch.no_grad()
-    def _classify_in_orders(self, model, inputs, num_orders: int) -> list[torch.Tensor]:
+    def _classify_in_orders(self, model: nn.Module, inputs: dict[str, Any], num_orders: int) -> list[torch.Tensor]:
         """Classes of shape `(images of all processes, num_orders)` and the labels of these images, on the CPU."""
         if not self._chooses_one_class([inputs]):
             raise ValueError(
@@ -219,11 +246,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 
-def _collate_batch_or_items(collate_batch, collate_items, features):
+def _collate_batch_or_items(collate_batch: Callable, collate_items: Callable, features: Any) -> Any:
     return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
 
 
-def _is_empty(dataloader) -> bool:
+def _is_empty(dataloader: DataLoader) -> bool:
     try:
         return len(dataloader) == 0
     except TypeError:  # a stream

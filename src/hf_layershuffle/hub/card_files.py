@@ -1,0 +1,53 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Cards in folders and on the Hub: their text, and the licence that they state."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from .card_text import split_card
+
+
+def read_card(path: str | os.PathLike) -> str:
+    """The text of a card.
+
+    Raises:
+        `ValueError`: if it is not in UTF-8.
+    """
+    try:
+        # Not `read_text`, which would turn a Windows editor's line ends into others
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+
+
+def read_license(folder: str | os.PathLike) -> str | None:
+    """The licence that the card in a folder states.
+
+    None if it states none, or one that only its own text explains (`other`).
+    """
+    path = Path(folder) / "README.md"
+    try:
+        license = split_card(read_card(path))[1].get("license") if path.is_file() else None
+    except ValueError:  # a card that cannot be read states none; who writes this card is told what is wrong with it
+        return None
+    return license if isinstance(license, str) and license != "other" else None
+
+
+def license_of(name_or_path: str, revision: str | None = None) -> str | None:
+    """The licence that the card of a model's folder, or of a model on the Hub, states; None where there is no card."""
+    if Path(name_or_path).is_dir():
+        return read_license(name_or_path)
+    try:
+        return read_license(Path(hf_hub_download(name_or_path, "README.md", revision=revision)).parent)
+    except (OSError, ValueError, EntryNotFoundError):  # no card, no network, no such id: nothing is stated
+        return None
+
+
+def agreed_license(folders: Iterable[str | os.PathLike]) -> str | None:
+    """The licence of several models' folders, if all state the same one."""
+    licenses = {read_license(folder) for folder in folders}
+    return licenses.pop() if len(licenses) == 1 else None

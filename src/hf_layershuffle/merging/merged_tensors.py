@@ -1,0 +1,122 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The tensors of a merged model: which stored tensors each is made of, and its numbers a piece at a time."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from ..checkpoints.stored_checkpoint import SourceCheckpoint
+from ..checkpoints.tensor_files import StoredTensor
+from .plan import MergePart, MergePlan
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor of the result.
+
+    It is a weighted average of stored tensors, whose weights sum to 1, or one stored tensor as it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    inputs: list[tuple[StoredTensor, float]]
+
+    def compute(self) -> Iterator[torch.Tensor]:
+        """Gives its numbers in pieces, each valid until the next."""
+        inputs = [stored for stored, _ in self.inputs]
+        if all(stored.shape == self.shape for stored in inputs):
+            pieces = [stored.chunks() for stored in inputs]
+        else:
+            pieces = [iter([_fit_rows(stored.read(), self.shape)]) for stored in inputs]
+        for values in zip(*pieces):
+            yield self._average(values)
+
+    def _average(self, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if len(values) == 1:
+            return values[0].to(self.dtype)
+        # In float64, so that an average of equal tensors gives themselves
+        total = torch.zeros(values[0].shape, dtype=torch.float64)
+        sum_of_weights = math.fsum(weight for _, weight in self.inputs)  # such as 0.9999999, as people round thirds
+        for value, (_, weight) in zip(values, self.inputs):
+            total.add_(value, alpha=weight / sum_of_weights)
+        return total.to(self.dtype)
+
+
+def inputs_of(
+    name: str, shape: tuple[int, ...], layers_path: str, plan: MergePlan, sources: Mapping[str, SourceCheckpoint]
+) -> list[tuple[StoredTensor, float]]:
+    """The stored tensors of which the tensor `name` of the result is made, with their weights."""
+    match = re.match(rf"({re.escape(layers_path)}\.)(\d+)(\..+)", name)
+    if match is None:
+        parts: list[MergePart] = getattr(plan, _part_of(name, encoder=layers_path.partition(".")[0]))
+        return [(_find(name, shape, sources[part.source]), part.share) for part in parts]
+    prefix, index, suffix = match.groups()
+    layers = plan.layers[int(index)]
+    return [(_find(f"{prefix}{layer.layer}{suffix}", shape, sources[layer.source]), layer.share) for layer in layers]
+
+
+def _part_of(name: str, encoder: str) -> str:
+    """Which of `PARTS` a tensor outside the layers belongs to, by its name and the name of the encoder."""
+    path = name.split(".")
+    if path[0] != encoder:
+        return "classifier"
+    if "depth_embedding" in path:
+        return "depth_embedding"
+    return "embeddings" if any("embed" in word for word in path) else "layernorm"
+
+
+def _find(name: str, shape: tuple[int, ...], source: SourceCheckpoint) -> StoredTensor:
+    stored = source.tensors.get(name)
+    if stored is None:
+        known = (
+            f"The file holds {len(source.tensors)} tensors, but not this one." if source.tensors else "It is empty."
+        )
+        raise ValueError(
+            f"Source '{source.name}' ('{source.path}') lacks the tensor '{name}'. {known} Sources must be complete "
+            "image classifiers."
+        )
+    if stored.dtype is None:
+        raise ValueError(
+            f"Source '{source.name}': the tensor '{stored.name}' is not of floats of 16 to 64 bits; quantized models "
+            "cannot be merged."
+        )
+    rows_may_differ = "depth_embedding" in name or "position_head.dense" in name
+    if "position_head.dense" in name and stored.shape[0] < shape[0]:
+        raise ValueError(
+            f"The position heads of source '{source.name}' know {stored.shape[0]} positions, but the result has "
+            f"{shape[0]} layers. Set `position_heads: false` in the plan to leave them out."
+        )
+    if stored.shape[rows_may_differ:] != shape[rows_may_differ:]:
+        raise ValueError(
+            f"Source '{source.name}': the tensor '{stored.name}' has shape {stored.shape}; with this configuration it "
+            f"must be {shape}. Take a checkpoint whose weights belong to its config.json."
+        )
+    return stored
+
+
+def _fit_rows(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Gives a tensor as many rows as the result has: only the first ones, or the last one repeated.
+
+    Such a tensor has one row a position. A tensor of the right shape stays as it is.
+    """
+    if tensor.shape == shape:
+        return tensor
+    return tensor[torch.arange(shape[0]).clamp(max=len(tensor) - 1)]
+
+
+def result_dtypes(inputs: dict[str, list[tuple[StoredTensor, float]]]) -> dict[str, torch.dtype]:
+    """The widest dtype of each tensor's kind.
+
+    A tensor's kind is its name without the number of the layer.
+    """
+    kinds = {name: re.sub(r"\.\d+\.", ".*.", name) for name in inputs}
+    widest: dict[str, torch.dtype] = {}
+    for name, kind in kinds.items():
+        dtypes = [stored.dtype for stored, _ in inputs[name] if stored.dtype is not None]
+        widest[kind] = reduce(torch.promote_types, dtypes, widest.get(kind, dtypes[0]))
+    return {name: widest[kind] for name, kind in kinds.items()}

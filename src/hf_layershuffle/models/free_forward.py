@@ -1,0 +1,113 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The forward of a class of transformers, run in an execution order.
+
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .layer_program import LayerProgram, Run, run_program, running_program
+
+
+def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
+    """The forward of a plain class with the argument `execution_order`."""
+    plain_forward: Any = plain_class.forward
+    signature = inspect.signature(plain_forward)
+    names = list(signature.parameters)[1:]
+    is_classifier = "labels" in names and "Classification" in plain_class.__name__
+
+    def argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if name not in names:
+            return kwargs.get(name)
+        index = names.index(name)
+        return args[index] if index < len(args) else kwargs.get(name)
+
+    @wraps(plain_forward)
+    def forward(self: Any, *args: Any, execution_order: Any = None, **kwargs: Any) -> Any:
+        layers = LayerProgram.mark(self.free_layers)  # accelerate's `compile_regions` makes a new, plain list
+        running = None if execution_order is not None else running_program(layers)
+        if running is not None:  # the encoder of a classifier, or a model that is taken apart
+            outputs = plain_forward(self, *args, **kwargs)
+            return self._finish(outputs, running) if isinstance(running, Run) else outputs
+        order = self.resolve_execution_order(execution_order)
+        if self.main_input_name == "pixel_values" and argument("pixel_values", args, kwargs) is None:
+            raise ValueError(
+                "`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`."
+            )
+        labels = argument("labels", args, kwargs)
+        if is_classifier and labels is not None:
+            _check_labels(labels, self.num_labels, self.config.problem_type)
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        run = Run(layers, order, self._depth_embedding)
+        with run_program(layers, run):
+            outputs = plain_forward(self, *args, **kwargs, return_dict=True)
+        _check_run(self, run)
+        outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
+        return outputs if return_dict or not isinstance(outputs, ModelOutput) else outputs.to_tuple()
+
+    documented: Any = forward
+    documented.__doc__ = (plain_forward.__doc__ or "") + _EXECUTION_ORDER_DOC
+    documented.__signature__ = _with_execution_order(signature)
+    return forward
+
+
+_EXECUTION_ORDER_DOC = """
+        execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):
+            Overrides the order for this call, in training too: `"sequential"`, `"arbitrary"` or layer indices. The
+            outputs hold the order that ran.
+
+        Raises:
+            `ValueError`: if the order is not valid, the layers were cut by hand, or a label is outside the classes.
+                Labels on an accelerator are not checked.
+"""
+
+
+def _with_execution_order(signature: inspect.Signature) -> inspect.Signature:
+    """A signature with the argument: the Trainer keeps the columns of a dataset that a forward's signature names."""
+    parameters = list(signature.parameters.values())
+    added = inspect.Parameter("execution_order", inspect.Parameter.KEYWORD_ONLY, default=None)
+    has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    at = len(parameters) - has_kwargs
+    return signature.replace(parameters=[*parameters[:at], added, *parameters[at:]])
+
+
+def _check_run(model: PreTrainedModel, run: Run) -> None:
+    """Whether the forward took all layers of the order from its list, and in this way."""
+    if run.num_given != len(run.order):
+        took = "no layer" if run.num_given == 0 else f"{run.num_given} of the {len(run.order)} layers of the order"
+        raise ValueError(
+            f"The forward of {type(model).__name__} took {took} by iterating its list of layers, so it does not "
+            "follow the execution order. The layers of this model cannot run in any order; take another family."
+        )
+
+
+def _check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
+    # On an accelerator, reading the labels would make every step wait. In a graph or under torch.func it cannot be
+    # done
+    if labels.device.type != "cpu" or num_labels < 2 or labels.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        return
+    kinds = {True: "multi_label_classification", False: "single_label_classification"}
+    kind = problem_type or kinds[labels.is_floating_point()]  # as transformers takes them
+    if kind == "multi_label_classification" and (labels == -100).any():
+        raise ValueError(
+            "`labels` of several classes an image hold -100, which would count as a target like any other; each is a "
+            "number from 0 to 1. Leave images without labels out of the dataset."
+        )
+    if kind != "single_label_classification":
+        return
+    outside = labels[((labels < 0) | (labels >= num_labels)) & (labels != -100)]
+    if len(outside) > 0:
+        raise ValueError(
+            f"`labels` holds {outside[0].item()}, but this model has {num_labels} classes; labels are integers "
+            f"from 0 to {num_labels - 1}, or -100 to be ignored. Set `num_labels` to the dataset's."
+        )

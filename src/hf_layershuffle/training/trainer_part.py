@@ -1,0 +1,34 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What the parts of [`LayerShuffleTrainer`] know of the whole. It is for type checkers: nothing of it runs."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
+
+    from .nonfinite import NonFiniteWatch
+
+    class TrainerPart(Trainer):
+        teacher_model: PreTrainedModel | None
+        _base_precision: torch.dtype | None
+        _watch: NonFiniteWatch
+        # transformers sets these to None first, from which a type checker would conclude that they stay so
+        hub_model_id: Any
+        push_in_progress: Any
+
+        def _argument(self, name: str) -> Any:
+            raise NotImplementedError
+
+        def _config(self, name: str, default: Any = None) -> Any:
+            raise NotImplementedError
+
+        def _reads_at_once(self) -> bool:
+            raise NotImplementedError
+
+        def _stop_if_nonfinite(self) -> None:
+            raise NotImplementedError
+
+else:
+    TrainerPart = object

@@ -1,0 +1,199 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What commands read: models, devices and images. Nothing heavy is imported at module level."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+
+@dataclass
+class LoadedModel:
+    """A model to work on, and its image processor.
+
+    Args:
+        name: Its folder or Hub id.
+        model: The classifier, as a LayerShuffle model.
+        image_processor: The model's image processor.
+    """
+
+    name: str
+    model: "PreTrainedModel"
+    image_processor: "BaseImageProcessor"
+
+
+def load_model(
+    name_or_path: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """The classifier, as a LayerShuffle model on its device in evaluation mode, and its image processor.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        device: Name of the device. Defaults to the best there is.
+        dtype: Dtype of the weights: float32, bfloat16 or float16.
+        revision: Branch, tag or commit of a Hub model.
+        trust_remote_code: Whether code that the model or its image processor brings may run.
+
+    Raises:
+        `ValueError`: if an argument is not valid, or the model is no classifier of several classes.
+        `OSError`: if there is no such model, or it cannot be read.
+    """
+    import torch
+
+    from hf_layershuffle.checkpoints.image_processors import load_image_processor
+    from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.layerwise import check_evaluable
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise ValueError(f"`dtype` is '{dtype}'; it must be one of {', '.join(dtypes)}.")
+    check_model(name_or_path, revision)
+    hub: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
+    model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
+    image_processor = load_image_processor(name_or_path, **hub)
+    check_evaluable(model.config, image_processor)
+    on_device = cast(Any, model).to(choose_device(device))  # transformers hides what `to` takes
+    return LoadedModel(name_or_path, on_device.eval(), image_processor)
+
+
+def check_model(name_or_path: str, revision: str | None = None) -> None:
+    """Says that there is no such model, before the readers of its files do in lines of their own.
+
+    Raises:
+        `OSError`: if it is neither a folder, nor a Hub id of a model that can be had.
+    """
+    from hf_layershuffle.checkpoints.hub_errors import check_hub_model
+    from hf_layershuffle.checkpoints.locations import is_local
+
+    if Path(name_or_path).is_dir():
+        return
+    if is_local(name_or_path):
+        raise OSError(
+            f"There is no model folder '{name_or_path}'; pass a folder that `save_pretrained` wrote or a Hub id."
+        )
+    check_hub_model(name_or_path, revision)
+
+
+def choose_device(device: str | None) -> "torch.device":
+    """The device of that name, or the best there is.
+
+    Raises:
+        `ValueError`: if there is no such device.
+    """
+    import torch
+
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"`device` is '{device}', which is not usable here: {str(error).splitlines()[0]}") from error
+
+
+def dataset_of(models: list[str], dataset_name: str | None, revision: str | None = None) -> str:
+    """The dataset of that name; without one, the dataset that all models were trained on, if it can be found.
+
+    Raises:
+        `ValueError`: if their `training.json` names none, several, or one that is not here. The message says what it
+            names.
+    """
+    if dataset_name is not None:
+        return dataset_name
+    named = {model: trained_on(model, revision) for model in models}
+    names = set(named.values())
+    say = "Say which dataset to take by --dataset_name: digits, a folder or a Hub dataset id."
+    if len(names) > 1:
+        found = ", ".join(f"'{model}': {name or 'none'}" for model, name in named.items())
+        raise ValueError(f"The models' training.json do not name one and the same dataset ({found}). {say}")
+    name = names.pop()
+    if not name:
+        raise ValueError(f"'{models[0]}' has no training.json that names the dataset it was trained on. {say}")
+    if name == "digits" or Path(name).expanduser().is_dir():
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise ValueError(
+        f"'{models[0]}' was trained on '{name}' (training.json), which is neither a folder here nor a Hub dataset id "
+        f"such as org/name. {say}"
+    )
+
+
+def trained_on(model: str, revision: str | None = None) -> str | None:
+    """The dataset that a model's `training.json` names, in its folder or on the Hub; None if there is none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from hf_layershuffle.hub.folder_records import TRAINING_FILE, read_json
+
+    path = Path(model, TRAINING_FILE)
+    if not Path(model).is_dir():
+        try:
+            path = Path(hf_hub_download(model, TRAINING_FILE, revision=revision))
+        except EntryNotFoundError:  # also where the cache, offline, has none
+            return None
+    record = read_json(path) or {}
+    name = record.get("dataset") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def load_split(model: "PreTrainedModel", split: str, dataset_name: str, **kwargs: Any) -> "Dataset":
+    """The images of a split with the columns `image` and `label`, whose labels are as the model numbers its classes.
+
+    Args:
+        model: The classifier.
+        split: "train", or "test" for the images to evaluate on.
+        dataset_name: Name of the dataset.
+        kwargs: As for [`load_image_datasets`].
+    """
+    from hf_layershuffle.data.datasets import load_image_datasets, match_labels
+
+    id2label = cast(dict[int, str], model.config.id2label)
+    class_names = [str(id2label[index]) for index in range(len(id2label))]
+    splits = load_image_datasets(dataset_name, class_names=class_names, **kwargs)
+    return match_labels(splits[split], model.config, dataset_name)
+
+
+def load_evaluation_split(
+    loaded: LoadedModel,
+    dataset_name: str,
+    *,
+    skip_damaged: bool = False,
+    max_samples: int | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> "Dataset":
+    """The images to evaluate on.
+
+    Args:
+        loaded: The model.
+        dataset_name: Name of the dataset.
+        skip_damaged: Whether images that cannot be read are left out; see [`without_damaged`].
+        max_samples, seed: As for [`without_damaged`].
+        kwargs: As for [`load_image_datasets`].
+    """
+    data = load_split(loaded.model, "test", dataset_name, **kwargs)
+    return without_damaged(data, loaded, max_samples, seed) if skip_damaged else data
+
+
+def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | None = None, seed: int = 0) -> "Dataset":
+    """The images that can be read, of all or of as many as `seed` draws. A warning names the others."""
+    from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader
+
+    loader = as_dataloader(
+        data,
+        loaded.image_processor,
+        skip_damaged=True,
+        max_samples=max_samples,
+        seed=seed,
+        num_channels=loaded.model.config.num_channels,
+    )
+    return cast(ImageClassificationDataset, loader.dataset).dataset
