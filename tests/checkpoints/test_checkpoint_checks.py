@@ -63,7 +63,10 @@ BROKEN = {
         r"lacks? (tensors of this model: )?vit\.layers\.2\.mlp\.fc1\.weight\. .* incomplete|not complete",
     ),
     "deeper": (lambda f: edit_config(f, num_hidden_layers=5), r"lacks? .*vit\.layers\.4\..* and 1[23] more"),
-    "shallower": (lambda f: edit_config(f, num_hidden_layers=3), r"holds weights of layers .* no place: vit\.layers\.3\."),
+    "shallower": (
+        lambda f: edit_config(f, num_hidden_layers=3),
+        r"holds weights of layers .* no place: vit\.layers\.3\.",
+    ),
     "NaN": (
         lambda f: edit_weights(f, lambda t: t["vit.layers.1.mlp.fc1.bias"].fill_(float("nan"))),
         r"holds NaN or infinite values in vit\.layers\.1\.mlp\.fc1\.bias\. Its training diverged",
@@ -79,7 +82,10 @@ BROKEN = {
     "no heads": (lambda f: edit_config(f, num_attention_heads=0), "ZeroDivisionError"),
     "a word for a number": (lambda f: edit_config(f, hidden_size="many"), "hidden_size"),
     "an unknown activation": (lambda f: edit_config(f, hidden_act="nope"), "'nope'"),
-    "nested JSON": (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot be read|not valid JSON|nested more than"),
+    "nested JSON": (
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        "cannot be read|not valid JSON|nested more than",
+    ),
 }  # fmt: skip
 
 
@@ -131,9 +137,12 @@ def test_layers_may_be_left_out_by_request(folder):
 
 
 def bring_code(folder, where: str):
-    """Gives a model code for its configuration or its image processor; returns the file by which it shows that it ran."""
+    """Gives a model code for its configuration or its image processor; returns the file that the code writes."""
     marker = folder / "ran"
-    code = "import pathlib\npathlib.Path({!r}).touch()\nfrom transformers import {} as Base\n\n\nclass Theirs(Base):\n    pass\n"
+    code = (
+        "import pathlib\npathlib.Path({!r}).touch()\n"
+        "from transformers import {} as Base\n\n\nclass Theirs(Base):\n    pass\n"
+    )
     kind = "ViTConfig" if where == "config" else "ViTImageProcessor"
     (folder / "theirs.py").write_text(code.format(str(marker), kind))
     if where == "config":

@@ -58,8 +58,16 @@ def test_a_plan_is_carried_out(work, command):
 
 
 def test_the_help_does_not_import_torch():
-    code = "import sys; sys.argv[1:] = ['merge', '--help']\nfrom hf_layershuffle_cli import main\ntry:\n    main()\nfinally:\n"
-    result = run_python(code + "    assert 'torch' not in sys.modules")
+    code = """
+import sys
+from hf_layershuffle_cli import main
+sys.argv[1:] = ["merge", "--help"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "--max_shard_size" in result.stdout
 

@@ -1,5 +1,7 @@
-"""Two processes that write into one folder: the second is refused while the first lives, and cleans up after it when it was
-killed."""
+"""Two processes that write into one folder: the second is refused while the first lives.
+
+When the first was killed, the second cleans up after it.
+"""
 
 import shutil
 import subprocess

@@ -240,7 +240,8 @@ memory = AutoModelForImageClassification.from_pretrained("org/from-memory", revi
 torch.testing.assert_close(memory(images(), execution_order=[3, 0, 1]).logits, expected)
 
 for where in ({"revision": "plain-vit"}, {"repository": "org/other-plain"}):
-    plain = AutoModelForImageClassification.from_pretrained(where.pop("repository", "org/vit-layershuffle"), **where).eval()
+    repository = where.pop("repository", "org/vit-layershuffle")
+    plain = AutoModelForImageClassification.from_pretrained(repository, **where).eval()
     assert type(plain).__module__ == "transformers.models.vit.modeling_vit", type(plain)
     if where:
         assert len(plain.vit.layers) == 3

@@ -193,9 +193,13 @@ def test_the_legend_names_every_line(analysis):
                                                 "sequential order", "chance (1/5): left of the scale"],
         plotting.plot_pruning_curves(one): ["m", "band: ± one standard deviation over orders", "chance (1/5)"],
         plotting.plot_layer_ablation(one): ["m", "thin line: all layers, in sequential order"],
-        plotting.plot_updates_by_position(analysis): ["whole layer", "attention", "MLP", "depth projection",
-                                                      "in sequential order", "band: ± one standard deviation over layers"],
-        plotting.plot_position_probe({"m": analysis}): ["chance (0.25)", "bars: ± one standard deviation over folds", "m"],
+        plotting.plot_updates_by_position(analysis): [
+            "whole layer", "attention", "MLP", "depth projection",
+            "in sequential order", "band: ± one standard deviation over layers",
+        ],
+        plotting.plot_position_probe({"m": analysis}): [
+            "chance (0.25)", "bars: ± one standard deviation over folds", "m",
+        ],
     }  # fmt: skip
     for figure, labels in expected.items():
         (legend,) = figure.legends

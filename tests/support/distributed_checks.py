@@ -1,4 +1,7 @@
-"""Checks that need two processes. test_distributed.py runs it: torchrun --nproc_per_node 2 distributed_checks.py NAMES"""
+"""Checks that need two processes.
+
+test_distributed.py runs them: torchrun --nproc_per_node 2 distributed_checks.py NAMES
+"""
 
 import copy
 import functools
@@ -212,7 +215,7 @@ def check_losses_outside_forward(rank: int):
             (smoothed, {"label_smoothing_factor": 0.1}),
             (F.cross_entropy, {"compute_loss_func": of_a_step}),
             (F.cross_entropy, {"trainer_class": OwnLoss}),
-            # Looks for parameters without gradient, for which DistributedDataParallel puts a node between model and loss
+            # DistributedDataParallel looks for parameters without gradient, and puts a node between model and loss
             (F.cross_entropy, {"trainer_class": OwnLoss, "gradient_checkpointing": False}),
         ):
             expected, model = (build(position_predictor=True, position_loss_weight=2.0) for _ in "12")

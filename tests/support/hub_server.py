@@ -1,5 +1,7 @@
-"""A small Hugging Face Hub on 127.0.0.1 for tests: what `huggingface_hub` needs to create repositories, to commit and to
-load again, kept in memory. It can be told to fail."""
+"""A small Hugging Face Hub on 127.0.0.1 for tests, kept in memory. It can be told to fail.
+
+It does what `huggingface_hub` needs to create repositories, to commit and to load again.
+"""
 
 import base64
 import hashlib
@@ -57,10 +59,17 @@ class HubError(Exception):
 
 
 class HubServer:
-    """Use it as a context manager. `repositories` holds what was pushed; `faults` what is to fail: dictionaries of
-    `method`, `path` (a regular expression), `times` and `status`: an integer, "drop" to close the connection, "race" to let
-    somebody else's commit come first (`then` is the status after that), "stall" never to answer, "lost" to do what is asked and not to answer, or "html"
-    to answer as a login page does."""
+    """Use it as a context manager.
+
+    `repositories` holds what was pushed; `faults` what is to fail: dictionaries of `method`, `path` (a regular
+    expression), `times` and `status`. A status is an integer, or one of these words:
+
+    - "drop": closes the connection.
+    - "race": lets somebody else's commit come first (`then` is the status after that).
+    - "stall": never answers.
+    - "lost": does what is asked and does not answer.
+    - "html": answers as a login page does.
+    """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}

@@ -1,4 +1,4 @@
-"""`hf-layershuffle train`: its options, and runs that were stopped, torn or started twice. Most run in this process."""
+"""`hf-layershuffle train`: its options, and runs that were stopped, torn or started twice, most in this process."""
 
 import json
 import re
