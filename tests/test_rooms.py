@@ -13,8 +13,19 @@ import hf_layershuffle
 
 PACKAGE = Path(hf_layershuffle.__file__).parent
 FLOORS = (
-    *("common", "models", "checkpoints", "data", "layerwise", "deployment", "evaluation"),
-    *("analysis", "compression", "merging", "plotting", "hub", "training"),
+    "common",
+    "models",
+    "checkpoints",
+    "data",
+    "layerwise",
+    "deployment",
+    "evaluation",
+    "analysis",
+    "compression",
+    "merging",
+    "plotting",
+    "hub",
+    "training",
 )
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in FLOORS]
 

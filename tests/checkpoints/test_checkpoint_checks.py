@@ -167,11 +167,10 @@ def test_code_that_a_model_brings_runs_only_by_request(folder, where, monkeypatc
     assert marker.exists()
 
 
-TRAIN = [
-    *("train", "--max_train_samples", "64", "--max_eval_samples", "40", "--max_steps", "1", "--save_strategy", "no"),
-    *("--eval_strategy", "no", "--final_eval_orders", "8", "--use_cpu", "--num_threads", "1"),
-    *("--ignore_mismatched_sizes", "--output_dir", "out"),
-]
+TRAIN = """
+    train --max_train_samples 64 --max_eval_samples 40 --max_steps 1 --save_strategy no --eval_strategy no
+    --final_eval_orders 8 --use_cpu --num_threads 1 --ignore_mismatched_sizes --output_dir out
+""".split()
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from hf_layershuffle_cli import main, outputs
 
 
 FEW = ["--num_orders", "2", "--device", "cpu", "--max_samples", "50", "--dataset_name", "digits"]
-TRAIN = [
-    *("train", "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--max_train_samples"),
-    *("64", "--max_eval_samples", "40", "--max_steps", "3", "--eval_strategy", "no", "--final_eval_orders", "8"),
-    *("--use_cpu", "--num_threads", "1", "--disable_tqdm", "True", "--report_to", "none"),
-]
+TRAIN = """
+    train --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --max_train_samples 64 --max_eval_samples 40
+    --max_steps 3 --eval_strategy no --final_eval_orders 8 --use_cpu --num_threads 1 --disable_tqdm True
+    --report_to none
+""".split()
 # The bytes that a file may have, so that one of the command's is not written to its end
 COMMANDS = {
     "evaluate, the report": (2_000, ["evaluate", "a", "--num_subsets", "1", *FEW]),

@@ -39,26 +39,22 @@ with ExitStack() as stack:
     print("begun", flush=True)
     time.sleep(120)
 """
+TRAIN = """
+    train --dataset_name letters --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --max_steps 1
+    --final_eval_orders 8 --eval_strategy no --use_cpu --num_threads 1 --output_dir out
+""".split()
+MERGES = "merge model --random 2 --evaluate letters --device cpu --output_dir out".split()
 COMMANDS = {
     "evaluate": ("claim", "out", ["evaluate", "model", "--num_subsets", "1", *FEW, "--output_dir", "out"]),
     "evaluate-several": (
-        *("claim", "out/other"),
+        "claim",
+        "out/other",
         ["evaluate", "model", "other", "--num_subsets", "1", *FEW, "--output_dir", "out"],
     ),
     "analyze": ("claim", "out", ["analyze", "model", *FEW, "--output_dir", "out"]),
     "publish": ("claim", "model", ["publish", "model", "--card_only", *FEW]),
-    "random merges": (
-        *("claim", "out"),
-        ["merge", "model", "--random", "2", "--evaluate", "letters", "--device", "cpu", "--output_dir", "out"],
-    ),
-    "train": (
-        *("claim", "out"),
-        [
-            *("train", *DATA, "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
-            *("--max_steps", "1", "--final_eval_orders", "8", "--eval_strategy", "no", "--use_cpu"),
-            *("--num_threads", "1", "--output_dir", "out"),
-        ],
-    ),
+    "random merges": ("claim", "out", MERGES),
+    "train": ("claim", "out", TRAIN),
     "prune": ("folder", "out", ["prune", "model", "--keep", "0,2", "--output_dir", "out"]),
     "merge": ("folder", "out", ["merge", "model", "other", "--average", "--output_dir", "out"]),
 }

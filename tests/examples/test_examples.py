@@ -32,11 +32,11 @@ from hf_layershuffle.training.outcome import ARBITRARY_METRICS, print_table
 
 
 # A model and a run so small that a test takes seconds
-SHORT = [
-    *("--per_device_train_batch_size", 8, "--max_train_samples", 64, "--max_eval_samples", 40, "--max_steps", 8),
-    *("--save_steps", 2, "--eval_orders", 2),
-]
-SMALL = ["--hidden_size", 16, "--num_hidden_layers", 3, "--num_attention_heads", 2, *SHORT]
+SHORT = """
+    --per_device_train_batch_size 8 --max_train_samples 64 --max_eval_samples 40 --max_steps 8 --save_steps 2
+    --eval_orders 2
+""".split()
+SMALL = ["--hidden_size", "16", "--num_hidden_layers", "3", "--num_attention_heads", "2", *SHORT]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -462,13 +462,16 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`seed` is -1": ["--seed", "-1"],
         "`distillation_weight` is 2.0; it must lie in [0, 1]": ["--distillation_weight", "2"],
         "`distillation_weight` is 0.5 without a teacher; add --teacher_model_name_or_path": [
-            *("--distillation_weight", "0.5"),
+            "--distillation_weight",
+            "0.5",
         ],
         "`teacher_model_name_or_path` is './missing', where there is no folder": [
-            *("--teacher_model_name_or_path", "./missing"),
+            "--teacher_model_name_or_path",
+            "./missing",
         ],
         "`model_name_or_path` is '/no/such/folder', where there is no folder": [
-            *("--model_name_or_path", "/no/such/folder"),
+            "--model_name_or_path",
+            "/no/such/folder",
         ],
         "`preset` is 'best'; choose from order-free": ["--preset", "best"],
         "`orders_per_step` is 0; it must be at least 1": ["--orders_per_step", "0"],
@@ -501,9 +504,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         return run_train(*arguments, *output, cwd=cwd)
 
     assert_all_refused(run, "train.py", cases, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("broken.json", "broken.yaml", "list.yaml", "occupied")
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.json", "broken.yaml", "list.yaml", "occupied"}
     assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
 
 

@@ -13,25 +13,13 @@ from safetensors.torch import load_file
 
 
 COMMAND = [sys.executable, "-m", "hf_layershuffle_cli", "train"]
+SMALL = """
+    --hidden_size 32 --num_hidden_layers 4 --layerdrop 0.2 --depth_embedding --position_predictor
+    --max_steps 60 --save_steps 6 --final_eval_orders 8 --use_cpu
+""".split()
 # Arguments, and the steps between two checkpoints. The default run takes minutes
 RUNS = {
-    "small": (
-        [
-            *(
-                "--use_cpu",
-                "--hidden_size",
-                "32",
-                "--num_hidden_layers",
-                "4",
-                "--max_steps",
-                "60",
-                "--save_steps",
-                "6",
-            ),
-            *("--final_eval_orders", "8", "--layerdrop", "0.2", "--depth_embedding", "--position_predictor"),
-        ],
-        6,
-    ),
+    "small": (SMALL, 6),
     "default": ([], 270),
 }
 pytestmark = pytest.mark.slow

@@ -31,21 +31,12 @@ from hf_layershuffle_cli import main
 
 
 # 8 steps within one pass, a checkpoint after every second of them
-SMALL = [
-    *("--hidden_size", "16", "--num_hidden_layers", "3", "--num_attention_heads", "2", "--use_cpu"),
-    *(
-        "--per_device_train_batch_size",
-        "8",
-        "--max_train_samples",
-        "64",
-        "--max_eval_samples",
-        "40",
-        "--max_steps",
-        "7",
-    ),
-    *("--save_steps", "2", "--eval_strategy", "no", "--final_eval_orders", "8", "--disable_tqdm", "True"),
-    *("--save_total_limit", "9", "--report_to", "none", "--layerdrop", "0.2", "--hidden_dropout_prob", "0.1"),
-]
+RUN = """
+    --per_device_train_batch_size 8 --max_train_samples 64 --max_eval_samples 40 --max_steps 7 --save_steps 2
+    --save_total_limit 9 --eval_strategy no --final_eval_orders 8 --layerdrop 0.2 --hidden_dropout_prob 0.1
+    --use_cpu --disable_tqdm True --report_to none
+""".split()
+SMALL = ["--hidden_size", "16", "--num_hidden_layers", "3", "--num_attention_heads", "2", *RUN]
 
 
 def train(folder, *arguments) -> dict:
@@ -264,19 +255,10 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
 
 
 def test_a_request_to_terminate_ends_as_ctrl_c_does(whole, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "hf_layershuffle_cli",
-        "train",
-        *SMALL,
-        "--max_steps",
-        "240",
-        "--save_steps",
-        "20",
-    ]
+    arguments = [*SMALL, "--max_steps", "240", "--save_steps", "20", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "hf_layershuffle_cli", "train", *arguments]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, "--output_dir", str(tmp_path / "run")], env=ENVIRONMENT, **pipes)
+    process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
     deadline = time.monotonic() + 120
     while not any(tmp_path.glob("run/checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -338,15 +320,14 @@ def test_weights_stored_in_half_precision_are_trained_in_float32(tmp_path):
     for name, dtype in (("half", torch.float16), ("float", torch.float32)):
         model.to(dtype).save_pretrained(tmp_path / name)
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
-    sizes = SMALL.index("--use_cpu")
     for name in ("half", "float"):
         output = ["--output_dir", str(tmp_path / f"trained-{name}"), "--num_threads", "1"]
-        session.run([*SMALL[sizes:], "--model_name_or_path", str(tmp_path / name), *output])
+        session.run([*RUN, "--model_name_or_path", str(tmp_path / name), *output])
     trained = weights(tmp_path / "trained-half")
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     assert_same_weights(tmp_path / "trained-half", tmp_path / "trained-float")
     output = ["--output_dir", str(tmp_path / "brain"), "--dtype", "bfloat16"]
-    session.run([*SMALL[sizes:], "--model_name_or_path", str(tmp_path / "half"), *output])
+    session.run([*RUN, "--model_name_or_path", str(tmp_path / "half"), *output])
     assert {tensor.dtype for tensor in weights(tmp_path / "brain").values()} == {torch.bfloat16}
 
 
