@@ -89,8 +89,8 @@ class LayerwiseClassifier:
 
     Running the layers of an order one after the other gives the model's logits for that order. Use it where the
     model's `forward` would repeat work: for many orders of the same inputs, for every prefix of an order, or to see
-    what happens between layers. All three run the family's own forward. In `embed` its layers only note how they are
-    called. In `classify` it has one layer, which gives the hidden states.
+    what happens between layers. `embed` and `classify` run the family's own forward with stand-ins for its layers: in
+    `embed` they only note how they are called, in `classify` the only one gives the hidden states.
 
     Args:
         model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
@@ -100,8 +100,8 @@ class LayerwiseClassifier:
         self.model = as_layershuffle(model)
         self.num_layers = len(self.model.free_layers)
         self._gives_tuple: bool | None = None  # whether a layer gives a tuple, of which hidden states are the first
-        self._is_one_enough: bool | None = None  # whether what follows the layers needs but one of the inputs
-        self._inputs: dict[str, torch.Tensor]
+        self._is_one_enough: bool | None = None  # whether what follows the layers needs only one example of the inputs
+        self._inputs: dict[str, torch.Tensor] = {}
         self._embedded: torch.Tensor
         self._run: Run
         self._calls: list[tuple[tuple, dict[str, Any]]]
@@ -130,12 +130,13 @@ class LayerwiseClassifier:
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
         """A context without dropout. At its end the model is put back into the mode it was in."""
-        was_training = self.model.training
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(was_training)
+            for module, mode in modes.items():
+                module.training = mode
 
     def embed(self, inputs: Inputs) -> torch.Tensor:
         """The hidden states, of shape `(batch_size, tokens, hidden_size)`, that the first layer gets.
@@ -147,7 +148,10 @@ class LayerwiseClassifier:
             inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
                 inputs by name.
         """
+        earlier = self._inputs.keys()
         self._inputs = {self.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
+        if earlier != self._inputs.keys():
+            self._is_one_enough = None
         layers = self.model.free_layers
         self._run = Run(layers, [], self.model._depth_embedding)
         self._calls = []

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints to merge from: found, checked, and read one tensor at a time."""
+"""Checkpoints as lists of stored tensors: found and checked, while only the headers of their files are read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

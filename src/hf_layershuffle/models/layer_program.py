@@ -34,7 +34,7 @@ class LayerProgram(nn.ModuleList):
         # `for layer in self.layers[: config.num_hidden_layers]`
         if isinstance(index, slice) and running_program(self) is not None and index.start in (None, 0):
             if index.step in (None, 1) and (index.stop is None or index.stop >= len(self)):
-                return list(self)
+                return self  # and not a list, which would ask a generator for all layers before one has run
         return super().__getitem__(index)
 
     @classmethod
@@ -59,6 +59,7 @@ class run_program:
     Args:
         layers: The model's list of layers.
         program: Layers, or what stands in for them. A generator is asked for the next one after the last one ran.
+            Layers with a depth projection or a position head are given by [`Run.at`], which tells them their position.
     """
 
     def __init__(self, layers: LayerProgram, program: Iterable):
@@ -221,14 +222,14 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
     return None
 
 
-# Linear maps that do not write into the residual stream, though they are as wide as it
-_READERS = ("q", "k", "v", "query", "key", "value", "lambda", "gate", "up")
+# First words of the names of linear maps that do not write into the residual stream, though they may be as wide as it
+_READERS = ("q", "k", "v", "query", "key", "value", "gate", "up", "fc1", "lin1", "wi", "Wi", "w1")
 
 
 def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
     """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
 
-    They are as wide as the hidden states and are not named as one of attention's inputs.
+    They are as wide as the hidden states, and not named as an input of attention or the first map of an MLP.
     """
     return [
         module
@@ -237,4 +238,5 @@ def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
         and module.out_features == hidden_size
         and not name.startswith(("depth_projection", "position_head"))
         and name.rpartition(".")[2].split("_")[0] not in _READERS
+        and "intermediate" not in name
     ]

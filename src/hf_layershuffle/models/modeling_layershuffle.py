@@ -256,6 +256,11 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
         if name not in known:
             raise ValueError(f"`{name}` is not a flag of free layer order; these are {', '.join(known)}.")
         setattr(config, name, value)
+    if config.residual_init_scale != 1.0:
+        raise ValueError(
+            f"`residual_init_scale` is {config.residual_init_scale}, which is of initial weights, and this model "
+            f"has its weights. Make a new model by `{made.__name__}({made.config_class.__name__}(...))`."
+        )
     config.check_layershuffle()
     module: Any
     for module in model.modules():
@@ -277,10 +282,12 @@ def _change_class(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
 @torch.no_grad()
 def _initialize_position_modules(model: LayerShuffleMixin) -> None:
     """Gives them their first weights, in the type and place of the layers'."""
-    for layer in model.free_layers.children():
+    layers = list(model.free_layers.children())
+    names = ("depth_projection", "position_head")
+    new = [(layers[0], model._depth_embedding), *((layer, getattr(layer, n, None)) for layer in layers for n in names)]
+    for layer, root in new:
         like = next(layer.parameters())
-        new = [getattr(layer, name, None) for name in ("depth_projection", "position_head")]
-        for module in (each for root in (*new, model._depth_embedding) if root is not None for each in root.modules()):
+        for module in root.modules() if root is not None else ():
             module.to(like.device, like.dtype)
             model._init_weights(module)
 
