@@ -1,4 +1,4 @@
-"""Tiny models built in memory, and ways to run a program offline: in this process, or in a fresh one as a user does."""
+"""Tiny models built in memory, and ways to run a program offline: in this process or in a fresh one."""
 
 import importlib.util
 import io
@@ -157,9 +157,9 @@ def run_python(code_or_script, *arguments, **kwargs):
 def run_here(
     main: Callable[[], None], program: str, *arguments, cwd=None, errors: io.StringIO | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs a program's `main` in this process, which saves the seconds of its imports; returns what `run_command` does.
+    """Runs a program's `main` in this process, which saves the seconds of its imports.
 
-    The standard error holds what is logged too. Warnings are left to pytest.
+    Returns what `run_command` does. The standard error holds what is logged too. Warnings are left to pytest.
     """
     argv = sys.argv
     folder = os.getcwd()

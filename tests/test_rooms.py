@@ -1,4 +1,7 @@
-"""Imports run down only: a room may import what stands before it in `FLOORS`, and what travels to the Hub nothing of ours."""
+"""Imports run down only: a room may import what stands before it in `FLOORS`.
+
+What travels to the Hub imports nothing else of ours.
+"""
 
 import ast
 from pathlib import Path
@@ -17,7 +20,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAG
 
 
 def imported_modules(path: Path):
-    """Whole names of the package's modules that a file imports, at its top or inside a function, or names in a string."""
+    """Whole names of the package's modules that a file imports, anywhere in it, or names in a string."""
     package = ("hf_layershuffle", *path.relative_to(PACKAGE).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):

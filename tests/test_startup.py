@@ -1,4 +1,4 @@
-"""What an import brings along, and what it does not. Times are measured by benchmarks/startup.py, never asserted here."""
+"""What an import brings along, and what it does not. Times are measured by benchmarks/startup.py, not here."""
 
 import pytest
 from conftest import run_python
@@ -29,9 +29,10 @@ def test_the_auto_classes_know_the_models_after_the_import_alone():
 import hf_layershuffle
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 for name in ("layershuffle_vit", "layershuffle_deit"):
-    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4)
-    config = AutoConfig.for_model(name, **sizes)
-    print(type(AutoModel.from_config(config)).__name__, type(AutoModelForImageClassification.from_config(config)).__name__)
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config = AutoConfig.for_model(name, **sizes, image_size=8, patch_size=4)
+    for auto in (AutoModel, AutoModelForImageClassification):
+        print(type(auto.from_config(config)).__name__)
 """
     result = run_python(code)
     assert result.stdout.split() == [
@@ -43,7 +44,15 @@ for name in ("layershuffle_vit", "layershuffle_deit"):
 
 
 def test_help_imports_neither_torch_nor_the_package():
-    code = "import sys\nsys.argv = ['hf-layershuffle', '--help']\nimport hf_layershuffle_cli\ntry: hf_layershuffle_cli.main()\nexcept SystemExit as stop: assert not stop.code"
+    code = """
+import sys
+import hf_layershuffle_cli
+sys.argv = ["hf-layershuffle", "--help"]
+try:
+    hf_layershuffle_cli.main()
+except SystemExit as stop:
+    assert not stop.code
+"""
     modules = modules_after(code)
     assert "typer" in modules
     assert not modules & {"torch", "transformers", "numpy", "hf_layershuffle", *HEAVY}

@@ -1,0 +1,156 @@
+"""Layouts of folders, and tables of images as pandas and pyarrow write them."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from support.images import image_dataset, in_classes, processor, random_images, write_images
+
+from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
+
+
+IMAGES = random_images(10)
+LABELS = ["cat", "dog"] * 5
+
+
+def png(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def check(splits) -> None:
+    """The images and labels above, in the training split."""
+    names = splits["train"].features["label"].names
+    assert splits["train"].column_names == ["image", "label"]
+    assert [names[label] for label in splits["train"]["label"][:]] == LABELS
+    for expected, image in zip(IMAGES, splits["train"]["image"]):
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+# --- Tables ---
+
+
+def columns(kind: str, folder: Path) -> list:
+    if kind == "struct":
+        return [{"bytes": png(image), "path": f"{row}.png"} for row, image in enumerate(IMAGES)]
+    if kind == "bytes only":
+        return [{"bytes": png(image), "path": None} for image in IMAGES]
+    if kind == "binary":
+        return [png(image) for image in IMAGES]
+    (folder / "pictures").mkdir()
+    for row, image in enumerate(IMAGES):
+        image.save(folder / "pictures" / f"{row}.png")
+    return [
+        {"path": "pictures/{}.png", "name": "{}.png"}.get(kind, str(folder / "pictures" / "{}.png")).format(row)
+        for row in range(10)
+    ]
+
+
+@pytest.mark.parametrize("writer", ["pandas", "pyarrow"])
+@pytest.mark.parametrize("kind", ["struct", "bytes only", "binary", "path", "name", "absolute"])
+def test_parquet_of_pandas_and_pyarrow(tmp_path, writer, kind):
+    content = {"image": columns(kind, tmp_path), "label": LABELS}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.parquet"
+        pd.DataFrame(content).to_parquet(path) if writer == "pandas" else pq.write_table(pa.table(content), path)
+    splits = load_image_datasets(str(tmp_path))
+    check(splits)
+    assert len(ImageClassificationDataset(splits["test"], processor())) == 10
+
+
+def test_parquet_with_large_binaries(tmp_path):
+    table = pa.table({"picture": pa.array([png(image) for image in IMAGES], pa.large_binary()), "label": LABELS})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    check(load_image_datasets(str(tmp_path)))
+
+
+@pytest.mark.parametrize("column", ["image", "file_name", "path"])
+def test_csv_with_paths(tmp_path, column):
+    content = {column: columns("path", tmp_path), "label": LABELS}
+    for split in ("train", "test"):
+        pd.DataFrame(content).to_csv(tmp_path / f"{split}.csv", index=False)
+    pd.DataFrame({"id": [1]}).to_csv(tmp_path / "sample_submission.csv", index=False)
+    check(load_image_datasets(str(tmp_path)))
+
+
+def test_a_csv_of_labels_beside_a_test_table_without_them(tmp_path):
+    content = {"image": columns("name", tmp_path), "label": LABELS}
+    pd.DataFrame(content).to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame(content).drop(columns="label").to_csv(tmp_path / "test.csv", index=False)
+    splits = load_image_datasets(str(tmp_path))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 8, "test": 2}
+
+
+def test_a_csv_cannot_hold_images(tmp_path):
+    content = {"image": columns("binary", tmp_path), "label": LABELS}
+    pd.DataFrame(content).to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(ValueError, match=r"in 10 of 10 rows, first in row 0: \"b'.*a CSV file cannot hold the images"):
+        load_image_datasets(str(tmp_path))
+
+
+def test_paths_that_lead_nowhere_are_counted(tmp_path):
+    content = {"image": columns("path", tmp_path), "label": LABELS}
+    for row in (3, 4):
+        (tmp_path / "pictures" / f"{row}.png").unlink()
+    pd.DataFrame(content).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"in 2 of 10 rows, first in row 3: 'pictures/3.png'. Give paths relative to"):
+        load_image_datasets(str(tmp_path))
+
+
+def test_a_column_of_numbers_is_no_column_of_images(tmp_path):
+    pd.DataFrame({"image": range(10), "label": LABELS}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"holds values of type int64, such as 0; choose a column of images"):
+        load_image_datasets(str(tmp_path))
+
+
+# --- Folders ---
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("training", "testing")])
+def test_a_flat_test_folder_is_left_out(tmp_path, names, caplog):
+    train, test = names
+    write_images(tmp_path, *in_classes(f"{train}/cat", f"{train}/dog", count=10), f"{test}/0.png", f"{test}/1.png")
+    splits = load_image_datasets(str(tmp_path))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 16, "test": 4}
+    assert splits["train"].features["label"].names == ["cat", "dog"]
+    assert f"{test}' lie in no class folders" in caplog.text
+    with pytest.raises(ValueError, match=r"split 'test' .* lie in no class folders, so they have no labels.* 'train'"):
+        load_image_datasets(str(tmp_path), eval_split="test")
+
+
+def test_a_validation_folder_with_classes_is_used_beside_a_flat_test_folder(tmp_path):
+    write_images(tmp_path, *in_classes("train/cat", "train/dog", "val/cat", "val/dog"), "test/0.png")
+    splits = load_image_datasets(str(tmp_path))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6, "test": 6}
+
+
+def test_the_cause_of_an_error_in_a_file_is_told(tmp_path):
+    (tmp_path / "train.csv").write_text("image,label\na.png,0\nb.png,0,1\n")
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*Expected 2 fields in line 3, saw 3") as caught:
+        load_image_datasets(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_replaced_with_the_same_modification_time_is_read_anew(tmp_path):
+    path = tmp_path / "train.parquet"
+    image_dataset(20).to_parquet(path)
+    before, stat = load_image_datasets(str(tmp_path))["train"], path.stat()
+    other = Dataset.from_dict({"image": random_images(20, seed=7), "label": [0, 1] * 10}, features=before.features)
+    other.to_parquet(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load_image_datasets(str(tmp_path))["train"]
+    assert not np.array_equal(np.asarray(before[0]["image"]), np.asarray(after[0]["image"]))
+
+
+def test_the_split_to_train_on_is_not_evaluated_on(tmp_path):
+    image_dataset(20).to_parquet(tmp_path / "validation.parquet")
+    splits = load_image_datasets(str(tmp_path), train_split="validation")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 16, "test": 4}

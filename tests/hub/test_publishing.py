@@ -1,0 +1,154 @@
+"""What would be pushed, and what is refused, without a network; `test_hub.py` pushes it."""
+
+import json
+import shutil
+
+import pytest
+from conftest import REPOSITORY, run_cli
+from huggingface_hub import metadata_load
+from support.cards import PICTURES, describe, images, save_model
+
+import hf_layershuffle as ls
+from hf_layershuffle.hub.published_files import added_code, check_folder, package_code, published_files
+from hf_layershuffle_cli import main
+
+
+DIGITS = REPOSITORY / "model_cards" / "vit-digits-layershuffle"
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """A folder with everything that a card can show."""
+    return describe(tmp_path_factory.mktemp("models") / "vit-tiny")
+
+
+@pytest.fixture
+def folder(described, tmp_path):
+    return shutil.copytree(described, tmp_path / "vit-tiny")
+
+
+def test_checkpoints_logs_and_pickles_are_not_pushed(folder):
+    for name in ("checkpoint-1/model.safetensors", "runs/events.json", "training_args.bin", "optimizer.pt", ".env"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    for name in (".train_run.json", "examples/.hidden.png", ".cache/config.json", "trainer_state.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    code = [path.name for path in package_code()]
+    examples = ["examples/0.png", "examples/examples.json"]
+    records = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "robustness.json"]
+    assert published_files(folder) == sorted([*code, *examples, *records, "training.json", *PICTURES])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_folder_is_refused(folder, fraction):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
+    with pytest.raises(OSError, match=r"model\.safetensors' is truncated or corrupted"):
+        check_folder(folder)
+
+
+def test_other_kinds_of_models_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "blip_text_model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match="is a model of type 'blip_text_model', of which transformers has no classifier"
+    ):
+        check_folder(folder)
+
+
+def test_a_dry_run_lists_both_targets_and_what_would_be_made(folder, monkeypatch, capsys):
+    def dry_run(*arguments):
+        monkeypatch.setattr("sys.argv", ["hf-layershuffle", "publish", str(folder), "--dry_run", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return output.out if not stop.value.code else output.err
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in (*PICTURES, "robustness.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "examples")
+    output = dry_run("--repo_id", "org/vit", "--plain_vit", "--execution_order", "2,0")
+    ours, plain = (part.splitlines() for part in output.split("To org/vit, branch plain-vit:\n"))
+    assert ours[0] == "To org/vit, branch main:"
+    assert [line.split()[-1] for line in ours[1:]] == published_files(folder)
+    assert [line.split()[-1] for line in plain[:-1]] == [
+        *("README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json")
+    ]
+    images(50).save_to_disk(folder.parent / "letters")
+    with_data = dry_run("--repo_id", "org/vit", "--dataset_name", str(folder.parent / "letters"))
+    assert all(f"        made {name}" in with_data for name in ("robustness.json", "README.md", *PICTURES))
+    assert "To org/own, branch main:" in dry_run("--repo_id", "org/vit", "--plain_vit_repo_id", "org/own")
+
+    assert "Repo id must" in dry_run("--repo_id", "a b/c")
+    assert "holds 9 at position 1" in dry_run("--plain_vit", "--execution_order", "0,9")
+    assert "There is no dataset folder './missing'" in dry_run("--dataset_name", "./missing")
+    save_model(folder, depth_embedding=True)
+    assert "`depth_embedding=True` cannot become a plain ViT" in dry_run("--plain_vit")
+    for path, content in before.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    assert "To the repository" in dry_run()
+    save_model(folder, num_labels=6)
+    assert "a report of other weights" in dry_run()
+    assert set(before) == {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        ("config.json", "'config.json' is missing"),
+        ("model.safetensors", "no safetensors weights"),
+        ("execution_order.py", "not complete: execution_order.py is missing"),
+    ],
+)
+def test_an_incomplete_folder_is_refused(folder, missing, message):
+    check_folder(folder)
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=message):
+        check_folder(folder)
+
+
+def test_a_folder_that_serves_one_auto_class_only_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]["AutoModel"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be loaded by AutoModel: 'auto_map' lacks it"):
+        check_folder(folder)
+
+
+def test_the_command_evaluates_and_writes_a_card_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_offline")
+    folder = tmp_path / "vit-tiny"
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("*.png", "examples", "README.md", "robustness.json"))
+    files = [*published_files(folder), *(path.name for path in added_code(folder))]
+    evaluation = ["--dataset_name", "digits", "--max_samples", "20", "--num_orders", "8"]
+    dry, written, *refused = (
+        run_cli("publish", folder, *arguments)
+        for arguments in (
+            ["--dry_run"],
+            ["--card_only", "--repo_id", "org/offline", *evaluation],
+            ["--card_only", "--execution_order", "first"],
+            ["--repo_id", "org/offline"],
+            ["--repo_id", "org/offline", "--plain_vit", "--execution_order", "first"],
+        )
+    )
+    lines = dry.stdout.splitlines()
+    assert dry.returncode == 0 and lines[0] == "To the repository (--repo_id), branch main:", dry.stderr
+    assert {line.split()[-1] for line in lines[1 : len(files) + 2]} == {*files, "README.md"}
+    assert written.returncode == 0, written.stderr
+    assert f"Wrote {folder / 'README.md'}" in written.stdout.splitlines()
+    assert ls.RobustnessReport.load(folder).num_images == 20
+    text = (folder / "README.md").read_text()
+    assert 'repo_id = "org/offline"' in text and all(f"]({name})" in text for name in PICTURES)
+    assert len(metadata_load(folder / "README.md")["widget"]) == 4
+    errors = []
+    for result in refused:
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        errors += [line for line in result.stderr.splitlines() if line.startswith("hf-layershuffle: error: ")]
+    assert len(errors) == 3
+    assert "add --plain_vit" in errors[0]
+    assert "'org/offline' was not published: the connection to the Hub failed" in errors[1]
+    assert "HF_HUB_OFFLINE" in errors[1] and f"'{folder}' is complete" in errors[1]
+    assert "`execution_order` is 'first'" in errors[2]

@@ -1,0 +1,16 @@
+"""Models with flags and with weights that matter."""
+
+import torch
+from torch import nn
+
+
+EXTRAS = {"depth_embedding": True, "position_predictor": True}
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Large random weights, so that the order matters and nothing is a no-op."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
