@@ -89,6 +89,7 @@ class Run:
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
+        self.device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
         self._depth_vectors: tuple[torch.Tensor, ...] | None = None
         by_name: dict[str, Any] = layers._modules
         self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]
@@ -127,6 +128,11 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.layer, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """For loops that call a layer's forward."""
+        stand_in: Any = self
+        return stand_in(*args, **kwargs)
 
 
 class PositionedCall(StandIn):
@@ -220,6 +226,43 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
         if config is not None:
             return config
     return None
+
+
+# Attributes that may differ between layers without making another model of them: of training only, or of caches
+_FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
+
+
+def check_places(layers: nn.ModuleList, order: list[int]) -> None:
+    """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
+
+    Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
+    the model is loaded again.
+
+    Args:
+        layers: The layers as they were built.
+        order: Index of the layer at each position of the model to build.
+
+    Raises:
+        `ValueError`: naming the attribute.
+    """
+    attributes = [_attributes(layer) for layer in layers.children()]
+    for position, index in enumerate(order):
+        if position < len(attributes) and attributes[index] != attributes[position]:
+            differing = min(name for name, _ in attributes[index].items() ^ attributes[position].items())
+            raise ValueError(
+                f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
+                f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
+            )
+
+
+def _attributes(layer: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {name: True for name, _ in layer.named_parameters()}
+    for path, module in layer.named_modules():
+        for name, value in vars(module).items():
+            is_kept = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+            if is_kept and name not in _FREE_ATTRIBUTES:
+                found[f"{path}.{name}"] = value
+    return found
 
 
 # First words of the names of linear maps that do not write into the residual stream, though they may be as wide as it

@@ -66,13 +66,15 @@ class LayerShuffleMixin(SavedModelMixin):
                 f"`{wanted}.from_dict(config.to_dict())`."
             )
         self.config.check_layershuffle()
+        _check_own_layerdrop(self)
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
         is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
         if encoder is not self and is_inside and encoder.config is self.config:
-            # The classifier made a plain encoder. Both follow one stream of orders
-            _change_class(encoder, layershuffle_class(type(encoder)))
-            encoder._make_free(are_weights_new)
+            # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
+            if not isinstance(encoder, LayerShuffleMixin):
+                _change_class(encoder, layershuffle_class(type(encoder)))
+                encoder._make_free(are_weights_new)
             self.execution_order_stream = encoder.execution_order_stream
         else:
             LayerProgram.mark(self.free_layers)
@@ -148,7 +150,9 @@ class LayerShuffleMixin(SavedModelMixin):
         if self.training and position_logits is not None and values.get("loss") is not None:
             loss = position_loss(position_logits, labels, num_items_in_batch)
             values["loss"] = values["loss"] + self.config.position_loss_weight * loss
-        device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
+        # A backbone gives a tuple of feature maps
+        tensors = (value for value in values.values() if isinstance(value, torch.Tensor))
+        device = next((tensor.device for tensor in tensors), run.device)
         return layershuffle_output_class(type(outputs))(
             **values,
             # non_blocking: a copy to the device that does not make the host wait for it
@@ -277,6 +281,20 @@ def _change_class(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
     model.__class__ = made
     # transformers looks up by the class which outputs it captures, and notes that when a model is created
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
+
+
+def _check_own_layerdrop(model: LayerShuffleMixin) -> None:
+    """Refuses two ways of leaving layers out at once: a family's own does not say which layers ran."""
+    plain_config: Any = model.plain_class.config_class
+    drops = {"encoder_layerdrop": getattr(encoder_config(model.config), "encoder_layerdrop", 0.0)}
+    if hasattr(plain_config, "layerdrop"):
+        drops["layerdrop"] = model.config.layerdrop
+    for name, drop in drops.items():
+        if drop > 0.0:
+            raise ValueError(
+                f"`{name}` is {drop}, and {model.plain_class.__name__} leaves layers out by itself, without saying "
+                f"which. Set `{name}` to 0."
+            )
 
 
 @torch.no_grad()
