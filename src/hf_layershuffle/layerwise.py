@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Models taken apart: any classifier as a LayerShuffle one, and its layers run one by one."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, overload
@@ -84,13 +85,17 @@ def as_layerwise(model: PreTrainedModel | LayerwiseModel) -> LayerwiseModel:
     return model
 
 
+# Families of which tests show that parts put together are the model; of others, the first batch is tried
+TESTED_FAMILIES = ("vit", "deit", "dinov2", "beit", "siglip", "bert")
+
+
 class LayerwiseClassifier:
     """A classifier as three functions: embed, run one layer at a position, classify.
 
     Running the layers of an order one after the other gives the model's logits for that order. Use it where the
     model's `forward` would repeat work: for many orders of the same inputs, for every prefix of an order, or to see
-    what happens between layers. All three run the family's own forward. In `embed` its layers only note how they are
-    called. In `classify` it has one layer, which gives the hidden states.
+    what happens between layers. `embed` and `classify` run the family's own forward with stand-ins for its layers: in
+    `embed` they only note how they are called, in `classify` the only one gives the hidden states.
 
     Args:
         model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
@@ -99,9 +104,14 @@ class LayerwiseClassifier:
     def __init__(self, model: PreTrainedModel):
         self.model = as_layershuffle(model)
         self.num_layers = len(self.model.free_layers)
+        model_type = str(getattr(self.model.config, "plain_model_type", ""))
+        self._is_checked = model_type in TESTED_FAMILIES or type(self) is not LayerwiseClassifier
+        # Recorded calls with a cache would give a layer what it kept of its last run
+        has_cache = "use_cache" in inspect.signature(self.model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": False} if has_cache else {}
         self._gives_tuple: bool | None = None  # whether a layer gives a tuple, of which hidden states are the first
-        self._is_one_enough: bool | None = None  # whether what follows the layers needs but one of the inputs
-        self._inputs: dict[str, torch.Tensor]
+        self._is_one_enough: bool | None = None  # whether what follows the layers needs only one example of the inputs
+        self._inputs: dict[str, torch.Tensor] = {}
         self._embedded: torch.Tensor
         self._run: Run
         self._calls: list[tuple[tuple, dict[str, Any]]]
@@ -130,12 +140,13 @@ class LayerwiseClassifier:
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
         """A context without dropout. At its end the model is put back into the mode it was in."""
-        was_training = self.model.training
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(was_training)
+            for module, mode in modes.items():
+                module.training = mode
 
     def embed(self, inputs: Inputs) -> torch.Tensor:
         """The hidden states, of shape `(batch_size, tokens, hidden_size)`, that the first layer gets.
@@ -147,13 +158,41 @@ class LayerwiseClassifier:
             inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
                 inputs by name.
         """
+        earlier = self._inputs.keys()
         self._inputs = {self.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
+        if earlier != self._inputs.keys():
+            self._is_one_enough = None
         layers = self.model.free_layers
         self._run = Run(layers, [], self.model._depth_embedding)
         self._calls = []
         with run_program(layers, [_Recorder(layer, self) for layer in layers._modules.values()]):
-            self.model(**self._inputs)
+            self.model(**self._inputs, **self._options)
+        if not self._calls:
+            raise ValueError(
+                f"The forward of {type(self.model).__name__} did not call its layers, so it cannot be taken apart."
+            )
+        if not self._is_checked and not self.model.training:
+            self._is_checked = True
+            self._check_parts()
         return self._embedded
+
+    def _check_parts(self) -> None:
+        """Refuses a family whose forward does something between its layers that is lost here.
+
+        Raises:
+            `ValueError`: if embedding, layers and classification give other logits than the model.
+        """
+        sequential = list(range(self.num_layers))
+        for order in (sequential, sequential[::-1]):
+            expected = self.model(**self._inputs, execution_order=order).logits
+            hidden_states = self._embedded
+            for position, index in enumerate(order):
+                hidden_states, _ = self.run_layer(hidden_states, index, position)
+            if not torch.allclose(self._classify(hidden_states, self._inputs), expected, rtol=1e-3, atol=1e-3):
+                raise ValueError(
+                    f"{type(self.model).__name__} cannot be taken apart: its forward does more between its layers "
+                    "than to call one after the other. Evaluate it by its own forward, with `execution_order`."
+                )
 
     def run_layer(
         self, hidden_states: torch.Tensor, index: int, position: int
@@ -183,7 +222,7 @@ class LayerwiseClassifier:
     def _classify(self, hidden_states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         layers = self.model.free_layers
         with run_program(layers, [_Constant(layers[0], hidden_states, bool(self._gives_tuple))]):
-            return self.model(**inputs).logits
+            return self.model(**inputs, **self._options).logits
 
     def _first_input(self) -> dict[str, torch.Tensor]:
         return {name: value[:1] for name, value in self._inputs.items()}

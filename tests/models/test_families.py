@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers
 from conftest import run_python
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.layerwise import LayerwiseClassifier
+from hf_layershuffle.hub.published_files import check_folder
+from hf_layershuffle.layerwise import LayerwiseClassifier, load_classifier
 from hf_layershuffle.models.configuration_layershuffle import encoder_config
 from hf_layershuffle.models.layer_program import residual_writers
 from hf_layershuffle.models.modeling_layershuffle import layershuffle_class
@@ -405,3 +407,118 @@ def test_auto_classes_know_what_was_never_imported():
     assert AutoConfig.for_model("layershuffle_modernbert").plain_model_type == "modernbert"
     with pytest.raises(ValueError, match="layershuffle_no_such_model"):
         AutoConfig.for_model("layershuffle_no_such_model")
+
+
+# --- What breaks a family apart, and is refused or mended ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_shorter_models_are_saved_and_loaded(name, tmp_path):
+    inputs = MODELS[name][2]()
+    model = free_model(name)
+    expected = model(**inputs, execution_order=[2, 0]).logits
+    pruned = ls.prune_layers(model, [2, 0])
+    pruned.save_pretrained(tmp_path / "pruned")
+    assert torch.equal(type(pruned).from_pretrained(tmp_path / "pruned").eval()(**inputs).logits, expected)
+    plain = ls.to_plain_vit(model, [2, 0])
+    plain.save_pretrained(tmp_path / "plain")
+    assert torch.equal(type(plain).from_pretrained(tmp_path / "plain").eval()(**inputs).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dinov2", "beit", "siglip", "bert"])
+def test_other_families_are_merged_and_published_with_a_card(name, tmp_path):
+    for seed in (0, 1):
+        ls.free_order(plain_model(name, seed=seed)).save_pretrained(tmp_path / str(seed))
+    sources = {"a": str(tmp_path / "0"), "b": str(tmp_path / "1")}
+    plan = ls.MergePlan(sources=sources, base="a", layers=[{"source": x, "layer": i} for i, x in enumerate("aba")])
+    folder = ls.merge(plan, tmp_path / "merged", progress=False)
+    check_folder(folder)
+    assert "layers" in (folder / "README.md").read_text()
+    merged = load_classifier(str(folder)).eval()
+    pool = free_model(name)
+    other = ls.free_order(plain_model(name, seed=1))
+    pool.free_layers[1].load_state_dict(other.free_layers[1].state_dict())
+    inputs = MODELS[name][2]()
+    torch.testing.assert_close(merged(**inputs).logits, pool(**inputs, execution_order=[0, 1, 2]).logits)
+
+
+def test_towers_that_do_not_fit_are_not_merged(tmp_path):
+    free_model("siglip").save_pretrained(tmp_path / "a")
+    config = MODELS["siglip"][1]()
+    config.vision_config.num_attention_heads = 2
+    ls.free_order(transformers.SiglipForImageClassification(config)).save_pretrained(tmp_path / "b")
+    plan = ls.MergePlan.random({name: str(tmp_path / name) for name in "ab"}, seed=0)
+    with pytest.raises(ValueError, match="`num_attention_heads` is 4 in 'a' and 2 in 'b'"):
+        ls.merge(plan, tmp_path / "merged", progress=False)
+
+
+@torch.no_grad()
+def test_layers_that_know_where_they_were_built_stay_there():
+    sizes = {**SIZES, **TEXT, "local_attention": 4, "global_attn_every_n_layers": 2, "pad_token_id": 0}
+    special = {f"{name}_token_id": number for number, name in enumerate(("bos", "eos", "cls", "sep"), 1)}
+    config = transformers.ModernBertConfig(**sizes, **special, num_labels=5)
+    model = ls.free_order(transformers.ModernBertForSequenceClassification(config).eval())
+    assert model(**texts(), execution_order=[2, 1]).execution_order.tolist() == [2, 1]
+    for build in (ls.prune_layers, ls.to_plain_vit):
+        with pytest.raises(ValueError, match=r"Layer 1 cannot stand at position 0: its '.*' is not that of layer 0"):
+            build(model, [1, 0])
+
+
+@torch.no_grad()
+def test_a_family_that_does_more_between_its_layers_is_not_taken_apart():
+    sizes = {**SIZES, **TEXT, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+    config = transformers.DebertaV2Config(**sizes, conv_kernel_size=3, pad_token_id=0, num_labels=5)
+    model = ls.free_order(transformers.DebertaV2ForSequenceClassification(config).eval())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    with pytest.raises(ValueError, match="cannot be taken apart: its forward does more between its layers"):
+        ls.score_execution_orders(model, [dict(zip(texts(), (row[0] for row in texts().values())), labels=0)], [[0]])
+
+
+def test_a_familys_own_layerdrop_is_refused_and_its_labels_are_taken():
+    sizes = dict(conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32)
+    sizes |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, apply_spec_augment=False, num_labels=5)
+    config = transformers.Wav2Vec2Config(**SIZES, **sizes, layerdrop=0.0)
+    model = ls.free_order(transformers.Wav2Vec2ForSequenceClassification(config), shuffle_mode="arbitrary").train()
+    assert model(input_values=torch.randn(2, 400), labels=torch.tensor([0, 4])).loss.isfinite()
+    with pytest.raises(ValueError, match=r"`layerdrop` is 0\.5, and .* leaves layers out by itself"):
+        ls.free_order(transformers.Wav2Vec2ForSequenceClassification(config), layerdrop=0.5)
+
+
+@torch.no_grad()
+def test_a_cache_does_not_change_what_a_repeat_computes():
+    config = transformers.LlamaConfig(**SIZES, **TEXT, num_labels=5, pad_token_id=0)
+    model = ls.free_order(transformers.LlamaForSequenceClassification(config).eval())
+    inputs = {"input_ids": texts()["input_ids"]}
+    expected = model(**inputs, execution_order=[0, 1, 1], use_cache=False).logits
+    assert torch.equal(model(**inputs, execution_order=[0, 1, 1]).logits, expected)
+
+
+def test_initial_weights_are_not_scaled_afterwards():
+    with pytest.raises(ValueError, match=r"`residual_init_scale` is 0\.5, which is of initial weights"):
+        ls.free_order(plain_model("vit"), residual_init_scale=0.5)
+
+
+def test_a_new_head_on_a_tower_is_new(tmp_path):
+    plain = plain_model("siglip")
+    plain.save_pretrained(tmp_path)
+    made = type(free_model("siglip"))
+    tensors = {
+        key: value for key, value in load_file(tmp_path / "model.safetensors").items() if "classifier" not in key
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, info = made.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    save_file({key: value for key, value in tensors.items() if "layers.2." not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks tensors of this model"):
+        made.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_the_first_map_of_an_mlp_learns_where_it_is_as_wide_as_the_stream():
+    config = transformers.ViTConfig(**{**SIZES, "intermediate_size": 32}, **IMAGES)
+    layer = transformers.ViTModel(config).layers[0]
+    assert residual_writers(layer, 32) == [layer.attention.o_proj, layer.mlp.fc2]

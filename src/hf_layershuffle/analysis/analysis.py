@@ -61,6 +61,8 @@ def analyze(
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
     parts = as_layerwise(model)
+    if parts.model.main_input_name != "pixel_values":
+        raise ValueError(f"{type(parts.model).__name__} does not take images; analyses are of image classifiers.")
     if parts.num_layers < 2:
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints to merge from: found, checked, and read one tensor at a time."""
+"""Checkpoints as lists of stored tensors: found and checked, while only the headers of their files are read."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,10 +54,9 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
     check_no_adapter(folder)
     with explained_reading(f"Source '{name}'"):
         config = read_config(name, folder)
-        renamings = _renamings(name, str(config.plain_model_type))
-        tensors: dict[str, StoredTensor] = {}
-        for file in _weight_files(name, folder):
-            tensors |= {_rename(tensor.name, renamings): tensor for tensor in list_tensors(name, file)}
+        stored = [tensor for file in _weight_files(name, folder) for tensor in list_tensors(name, file)]
+        renamings = _renamings(name, str(config.plain_model_type), [tensor.name for tensor in stored])
+        tensors = {_rename(tensor.name, renamings): tensor for tensor in stored}
     return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
 
 
@@ -145,20 +145,23 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else repr(error)
 
 
-def _renamings(name: str, plain_model_type: str) -> list[WeightRenaming]:
+def _renamings(name: str, plain_model_type: str, stored: list[str]) -> list[WeightRenaming]:
     """How transformers renames the tensors of the family's old checkpoints.
 
     Raises:
-        `ValueError`: if it also joins or splits them.
+        `ValueError`: if it also joins or splits one of those that are stored, as of checkpoints of earlier versions.
     """
     encoder = plain_class_name("AutoModel", plain_model_type) or plain_model_type
     renamings = get_checkpoint_conversion_mapping(encoder) or get_checkpoint_conversion_mapping(plain_model_type) or []
-    if not all(isinstance(each, WeightRenaming) for each in renamings):
+    others = [each for each in renamings if not isinstance(each, WeightRenaming)]
+    patterns = [pattern for each in others for pattern in each.source_patterns]
+    converted = [tensor for tensor in stored if any(re.search(pattern, tensor) for pattern in patterns)]
+    if converted:
         raise ValueError(
-            f"Source '{name}' is a model of type '{plain_model_type}', whose tensors transformers joins or splits "
-            "when it loads them; such models cannot be merged."
+            f"Source '{name}' holds the tensor '{converted[0]}', which transformers joins or splits when it loads a "
+            f"model of type '{plain_model_type}'. Load the model and save it again with `save_pretrained`."
         )
-    return renamings
+    return [each for each in renamings if isinstance(each, WeightRenaming)]
 
 
 def _rename(name: str, renamings: list[WeightRenaming]) -> str:

@@ -20,8 +20,8 @@ from ..common.progress import silenceable
 from ..data.datasets import as_dataloader
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
-from ..models.configuration_layershuffle import encoder_config
-from ..models.layer_program import find_layers
+from ..models.configuration_layershuffle import encoder_config, set_num_layers
+from ..models.layer_program import check_places, find_layers
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np.ndarray) -> PreTrainedModel:
@@ -39,12 +39,13 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
 
     Raises:
         `ValueError`: if `keep` is empty or no list, holds a layer twice or one that does not exist, or if the model is
-            of another type or holds adapters.
+            of another type or holds adapters, or has layers that depend on where they stand.
     """
     _check_model(model)
     path = find_layers(model, any_depth=True)
     num_layers = len(_layers_at(model, path))
     kept = _check_layers(keep, num_layers)
+    check_places(_layers_at(model, path), kept)
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
     layers = type(old_layers)([old_layers[layer] for layer in kept])
@@ -118,7 +119,7 @@ def _shorten_config(config: PreTrainedConfig, num_layers: int) -> None:
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
         config.shuffle_window = min(config.shuffle_window, num_layers)
-    encoder_config(config).num_hidden_layers = num_layers
+    set_num_layers(config, num_layers)
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.loading import as_layershuffle
-from ..models.configuration_layershuffle import LayerShuffleConfigMixin, encoder_config, num_layers_of
+from ..models.configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of, set_num_layers
 from ..models.execution_order import ExecutionOrder, check_execution_order
+from ..models.layer_program import check_places
 from ..models.modeling_layershuffle import LayerShuffleMixin
 from ..models.position_modules import PositionedLayerMixin
 
@@ -42,6 +43,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
     """
     free = as_layershuffle(model)
     order = check_exportable(free.config, execution_order)
+    check_places(free.free_layers, order)
     plain: Any = copy.deepcopy(free)
     layers = plain.free_layers
     # A repeated layer is copied, so that each position has weights of its own
@@ -76,7 +78,7 @@ def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig
     plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
     for name in _DROPPED_FIELDS:
         plain.__dict__.pop(name, None)
-    encoder_config(plain).num_hidden_layers = num_layers
+    set_num_layers(plain, num_layers)
     return plain
 
 

@@ -120,27 +120,26 @@ def evaluate_robustness(
     check_integers(num_orders=(num_orders, 1), num_subsets=(num_subsets, 1), seed=(seed, 0))
     parts = as_layerwise(model)
     config = parts.model.config
-    num_layers = parts.num_layers
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
     loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
     belongs_to = {"image_processor": processor_digest(image_processor), "data": data_digest(loader)}
-    plan = plan_orders(num_layers, num_orders, num_subsets, seed)
+    plan = plan_orders(parts.num_layers, num_orders, num_subsets, seed)
     distinct, tree = distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             mark_positions(tree, order)
     described = describe_model(parts.model)
-    key = json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)])
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
-        progress_file=progress_file, key=key,
+        progress_file=progress_file,
+        key=json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)]),
     )  # fmt: skip
 
     scores = _scores(tallies, list(distinct), parts.num_labels)
     found = {name: [scores[distinct[tuple(order)]] for order in orders] for name, orders in plan.items()}
     pruning = {
-        method: [OrderGroup.of(found[f"{method} {k}"], seed) for k in range(1, num_layers + 1)]
+        method: [OrderGroup.of(found[f"{method} {k}"], seed) for k in range(1, parts.num_layers + 1)]
         for method in ("arbitrary", "random", "evenly_spaced")
     }
     prediction = None
@@ -151,7 +150,7 @@ def evaluate_robustness(
         dataset=dataset_name,
         num_images=tallies.num_images,
         num_classes=parts.num_labels,
-        num_layers=num_layers,
+        num_layers=parts.num_layers,
         num_orders=num_orders,
         num_subsets=num_subsets,
         seed=seed,

@@ -36,6 +36,7 @@ from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
 from ..evaluation.fingerprint import processor_digest
 from ..evaluation.report import REPORT_FILE, RobustnessReport
+from ..models.configuration_layershuffle import encoder_config
 from .card_files import license_of, read_license
 
 
@@ -217,7 +218,11 @@ def _read_config(
         with explained_reading(f"'{folder}'"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config is not None:
-        values |= config.to_dict() | {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)}
+        encoder = encoder_config(config)
+        shape = {name: getattr(encoder, name, None) for name in ("num_hidden_layers", "image_size")}
+        values |= (
+            config.to_dict() | {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)} | shape
+        )
     elif report is not None:
         values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
     else:

@@ -58,7 +58,7 @@ def is_replaced(name: str) -> bool:
 
 
 def published_files(folder: str | os.PathLike) -> list[str]:
-    """The files of a model's folder that [`publish`] pushes, relative to it. The code is added where it is not there.
+    """The files of a model's folder that [`publish`] pushes, relative to it. To these it adds those of [`added_code`].
 
     Raises:
         `ValueError`: if one is a link to a file elsewhere.
@@ -66,6 +66,7 @@ def published_files(folder: str | os.PathLike) -> list[str]:
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    check_links(folder, [name for name in names if name.endswith((".json", ".py"))])  # which are read now
     code = set(code_files(folder)) if "config.json" in names else set()
     names = [name for name in names if name in code or (matches(name, PUBLISHED) and name not in NOT_PUBLISHED)]
     check_links(folder, names)
@@ -87,7 +88,8 @@ def code_files(folder: Path) -> list[str]:
     They are named by its `auto_map`, and by what these files import.
     """
     auto_map = (read_json(folder / "config.json") or {}).get("auto_map") or {}
-    waiting = {str(value).rpartition(".")[0] for value in auto_map.values() if "--" not in str(value)} - {""}
+    values = [each for value in auto_map.values() for each in (value if isinstance(value, list) else [value])]
+    waiting = {str(value).rpartition(".")[0] for value in values if value and "--" not in str(value)} - {""}
     found: set[str] = set()
     while waiting:
         name = f"{waiting.pop()}.py"

@@ -26,7 +26,7 @@ from ..checkpoints.tensor_files import write_safetensors
 from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
 from ..common.paths import inside
 from ..models.auto_classes import auto_map_of
-from ..models.configuration_layershuffle import num_layers_of
+from ..models.configuration_layershuffle import encoder_config, num_layers_of
 from .merged_tensors import MergedTensor, inputs_of, result_dtypes
 from .plan import PLAN_FILE, MergePlan
 
@@ -201,7 +201,7 @@ def check_configs_agree(configs: Mapping[str, PreTrainedConfig], fields: Iterabl
     (first, config), *others = configs.items()
     for field in fields:
         for name, other in others:
-            values = getattr(config, field, None), getattr(other, field, None)
+            values = _field(config, field), _field(other, field)
             if values[0] != values[1]:
                 raise ValueError(
                     f"`{field}` is {_brief(values[0])} in '{first}' and {_brief(values[1])} in '{name}'; models to "
@@ -213,6 +213,12 @@ def _check_agreement(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -
     left_out = () if plan.position_heads else ("position_predictor",)
     configs = {name: source.config for name, source in sources.items()}
     check_configs_agree(configs, [field for field in COMPARED_FIELDS if field not in left_out])
+
+
+def _field(config: PreTrainedConfig, name: str) -> object:
+    """A field of a configuration, or of that of its image tower."""
+    value = getattr(config, name, None)
+    return getattr(encoder_config(config), name, None) if value is None else value
 
 
 def _brief(value: object) -> str:
@@ -232,6 +238,8 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
     tower = values if hasattr(base, "num_hidden_layers") else values["vision_config"]
+    for name in ("out_features", "out_indices", "stage_names"):  # of a backbone, of another depth
+        tower.pop(name, None)
     tower["num_hidden_layers"] = num_layers
     config = type(base)(**values)
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]

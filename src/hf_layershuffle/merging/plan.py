@@ -25,6 +25,7 @@ from ..checkpoints.stored_checkpoint import read_config
 from ..common.files import write_text
 from ..common.paths import public_path
 from ..common.yaml_files import read_mapping
+from ..models.configuration_layershuffle import num_layers_of
 from .plan_files import explain_error, to_yaml
 from .random_layers import draw_layers
 
@@ -323,7 +324,7 @@ class MergePlan(_Strict):
 def _depths(sources: Mapping[str, MergeSource]) -> dict[str, int]:
     """Number of layers of each source, from its configuration."""
     folders = {name: resolve_folder(name, source.path, source.revision)[0] for name, source in sources.items()}
-    return {name: read_config(name, folder).num_hidden_layers for name, folder in folders.items()}
+    return {name: num_layers_of(read_config(name, folder)) for name, folder in folders.items()}
 
 
 def _checked_sources(sources: Sources) -> dict[str, MergeSource]:

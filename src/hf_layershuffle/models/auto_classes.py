@@ -28,12 +28,20 @@ def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
 
 
 def auto_class_of(plain_class: type[PreTrainedModel]) -> str | None:
-    """The Auto class that takes a class of transformers."""
+    """The Auto class that takes a class of transformers, of any task; None if none does."""
     if plain_class.config_class is None:
         return None
     model_type = plain_class.config_class.model_type
-    names = (name for name in AUTO_CLASSES if plain_class_name(name, model_type) == plain_class.__name__)
-    return next(names, None)
+    for name in AUTO_CLASSES:
+        if plain_class_name(name, model_type) == plain_class.__name__:
+            return name
+    for name, auto_class in vars(modeling_auto).items():  # for other tasks, and second classes of a family
+        if not (isinstance(auto_class, type) and name.startswith("AutoModel")):
+            continue
+        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", {}).get(model_type, ())
+        if plain_class.__name__ in ((names,) if isinstance(names, str) else names):
+            return name
+    return None
 
 
 def auto_classes_of(plain_model_type: str) -> dict[str, str]:

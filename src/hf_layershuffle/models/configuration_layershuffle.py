@@ -61,6 +61,16 @@ def num_layers_of(config: PreTrainedConfig) -> int:
     return encoder_config(config).num_hidden_layers
 
 
+def set_num_layers(config: Any, num_layers: int) -> None:
+    """Sets how many layers the configuration says, and what follows from it: the stages of which a backbone gives
+    features."""
+    encoder = encoder_config(config)
+    encoder.num_hidden_layers = num_layers
+    if getattr(encoder, "stage_names", None) is not None:
+        encoder.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, num_layers + 1))]
+        encoder.set_output_features_output_indices(out_features=None, out_indices=None)
+
+
 @dataclass(kw_only=True, repr=False, eq=False)
 class LayerShuffleConfigMixin(_FamilyConfig):
     r"""The fields that a LayerShuffle model adds to its architecture's configuration.

@@ -43,9 +43,11 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             )
         labels = argument("labels", args, kwargs)
         if is_classifier and labels is not None:
-            _check_labels(labels, self.num_labels, self.config.problem_type)
+            _check_labels(labels, self.config.num_labels, self.config.problem_type)
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        if "use_cache" in names and argument("use_cache", args, kwargs) is None and order != list(range(len(layers))):
+            kwargs["use_cache"] = False  # a cache has one place a layer, and a repeat would find it taken
         run = Run(layers, order, self._depth_embedding)
         with run_program(layers, run):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)

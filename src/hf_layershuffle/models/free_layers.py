@@ -52,15 +52,15 @@ class FreeLayersMixin(_FamilyModel):
         """
         layers = self.free_layers
         num_layers = len(layers)
-        depths = {"`config.num_hidden_layers`": num_layers_of(self.config)}
+        depths = [("`config.num_hidden_layers`", num_layers_of(self.config))]
         depth_embedding = self._depth_embedding
         if depth_embedding is not None:
-            depths["the number of depth vectors"] = getattr(depth_embedding, "num_embeddings", num_layers)
+            depths.append(("the number of depth vectors", getattr(depth_embedding, "num_embeddings", num_layers)))
         for layer in layers._modules.values():
             position_head = getattr(layer, "position_head", None)
             if position_head is not None:
-                depths["the number of outputs of a position head"] = position_head.dense.out_features
-        for what, depth in depths.items():
+                depths.append(("the number of outputs of a position head", position_head.dense.out_features))
+        for what, depth in depths:
             if depth != num_layers:
                 raise ValueError(
                     f"This model has {num_layers} layers, but {what} is {depth}. Layers cut by hand leave the "

@@ -34,7 +34,7 @@ class LayerProgram(nn.ModuleList):
         # `for layer in self.layers[: config.num_hidden_layers]`
         if isinstance(index, slice) and running_program(self) is not None and index.start in (None, 0):
             if index.step in (None, 1) and (index.stop is None or index.stop >= len(self)):
-                return list(self)
+                return self  # and not a list, which would ask a generator for all layers before one has run
         return super().__getitem__(index)
 
     @classmethod
@@ -59,6 +59,7 @@ class run_program:
     Args:
         layers: The model's list of layers.
         program: Layers, or what stands in for them. A generator is asked for the next one after the last one ran.
+            Layers with a depth projection or a position head are given by [`Run.at`], which tells them their position.
     """
 
     def __init__(self, layers: LayerProgram, program: Iterable):
@@ -88,6 +89,7 @@ class Run:
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
+        self.device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
         self._depth_vectors: tuple[torch.Tensor, ...] | None = None
         by_name: dict[str, Any] = layers._modules
         self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]
@@ -126,6 +128,11 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.layer, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """For loops that call a layer's forward."""
+        stand_in: Any = self
+        return stand_in(*args, **kwargs)
 
 
 class PositionedCall(StandIn):
@@ -221,14 +228,51 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
     return None
 
 
-# Linear maps that do not write into the residual stream, though they are as wide as it
-_READERS = ("q", "k", "v", "query", "key", "value", "lambda", "gate", "up")
+# Attributes that may differ between layers without making another model of them: of training only, or of caches
+_FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
+
+
+def check_places(layers: nn.ModuleList, order: list[int]) -> None:
+    """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
+
+    Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
+    the model is loaded again.
+
+    Args:
+        layers: The layers as they were built.
+        order: Index of the layer at each position of the model to build.
+
+    Raises:
+        `ValueError`: naming the attribute.
+    """
+    attributes = [_attributes(layer) for layer in layers.children()]
+    for position, index in enumerate(order):
+        if position < len(attributes) and attributes[index] != attributes[position]:
+            differing = min(name for name, _ in attributes[index].items() ^ attributes[position].items())
+            raise ValueError(
+                f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
+                f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
+            )
+
+
+def _attributes(layer: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {name: True for name, _ in layer.named_parameters()}
+    for path, module in layer.named_modules():
+        for name, value in vars(module).items():
+            is_kept = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+            if is_kept and name not in _FREE_ATTRIBUTES:
+                found[f"{path}.{name}"] = value
+    return found
+
+
+# First words of the names of linear maps that do not write into the residual stream, though they may be as wide as it
+_READERS = ("q", "k", "v", "query", "key", "value", "gate", "up", "fc1", "lin1", "wi", "Wi", "w1")
 
 
 def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
     """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
 
-    They are as wide as the hidden states and are not named as one of attention's inputs.
+    They are as wide as the hidden states, and not named as an input of attention or the first map of an MLP.
     """
     return [
         module
@@ -237,4 +281,5 @@ def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
         and module.out_features == hidden_size
         and not name.startswith(("depth_projection", "position_head"))
         and name.rpartition(".")[2].split("_")[0] not in _READERS
+        and "intermediate" not in name
     ]

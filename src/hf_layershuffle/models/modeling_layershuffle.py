@@ -66,13 +66,15 @@ class LayerShuffleMixin(SavedModelMixin):
                 f"`{wanted}.from_dict(config.to_dict())`."
             )
         self.config.check_layershuffle()
+        _check_own_layerdrop(self)
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
         is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
         if encoder is not self and is_inside and encoder.config is self.config:
-            # The classifier made a plain encoder. Both follow one stream of orders
-            _change_class(encoder, layershuffle_class(type(encoder)))
-            encoder._make_free(are_weights_new)
+            # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
+            if not isinstance(encoder, LayerShuffleMixin):
+                _change_class(encoder, layershuffle_class(type(encoder)))
+                encoder._make_free(are_weights_new)
             self.execution_order_stream = encoder.execution_order_stream
         else:
             LayerProgram.mark(self.free_layers)
@@ -148,7 +150,9 @@ class LayerShuffleMixin(SavedModelMixin):
         if self.training and position_logits is not None and values.get("loss") is not None:
             loss = position_loss(position_logits, labels, num_items_in_batch)
             values["loss"] = values["loss"] + self.config.position_loss_weight * loss
-        device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
+        # A backbone gives a tuple of feature maps
+        tensors = (value for value in values.values() if isinstance(value, torch.Tensor))
+        device = next((tensor.device for tensor in tensors), run.device)
         return layershuffle_output_class(type(outputs))(
             **values,
             # non_blocking: a copy to the device that does not make the host wait for it
@@ -256,6 +260,11 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
         if name not in known:
             raise ValueError(f"`{name}` is not a flag of free layer order; these are {', '.join(known)}.")
         setattr(config, name, value)
+    if config.residual_init_scale != 1.0:
+        raise ValueError(
+            f"`residual_init_scale` is {config.residual_init_scale}, which is of initial weights, and this model "
+            f"has its weights. Make a new model by `{made.__name__}({made.config_class.__name__}(...))`."
+        )
     config.check_layershuffle()
     module: Any
     for module in model.modules():
@@ -274,13 +283,29 @@ def _change_class(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
 
 
+def _check_own_layerdrop(model: LayerShuffleMixin) -> None:
+    """Refuses two ways of leaving layers out at once: a family's own does not say which layers ran."""
+    plain_config: Any = model.plain_class.config_class
+    drops = {"encoder_layerdrop": getattr(encoder_config(model.config), "encoder_layerdrop", 0.0)}
+    if hasattr(plain_config, "layerdrop"):
+        drops["layerdrop"] = model.config.layerdrop
+    for name, drop in drops.items():
+        if drop > 0.0:
+            raise ValueError(
+                f"`{name}` is {drop}, and {model.plain_class.__name__} leaves layers out by itself, without saying "
+                f"which. Set `{name}` to 0."
+            )
+
+
 @torch.no_grad()
 def _initialize_position_modules(model: LayerShuffleMixin) -> None:
     """Gives them their first weights, in the type and place of the layers'."""
-    for layer in model.free_layers.children():
+    layers = list(model.free_layers.children())
+    names = ("depth_projection", "position_head")
+    new = [(layers[0], model._depth_embedding), *((layer, getattr(layer, n, None)) for layer in layers for n in names)]
+    for layer, root in new:
         like = next(layer.parameters())
-        new = [getattr(layer, name, None) for name in ("depth_projection", "position_head")]
-        for module in (each for root in (*new, model._depth_embedding) if root is not None for each in root.modules()):
+        for module in root.modules() if root is not None else ():
             module.to(like.device, like.dtype)
             model._init_weights(module)
 

@@ -17,7 +17,7 @@ from .configuration_layershuffle import num_layers_of
 from .free_layers import FreeLayersMixin
 
 
-# What a checkpoint may lack of an encoder, each as a whole, since a model can be given it anew
+# Parts of an encoder that a checkpoint may lack, since a model can be given them anew. A part is there whole or not
 _MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".mask_token", ".pooler.", ".head.")
 _HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
 
@@ -75,6 +75,7 @@ class SavedModelMixin(FreeLayersMixin):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
+        is_main_process: bool = True,
         *args: Any,
         save_original_format: bool = False,
         push_to_hub: bool = False,
@@ -99,12 +100,13 @@ class SavedModelMixin(FreeLayersMixin):
         parent: Any = super()
         parent.save_pretrained(
             save_directory,
+            is_main_process,
             *args,
             save_original_format=save_original_format,
             push_to_hub=push_to_hub and not publishes,
             **kwargs,
         )
-        if push_to_hub and publisher is not None and kwargs.get("is_main_process", True):
+        if push_to_hub and publisher is not None and is_main_process:
             repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             publisher().publish(save_directory, repo_id, **hub)
 
@@ -120,10 +122,12 @@ class SavedModelMixin(FreeLayersMixin):
 
 def _check_nothing_lost(model: PreTrainedModel, loading_info: dict, name: str | os.PathLike | None) -> None:
     """Raises a `ValueError` if tensors are missing in a checkpoint, of which transformers would only warn."""
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    new = {key: _new_part(key, prefix) for key, _ in model.named_parameters()}
-    incomplete: set[str | None] = {None, *(new[key] for key in new.keys() - loading_info["missing_keys"])}
-    lost = sorted(key for key in loading_info["missing_keys"] if new.get(key) in incomplete)
+    # The module that holds the layers, such as "vit"; all of a model that is an encoder alone
+    is_alone = model.base_model is model and "Classification" not in type(model).__name__
+    encoder = "" if is_alone else str(model.layers_path).partition(".")[0]
+    part_of = {key: _new_part(key, encoder) for key, _ in model.named_parameters()}
+    needed: set[str | None] = {None, *(part_of[key] for key in part_of.keys() - loading_info["missing_keys"])}
+    lost = sorted(key for key in loading_info["missing_keys"] if part_of.get(key) in needed)
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise ValueError(
@@ -133,8 +137,9 @@ def _check_nothing_lost(model: PreTrainedModel, loading_info: dict, name: str | 
         )
 
 
-def _new_part(key: str, prefix: str) -> str | None:
-    """What a tensor belongs to that a checkpoint may lack as a whole; None for the rest of the encoder."""
-    if not key.startswith(prefix):
-        return key.partition(".")[0]  # the classifier
+def _new_part(key: str, encoder: str) -> str | None:
+    """The part that a tensor belongs to, of those that a checkpoint may lack; None for the rest of the encoder."""
+    root = key.partition(".")[0]
+    if encoder not in ("", root) and "_model" not in root:  # the classifier, and not another tower
+        return root
     return next((part for part in _MAY_BE_NEW if part in f".{key}"), None)
