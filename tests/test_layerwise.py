@@ -1,6 +1,7 @@
 import pytest
 import torch
-from conftest import Architecture, of_both_architectures
+import transformers
+from conftest import TINY, Architecture, of_both_architectures
 from transformers import BlipTextConfig, BlipTextModel
 
 from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
@@ -66,3 +67,11 @@ def test_other_models_are_refused(tmp_path):
         as_layershuffle(vit.plain_model_class(vit.plain_classifier().config))
     with pytest.raises(OSError, match="no-such-folder"):
         load_classifier(str(tmp_path / "no-such-folder"))
+
+
+def test_a_model_of_another_task_is_no_classifier():
+    masked = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**{**TINY, "num_hidden_layers": 1}))
+    with pytest.raises(
+        ValueError, match="ViTForMaskedImageModeling is not a classifier of its whole input"
+    ):
+        as_layershuffle(masked)

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, overload
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints.loading import as_layershuffle, load_classifier
-from .models.configuration_layershuffle import encoder_config
+from .data.dataloading import LabelledData, as_dataloader
+from .models.configuration_layershuffle import encoder_config, num_channels_of
 from .models.layer_program import LayerProgram, Run, StandIn, run_program
 
 
@@ -46,17 +48,7 @@ class LayerwiseModel(Protocol):
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor: ...
 
 
-_INTERFACE = (
-    "num_layers",
-    "num_labels",
-    "num_channels",
-    "device",
-    "layers",
-    "evaluation_mode",
-    "embed",
-    "run_layer",
-    "classify",
-)
+_INTERFACE = tuple(name for name in vars(LayerwiseModel) if not name.startswith("_"))
 
 
 @overload
@@ -127,7 +119,7 @@ class LayerwiseClassifier:
 
     @property
     def num_channels(self) -> int | None:
-        return getattr(encoder_config(self.model.config), "num_channels", None)
+        return num_channels_of(self.model.config)
 
     @property
     def hidden_size(self) -> int:
@@ -280,7 +272,7 @@ def check_evaluable(config: PreTrainedConfig, image_processor: ImageProcessingMi
         )
     if image_processor is None or not getattr(image_processor, "do_normalize", False):
         return
-    num_channels = getattr(encoder_config(config), "num_channels", None)
+    num_channels = num_channels_of(config)
     for name in ("image_mean", "image_std"):
         value = getattr(image_processor, name, None)
         if num_channels is not None and isinstance(value, (list, tuple)) and len(value) != num_channels:
@@ -290,6 +282,19 @@ def check_evaluable(config: PreTrainedConfig, image_processor: ImageProcessingMi
                 f"processor has {len(value)} numbers: {list(value)}. Save the image processor that it was trained "
                 "with beside it."
             )
+
+
+def batches_for(
+    parts: LayerwiseModel, data: LabelledData, image_processor: ImageProcessingMixin | None = None, **kwargs: Any
+) -> DataLoader:
+    """Batches for a model that is taken apart, with its channels and its numbers of the classes.
+
+    Args:
+        data, image_processor, kwargs: As for [`as_dataloader`].
+    """
+    # An object that is only like a `LayerwiseClassifier` need not have a configuration
+    config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
+    return as_dataloader(data, image_processor, num_channels=parts.num_channels, config=config, **kwargs)
 
 
 def inputs_on_device(
@@ -321,6 +326,7 @@ __all__ = [
     "LayerwiseModel",
     "as_layershuffle",
     "as_layerwise",
+    "batches_for",
     "check_evaluable",
     "inputs_on_device",
     "labels_on_device",

@@ -110,6 +110,7 @@ def find_report(
     from hf_layershuffle.data.datasets import as_dataloader
     from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
     from hf_layershuffle.evaluation.report import REPORT_FILE
+    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
 
     if not (folder / REPORT_FILE).exists():
         return None
@@ -120,7 +121,7 @@ def find_report(
         loaded.image_processor,
         max_samples=max_samples,
         seed=expected["seed"],
-        num_channels=model.config.num_channels,
+        num_channels=num_channels_of(model.config),
     )
     other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
     if other is not None:

@@ -187,6 +187,7 @@ def load_evaluation_split(
 def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | None = None, seed: int = 0) -> "Dataset":
     """The images that can be read, of all or of as many as `seed` draws. A warning names the others."""
     from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader
+    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
 
     loader = as_dataloader(
         data,
@@ -194,6 +195,6 @@ def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | Non
         skip_damaged=True,
         max_samples=max_samples,
         seed=seed,
-        num_channels=loaded.model.config.num_channels,
+        num_channels=num_channels_of(loaded.model.config),
     )
     return cast(ImageClassificationDataset, loader.dataset).dataset

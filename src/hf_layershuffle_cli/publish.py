@@ -209,6 +209,7 @@ def _find_report(
     from hf_layershuffle.data.datasets import as_dataloader
     from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
     from hf_layershuffle.evaluation.report import REPORT_FILE
+    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
 
     if not (folder / REPORT_FILE).exists():
         return None
@@ -217,7 +218,7 @@ def _find_report(
     except ValueError:  # what is no report is replaced by one
         return None
     sizes = {name: settings.pop(name) for name in ("max_samples", "batch_size")}
-    channels = loaded.model.config.num_channels
+    channels = num_channels_of(loaded.model.config)
     loader = as_dataloader(
         dataset, loaded.image_processor, num_channels=channels, seed=settings.get("seed", 0), **sizes
     )

@@ -2,7 +2,7 @@
 """What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
 
 from collections.abc import Sequence, Sized
-from typing import Any, cast
+from typing import cast
 
 import datasets
 import torch
@@ -13,8 +13,7 @@ from ..checkpoints.identity import describe_model
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
-from ..data.datasets import as_dataloader
-from ..layerwise import LayerwiseClassifier, as_layerwise
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
 from ..models.execution_order import arbitrary_execution_orders
 from .attention import AttentionMaps, attention_rollout
 from .contributions import layer_contributions
@@ -67,16 +66,7 @@ def analyze(
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
         )
-    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
-    loader = as_dataloader(
-        data,
-        image_processor,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels,
-        config=parts.model.config,
-    )
+    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
     num_images = len(cast(Sized, loader.dataset))
     if num_images < MIN_IMAGES:
         raise ValueError(

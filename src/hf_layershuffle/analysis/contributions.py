@@ -4,7 +4,6 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
 import numpy as np
@@ -16,9 +15,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..common.checks import check_integers
 from ..common.progress import silenceable
-from ..data.datasets import as_dataloader
 from ..evaluation.order_plans import balanced_execution_orders
-from ..layerwise import LayerwiseClassifier, as_layerwise, inputs_on_device, labels_on_device
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, inputs_on_device, labels_on_device
 
 
 # x is a token's hidden state before a layer, and f(x) the one after it. f(x) - x is the sum of what attention, MLP and
@@ -153,16 +151,7 @@ def layer_contributions(
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
     parts = as_layerwise(model)
-    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
-    loader = as_dataloader(
-        data,
-        image_processor,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels,
-        config=parts.model.config,
-    )
+    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
     names: list[str] = []
     sums = np.zeros(())

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import datasets
 import numpy as np
@@ -14,9 +14,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..common.checks import check_integers
 from ..common.progress import silenceable
-from ..data.datasets import as_dataloader
 from ..evaluation.order_plans import balanced_execution_orders
-from ..layerwise import LayerwiseClassifier, as_layerwise, inputs_on_device
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, inputs_on_device
 
 
 TOKENS = ("cls", "mean")
@@ -120,16 +119,7 @@ def collect_representations(
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
     parts = as_layerwise(model)
-    num_channels: Any = parts.num_channels  # None for a model of texts, of which no images are read
-    loader = as_dataloader(
-        data,
-        image_processor,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels,
-        config=parts.model.config,
-    )
+    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
     num_layers = parts.num_layers
     hidden_size = parts.hidden_size
     num_available = len(cast(Sized, loader.dataset))

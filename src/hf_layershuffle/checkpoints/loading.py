@@ -11,11 +11,14 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedModel, modeling_utils
 
-from ..models.auto_classes import AUTO_CLASSES, auto_class_of, plain_class_name
-from ..models.configuration_layershuffle import encoder_config
+from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_type, plain_class_name, plain_type_of
+from ..models.configuration_layershuffle import num_layers_of, set_num_layers
 from ..models.layer_program import find_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 from .checks import check_complete, check_finite, check_model_files, explained_reading
+
+
+CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name != "AutoModel")
 
 
 def load_classifier(
@@ -42,7 +45,7 @@ def load_classifier(
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
     plain_class, free_class = classes_of(model_type, what)
-    stays_plain = as_saved and not model_type.startswith("layershuffle_")
+    stays_plain = as_saved and not is_free_model_type(model_type)
     model_class: Any = plain_class if stays_plain else free_class
     with explained_reading(what), _quiet(modeling_utils.logger):  # its table of tensors, which are checked below
         model, found = model_class.from_pretrained(
@@ -82,7 +85,8 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, tensors)
     layers: Any = twin.get_submodule(find_layers(twin, any_depth=True))
-    encoder_config(twin.config).num_hidden_layers = len(layers)
+    if len(layers) != num_layers_of(twin.config):  # cut by hand
+        set_num_layers(twin.config, len(layers))
     return free_order(twin)
 
 
@@ -92,8 +96,7 @@ def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
     Raises:
         `ValueError`: naming the class to take instead.
     """
-    auto_class = auto_class_of(plain_class)
-    if auto_class in (None, "AutoModel"):
+    if auto_class_of(plain_class) not in CLASSIFIERS:
         model_type = getattr(plain_class.config_class, "model_type", None)
         heads = list(classifiers_of(model_type).values()) if model_type else []
         advice = f"pass a {' or '.join(heads)}." if heads else "models of its family cannot be evaluated."
@@ -102,7 +105,7 @@ def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
 
 def classifiers_of(plain_model_type: str) -> dict[str, str]:
     """The names of a family's classifiers in transformers, by the Auto class that takes them."""
-    names = {name: plain_class_name(name, plain_model_type) for name in AUTO_CLASSES if name != "AutoModel"}
+    names = {name: plain_class_name(name, plain_model_type) for name in CLASSIFIERS}
     return {auto_class: name for auto_class, name in names.items() if name is not None}
 
 
@@ -112,8 +115,7 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
     Raises:
         `ValueError`: naming `what`, if the family has no classifier.
     """
-    plain_model_type = model_type.removeprefix("layershuffle_")
-    name = next(iter(classifiers_of(plain_model_type).values()), None)
+    name = next(iter(classifiers_of(plain_type_of(model_type)).values()), None)
     if name is None:
         raise ValueError(
             f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that "

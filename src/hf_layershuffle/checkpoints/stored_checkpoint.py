@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from ..common.paths import inside
 from ..common.yaml_files import read_json
-from ..models.auto_classes import plain_class_name
+from ..models.auto_classes import plain_class_name, plain_type_of
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, layershuffle_config_class
 from .checks import check_no_adapter, explained_reading
 from .loading import classes_of
@@ -64,7 +64,7 @@ def read_config(name: str, folder: Path) -> LayerShuffleConfigMixin:
     """The LayerShuffle configuration of a source."""
     file = folder / "config.json"
     try:
-        model_type = read_json(inside(folder, file.name), dict)["model_type"].removeprefix("layershuffle_")
+        model_type = plain_type_of(read_json(inside(folder, file.name), dict)["model_type"])
     except FileNotFoundError:
         raise ValueError(f"Source '{name}': '{folder}' holds no config.json, so it is not a saved model.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,10 +17,10 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..common.paths import public_name
 from ..common.progress import silenceable
-from ..data.datasets import as_dataloader
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
-from ..models.configuration_layershuffle import encoder_config, set_num_layers
+from ..layerwise import as_layerwise, batches_for
+from ..models.configuration_layershuffle import set_num_layers
 from ..models.layer_program import check_places, find_layers
 
 
@@ -169,13 +169,13 @@ def search_layers(
         raise ValueError(
             f"`num_kept` is {num_kept!r}; it must be an integer from 1 to {num_layers}, the model's layers."
         )
-    # One loader for all rounds, which decodes the images once
-    channels: Any = getattr(encoder_config(model.config), "num_channels", None)  # None for a model of texts
-    loader = as_dataloader(data, image_processor, num_channels=channels, config=model.config, **kwargs)
+    # One model taken apart and one loader for all rounds, which decodes the images once
+    parts = as_layerwise(model)
+    loader = batches_for(parts, data, image_processor, **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
-        scores = score_execution_orders(model, loader, candidates, progress=False)
+        scores = score_execution_orders(parts, loader, candidates, progress=False)
         # A loss that is not a number is the worst one; `min` alone would keep whatever it met first
         keep = min(scores, key=lambda score: score.loss if math.isfinite(score.loss) else math.inf).execution_order
     return keep

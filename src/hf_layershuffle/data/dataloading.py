@@ -28,7 +28,7 @@ def as_dataloader(
     batch_size: int = 64,
     max_samples: int | None = None,
     seed: int = 0,
-    num_channels: int = 3,
+    num_channels: int | None = 3,
     config: PreTrainedConfig | None = None,
     skip_damaged: bool = False,
 ) -> torch.utils.data.DataLoader:
@@ -44,7 +44,7 @@ def as_dataloader(
         max_samples: How many images to take, at least 1, drawn by `seed`; all by default. They are the same rows of a
             `datasets.Dataset` and of a sequence. Not for a DataLoader, whose sampler decides.
         seed: Seed of that draw, at least 0.
-        num_channels: Channels of the model's images, for a `datasets.Dataset`.
+        num_channels: Channels of the model's images, for a `datasets.Dataset` of images.
         config: A model's configuration. The labels of a `datasets.Dataset` whose classes have names are then numbered
             as the model's classes (see [`match_labels`]).
         skip_damaged: Whether to leave out images that cannot be read, as in [`ImageClassificationDataset`].

@@ -59,7 +59,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         dataset: Dataset,
         image_processor: ImageProcessingMixin,
         *,
-        num_channels: int = 3,
+        num_channels: int | None = 3,
         augment: bool = False,
         crop_padding: int = 0,
         horizontal_flip: bool = False,

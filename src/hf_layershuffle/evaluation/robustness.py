@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from ..checkpoints.identity import describe_model
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
-from ..data.dataloading import LabelledData, as_dataloader
-from ..layerwise import LayerwiseClassifier, LayerwiseModel, as_layerwise, check_evaluable
+from ..data.dataloading import LabelledData
+from ..layerwise import LayerwiseClassifier, LayerwiseModel, as_layerwise, batches_for, check_evaluable
 from ..models.execution_order import ExecutionOrder, check_execution_order
 from .fingerprint import data_digest, processor_digest
 from .order_plans import plan_orders
@@ -177,20 +176,9 @@ def _loader(
     max_samples: int | None,
     seed: int,
 ) -> torch.utils.data.DataLoader:
-    # An object that is only like a `LayerwiseClassifier` need not have a configuration
-    config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
-    if config is not None:
-        check_evaluable(config, image_processor)
-    num_channels: Any = parts.num_channels  # None of a model for texts, of which no images are read
-    return as_dataloader(
-        data,
-        image_processor,
-        config=config,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels,
-    )
+    if isinstance(parts, LayerwiseClassifier):  # an object that is only like one need not have a configuration
+        check_evaluable(parts.model.config, image_processor)
+    return batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
 
 
 def _scores(tallies: Tallies, orders: list[tuple[int, ...]], num_labels: int) -> list[OrderScore]:

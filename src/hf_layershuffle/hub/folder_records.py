@@ -36,6 +36,7 @@ from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
 from ..evaluation.fingerprint import processor_digest
 from ..evaluation.report import REPORT_FILE, RobustnessReport
+from ..models.auto_classes import is_free_model_type
 from ..models.configuration_layershuffle import encoder_config
 from .card_files import license_of, read_license
 
@@ -163,7 +164,7 @@ class FolderRecords:
     @property
     def is_plain(self) -> bool:
         """Whether transformers loads the model without code of this package, and so without `execution_order`."""
-        return not self.config.model_type.startswith("layershuffle_")
+        return not is_free_model_type(self.config.model_type)
 
     @classmethod
     def read(cls, folder: str | os.PathLike, config: PreTrainedConfig | None = None) -> "FolderRecords":
@@ -243,7 +244,7 @@ def _num_parameters(config: PreTrainedConfig) -> int:
         if is_encoder:
             model = AutoModel.from_config(config)
         else:
-            model = (free_class if config.model_type.startswith("layershuffle_") else plain_class)(config)
+            model = (free_class if is_free_model_type(config.model_type) else plain_class)(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -5,6 +5,7 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from ..checkpoints.loading import classes_of
 from ..checkpoints.stored_checkpoint import open_source
 from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
-from ..models.auto_classes import auto_classes_of
+from ..models.auto_classes import auto_classes_of, is_free_model_type, plain_type_of
 from ..models.modeling_layershuffle import LayerShuffleMixin
 from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
 
@@ -73,13 +74,14 @@ def published_files(folder: str | os.PathLike) -> list[str]:
     return names
 
 
-def package_code() -> list[Path]:
+@cache
+def package_code() -> tuple[Path, ...]:
     """The files that a model of this package needs to be loaded without the package.
 
     They are the file of its class, and what that file imports.
     """
     file = inspect.getfile(LayerShuffleMixin)
-    return sorted(Path(path) for path in {file, *get_relative_import_files(file)})
+    return tuple(sorted(Path(path) for path in {file, *get_relative_import_files(file)}))
 
 
 def code_files(folder: Path) -> list[str]:
@@ -99,14 +101,14 @@ def code_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def added_code(folder: Path) -> list[Path]:
+def added_code(folder: Path) -> tuple[Path, ...]:
     """The package's code files, where a folder's model needs code and has none.
 
     A run that an earlier version saved keeps its own, so nothing is added then.
     """
     needed = code_files(folder)
-    is_ours = str((read_json(folder / "config.json") or {}).get("model_type")).startswith("layershuffle_")
-    return package_code() if needed and is_ours and not any((folder / name).exists() for name in needed) else []
+    is_ours = is_free_model_type(str((read_json(folder / "config.json") or {}).get("model_type")))
+    return package_code() if needed and is_ours and not any((folder / name).exists() for name in needed) else ()
 
 
 def check_folder(folder: Path) -> None:
@@ -145,8 +147,7 @@ def _check_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise OSError(f"'{path}' is truncated or corrupted ({error}). {_AGAIN}") from error
-    plain_model_type = model_type.removeprefix("layershuffle_")
-    needed = ["AutoConfig", *auto_classes_of(plain_model_type)] if plain_model_type != model_type else []
+    needed = ["AutoConfig", *auto_classes_of(plain_type_of(model_type))] if is_free_model_type(model_type) else []
     lacking = [name for name in needed if name not in config.get("auto_map", {})]
     if lacking:
         raise ValueError(f"'{folder}' cannot be loaded by {', '.join(lacking)}: 'auto_map' lacks it. {_AGAIN}")

@@ -26,7 +26,7 @@ from ..checkpoints.tensor_files import write_safetensors
 from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
 from ..common.paths import inside
 from ..models.auto_classes import auto_map_of
-from ..models.configuration_layershuffle import encoder_config, num_layers_of
+from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
 from .merged_tensors import MergedTensor, inputs_of, result_dtypes
 from .plan import PLAN_FILE, MergePlan
 
@@ -237,11 +237,9 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
-    tower = values if hasattr(base, "num_hidden_layers") else values["vision_config"]
-    for name in ("out_features", "out_indices", "stage_names"):  # of a backbone, of another depth
-        tower.pop(name, None)
-    tower["num_hidden_layers"] = num_layers
     config = type(base)(**values)
+    if num_layers != num_layers_of(base):
+        set_num_layers(config, num_layers)
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
     config.auto_map = auto_map_of(config)
     return config

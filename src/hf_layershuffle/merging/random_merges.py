@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import datasets
 from torch import nn
@@ -16,10 +16,9 @@ from ..common.environment import describe_environment
 from ..common.paths import public_name
 from ..common.progress import silenceable
 from ..common.reports import Report
-from ..data.datasets import as_dataloader
 from ..evaluation.robustness import score_execution_orders
 from ..evaluation.statistics import OrderScore, json_values, summarize, with_nan
-from ..layerwise import LayerwiseClassifier, check_evaluable
+from ..layerwise import LayerwiseClassifier, batches_for, check_evaluable
 from .merged_model import COMPARED_FIELDS, check_configs_agree
 from .random_layers import draw_layers
 
@@ -209,16 +208,7 @@ def evaluate_random_merges(
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
     draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
-    num_channels: Any = pool.num_channels  # None for models of texts, of which no images are read
-    loader = as_dataloader(
-        data,
-        image_processor,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels,
-        config=pool.model.config,
-    )
+    loader = batches_for(pool, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
 
     source_scores = {}
     for model, part in pool.parts.items():

@@ -21,6 +21,19 @@ AUTO_CLASSES: dict[str, Mapping[str, Any]] = {
 }
 
 
+MODEL_TYPE_PREFIX = "layershuffle_"
+
+
+def plain_type_of(model_type: str) -> str:
+    """The family's own model type: "vit" of "layershuffle_vit" and of "vit"."""
+    return model_type.removeprefix(MODEL_TYPE_PREFIX)
+
+
+def is_free_model_type(model_type: str) -> bool:
+    """Whether a model type is one of ours, such as "layershuffle_vit"."""
+    return model_type.startswith(MODEL_TYPE_PREFIX)
+
+
 def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
     """The name of the class of transformers that an Auto class takes for a model type."""
     names = AUTO_CLASSES[auto_class].get(plain_model_type)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import transformers
 from transformers import PreTrainedConfig
 
+from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
 
 
@@ -59,6 +60,11 @@ def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def num_layers_of(config: PreTrainedConfig) -> int:
     """How many layers run in free order, as the configuration says."""
     return encoder_config(config).num_hidden_layers
+
+
+def num_channels_of(config: PreTrainedConfig) -> int | None:
+    """How many channels a model's images have, by the configuration; None of a model for texts."""
+    return getattr(encoder_config(config), "num_channels", None)
 
 
 def set_num_layers(config: Any, num_layers: int) -> None:
@@ -194,7 +200,7 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[Layer
         body = {
             "__module__": __name__,
             "__doc__": f"{LayerShuffleConfigMixin.__doc__}{fields_of_the_family}",
-            "model_type": f"layershuffle_{plain_class.model_type}",
+            "model_type": f"{MODEL_TYPE_PREFIX}{plain_class.model_type}",
             "plain_model_type": plain_class.model_type,
         }
         made: Any = type(name, (LayerShuffleConfigMixin, plain_class), body)

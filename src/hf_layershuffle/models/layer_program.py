@@ -89,7 +89,6 @@ class Run:
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
-        self.device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
         self._depth_vectors: tuple[torch.Tensor, ...] | None = None
         by_name: dict[str, Any] = layers._modules
         self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]

@@ -150,9 +150,8 @@ class LayerShuffleMixin(SavedModelMixin):
         if self.training and position_logits is not None and values.get("loss") is not None:
             loss = position_loss(position_logits, labels, num_items_in_batch)
             values["loss"] = values["loss"] + self.config.position_loss_weight * loss
-        # A backbone gives a tuple of feature maps
-        tensors = (value for value in values.values() if isinstance(value, torch.Tensor))
-        device = next((tensor.device for tensor in tensors), run.device)
+        tensor = next((value for value in values.values() if isinstance(value, torch.Tensor)), None)
+        device = self.device if tensor is None else tensor.device  # a backbone gives a tuple of feature maps
         return layershuffle_output_class(type(outputs))(
             **values,
             # non_blocking: a copy to the device that does not make the host wait for it

@@ -7,7 +7,9 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import configuration_auto, modeling_auto
 
-from .auto_classes import AUTO_CLASSES, auto_classes_of
+from . import modeling_layershuffle
+from .auto_classes import AUTO_CLASSES, auto_classes_of, is_free_model_type, plain_type_of
+from .configuration_layershuffle import layershuffle_config_class
 
 
 class _MadeOnDemand(dict):
@@ -29,12 +31,11 @@ class _Configurations(_MadeOnDemand):
     """By model type, such as "layershuffle_vit"."""
 
     def make(self, key: Any) -> type[PreTrainedConfig] | None:
-        plain_model_type = key.removeprefix("layershuffle_") if isinstance(key, str) else key
-        if plain_model_type == key or plain_model_type not in configuration_auto.CONFIG_MAPPING:
+        if not (isinstance(key, str) and is_free_model_type(key)):
             return None
-        from .configuration_layershuffle import layershuffle_config_class
-
-        return layershuffle_config_class(configuration_auto.CONFIG_MAPPING[plain_model_type])
+        if plain_type_of(key) not in configuration_auto.CONFIG_MAPPING:
+            return None
+        return layershuffle_config_class(configuration_auto.CONFIG_MAPPING[plain_type_of(key)])
 
 
 class _Models(_MadeOnDemand):
@@ -45,13 +46,9 @@ class _Models(_MadeOnDemand):
         self.auto_class = auto_class
 
     def make(self, key: Any) -> type[PreTrainedModel] | None:
-        plain_model_type = getattr(key, "plain_model_type", None)
-        name = auto_classes_of(plain_model_type).get(self.auto_class) if isinstance(plain_model_type, str) else None
-        if name is None:
-            return None
-        from ..models import modeling_layershuffle
-
-        return getattr(modeling_layershuffle, name)
+        model_type = getattr(key, "plain_model_type", None)
+        name = auto_classes_of(model_type).get(self.auto_class) if isinstance(model_type, str) else None
+        return None if name is None else getattr(modeling_layershuffle, name)
 
 
 def register_auto_classes() -> None:

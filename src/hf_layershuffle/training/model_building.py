@@ -21,6 +21,7 @@ from ..checkpoints.checks import check_complete, check_finite, check_model_files
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import classes_of
+from ..models.auto_classes import is_free_model_type, plain_type_of
 from ..models.execution_order import parse_execution_order
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
@@ -147,7 +148,7 @@ def _load_checkpoint(
     with explained_reading(what):
         config = config_class.from_dict({**stored, "model_type": config_class.model_type})
     _refuse_scratch_options(args, config, model_type)
-    if not model_type.startswith("layershuffle_"):
+    if not is_free_model_type(model_type):
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
@@ -188,7 +189,7 @@ def _attention(args: ModelArguments) -> dict:
 
 def _refuse_scratch_options(args: ModelArguments, config: PreTrainedConfig, model_type: str) -> None:
     """Raises a `ValueError` for an option of a model from scratch whose value is another than the checkpoint's."""
-    architecture = model_type.removeprefix("layershuffle_")
+    architecture = plain_type_of(model_type)
     for name in ("architecture", *SCRATCH_ONLY):
         given = getattr(args, name)
         value = architecture if name == "architecture" else getattr(config, name, None)
@@ -318,7 +319,7 @@ def load_teacher(args: ModelArguments) -> Teacher:
     check_model_files(name)
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name, **hub).model_type
-    is_vit = model_type.removeprefix("layershuffle_") in ("vit", "deit")
+    is_vit = plain_type_of(model_type) in ("vit", "deit")
     is_known = is_vit or model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if not is_known and not args.trust_remote_code:
         raise ValueError(f"{what} is a model of type '{model_type}', which is no image classifier.")

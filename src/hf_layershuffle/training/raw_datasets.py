@@ -9,6 +9,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
+from ..models.configuration_layershuffle import num_channels_of
 
 
 def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedConfig | None, name: str) -> Any:
@@ -46,7 +47,7 @@ def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedCon
     dataset = with_standard_columns(dataset, name)
     known = cast(PreTrainedConfig, config)
     dataset = _number_classes(dataset, known, name)
-    return ImageClassificationDataset(dataset, image_processor, num_channels=known.num_channels)
+    return ImageClassificationDataset(dataset, image_processor, num_channels=num_channels_of(known))
 
 
 def _number_classes(dataset: datasets.Dataset, config: PreTrainedConfig, name: str) -> datasets.Dataset:
