@@ -71,7 +71,5 @@ def test_other_models_are_refused(tmp_path):
 
 def test_a_model_of_another_task_is_no_classifier():
     masked = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**{**TINY, "num_hidden_layers": 1}))
-    with pytest.raises(
-        ValueError, match="ViTForMaskedImageModeling is not a classifier of its whole input"
-    ):
+    with pytest.raises(ValueError, match="ViTForMaskedImageModeling is not a classifier of its whole input"):
         as_layershuffle(masked)

@@ -435,7 +435,11 @@ def test_other_families_are_merged_and_published_with_a_card(name, tmp_path):
     plan = ls.MergePlan(sources=sources, base="a", layers=[{"source": x, "layer": i} for i, x in enumerate("aba")])
     folder = ls.merge(plan, tmp_path / "merged", progress=False)
     check_folder(folder)
-    assert "layers" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    kind = "text" if name == "bert" else "image"
+    assert f"{kind} classifier of type `layershuffle_{name}` with 3 layers" in card
+    assert "a width of 32 and 4 attention heads" in card and f'pipeline("{kind}-classification"' in card
+    assert ("image" in card) == (kind == "image")
     merged = load_classifier(str(folder)).eval()
     pool = free_model(name)
     other = ls.free_order(plain_model(name, seed=1))

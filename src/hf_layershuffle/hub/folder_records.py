@@ -202,6 +202,9 @@ class FolderRecords:
         )
 
 
+_SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "image_size", "patch_size", "num_channels")
+
+
 def _read_config(
     folder: Path, report: RobustnessReport | None, config: PreTrainedConfig | None = None
 ) -> SimpleNamespace:
@@ -219,11 +222,10 @@ def _read_config(
         with explained_reading(f"'{folder}'"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config is not None:
-        encoder = encoder_config(config)
-        shape = {name: getattr(encoder, name, None) for name in ("num_hidden_layers", "image_size")}
-        values |= (
-            config.to_dict() | {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)} | shape
-        )
+        values |= config.to_dict()
+        # What a card says of the layers is that of the tower that holds them
+        values |= {name: getattr(encoder_config(config), name, None) for name in _SHAPE}
+        values |= {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)}
     elif report is not None:
         values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
     else:

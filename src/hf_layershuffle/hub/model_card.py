@@ -126,6 +126,7 @@ def build_model_card(
         config=described,
         image_size=f"{size} × {size}" if isinstance(size, int) else " × ".join(map(str, size or ["their model's"])),
         plain=records.is_plain,
+        task=_task(described),
         install_command=INSTALL_COMMAND,
         method=_describe_training(described),
         dataset=in_code(dataset) if dataset else None,
@@ -147,6 +148,33 @@ def build_model_card(
         pictures=[(_in_link(name), escape(caption)) for name, caption in records.pictures],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
+
+
+# What a card says of models for images and for texts
+_TASKS = {
+    "image": {
+        "kind": "image",
+        "pipeline": "image-classification",
+        "auto_class": "AutoModelForImageClassification",
+        "processor": "AutoImageProcessor",
+        "inputs": 'images=Image.open("image.png").convert("RGB")',
+        "example": "image.png",
+    },
+    "text": {
+        "kind": "text",
+        "pipeline": "text-classification",
+        "auto_class": "AutoModelForSequenceClassification",
+        "processor": "AutoTokenizer",
+        "inputs": '"A text."',
+        "example": "A text.",
+    },
+}
+
+
+def _task(config: SimpleNamespace) -> dict[str, str]:
+    """What the card says of the task: a model of texts has a vocabulary, and no size of images."""
+    takes_text = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
+    return _TASKS["text" if takes_text else "image"]
 
 
 def _safe_merge(merge: dict) -> dict:
@@ -181,10 +209,16 @@ def _metadata(records: FolderRecords, dataset: str | None, tags: Iterable[str] =
     # The Hub refuses a base model that is not one of its own
     base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
     datasets = list(filter(None, {hub_id(dataset): None, hub_id(records.training.get("dataset")): None}))
-    tags = {"vision-transformer", *tags, *records.training.get("tags", []), *(["merge"] if records.merge else [])}
+    task = _task(records.config)
+    tags = {
+        *(["vision-transformer"] if task["kind"] == "image" else []),
+        *tags,
+        *records.training.get("tags", []),
+        *(["merge"] if records.merge else []),
+    }
     values = {
         "library_name": "transformers",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": task["pipeline"],
         "tags": sorted(
             tags | ({"plain-vit-export"} if records.export else set() if records.is_plain else {"layershuffle"})
         ),
@@ -225,7 +259,7 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
                 rows.append((f"order {METRICS[name]}", metrics[name], settings if "arbitrary" in name else None))
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=_task(records.config)["pipeline"],
             dataset_type=hub_id(dataset) or "unknown",
             dataset_name=dataset or "unknown",
             metric_type="accuracy",
