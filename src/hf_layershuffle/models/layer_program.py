@@ -5,7 +5,7 @@ Every encoder of transformers says `for layer in self.layers`. So the list is th
 runs next. Its class becomes [`LayerProgram`], which follows the program of the running forward pass. The names of
 parameters, hooks, the state dict and gradient checkpointing do not change, and the forward stays transformers' own.
 
-This file travels to the Hub beside the weights, so it imports nothing from this package.
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +16,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import CompileableContextVar
+
+from .families import check_family
 
 
 # {id of a list of layers: what it gives to the forward that is running}, for each thread and task by itself
@@ -154,23 +156,28 @@ class PositionedCall(StandIn):
         return output[0] if len(output) == 2 else output[:-1]
 
 
-def find_layers(model: nn.Module, any_depth: bool = False) -> str:
+def find_layers(model: nn.Module, any_depth: bool = False, tower: str | None = None) -> str:
     """Path of the list of layers in a model: the list of as many equal modules as the configuration has layers.
 
     The configuration that counts is that of the nearest module above the list that has one. Where several lists fit,
-    the one whose layers support gradient checkpointing is taken. If several do, the one in the model's image tower is.
+    the one whose layers support gradient checkpointing is taken. If several do, the one in the model's encoder is. Of
+    a model with several towers, `tower` or `config.tower` says which.
 
     Args:
         any_depth: Whether the list may be shorter or longer than the configuration says.
+        tower: Name of the tower, such as "vision".
 
     Raises:
-        `ValueError`: if there is no such list, or more than one.
+        `ValueError`: if there is no such list, or more than one; or if the family is known to have no free order.
     """
+    config = getattr(model, "config", None)
+    check_family(getattr(config, "model_type", None), type(model).__name__)
     candidates = [name for name, module in model.named_modules() if _is_list_of_layers(model, name, module, any_depth)]
     candidates = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
+    candidates = _in_tower(model, candidates, tower or getattr(config, "tower", None))
     for is_better in (
         lambda name: isinstance(next(model.get_submodule(name).children()), GradientCheckpointingLayer),
-        lambda name: "vision" in name,
+        lambda name: "encoder" in name,
     ):
         candidates = [name for name in candidates if is_better(name)] or candidates
     if len(candidates) != 1:
@@ -183,6 +190,31 @@ def find_layers(model: nn.Module, any_depth: bool = False) -> str:
     return candidates[0]
 
 
+# As transformers names the parts of models for several kinds of inputs
+_PATHS_OF_TOWERS = {"vision": ("vision_",), "text": ("text_", "language_model"), "audio": ("audio_",)}
+TOWERS = tuple(_PATHS_OF_TOWERS)
+
+
+def _in_tower(model: nn.Module, candidates: list[str], tower: str | None) -> list[str]:
+    """The lists of one tower, of a model with several."""
+    found = {
+        name: [path for path in candidates if any(word in path for word in words)]
+        for name, words in _PATHS_OF_TOWERS.items()
+    }
+    found = {name: paths for name, paths in found.items() if paths}
+    if tower is None and len(found) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has several towers ({', '.join(found)}), and only one can run in a free "
+            f"execution order; say which by `tower='{next(iter(found))}'`, or take a class of that tower alone."
+        )
+    if tower is not None and tower not in found:
+        raise ValueError(
+            f"`tower` is '{tower}', and {type(model).__name__} has {', '.join(map(repr, found)) or 'no towers'}; set "
+            f"it to {'one of these' if found else 'None'}."
+        )
+    return candidates if tower is None else found[tower]
+
+
 def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
     """Refuses a family whose layers depend on which of them runs first, or at which index."""
     first, *others = ({name for name, _ in layer.named_parameters() if "lora_" not in name} for layer in layers)
@@ -191,11 +223,6 @@ def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
         raise ValueError(
             f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
             "for all layers. So they cannot run in any order; take a model of another family."
-        )
-    if getattr(getattr(model, "config", None), "model_type", None) in ("yolos", "layershuffle_yolos"):
-        raise ValueError(
-            f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot "
-            "run in any order. Take another encoder, such as a ViT."
         )
 
 
@@ -262,23 +289,3 @@ def _attributes(layer: nn.Module) -> dict[str, Any]:
             if is_kept and name not in _FREE_ATTRIBUTES:
                 found[f"{path}.{name}"] = value
     return found
-
-
-# First words of the names of linear maps that do not write into the residual stream, though they may be as wide as it
-_READERS = ("q", "k", "v", "query", "key", "value", "gate", "up", "fc1", "lin1", "wi", "Wi", "w1")
-
-
-def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
-    """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
-
-    They are as wide as the hidden states, and not named as an input of attention or the first map of an MLP.
-    """
-    return [
-        module
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == hidden_size
-        and not name.startswith(("depth_projection", "position_head"))
-        and name.rpartition(".")[2].split("_")[0] not in _READERS
-        and "intermediate" not in name
-    ]
