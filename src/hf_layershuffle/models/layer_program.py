@@ -9,6 +9,7 @@ This file travels to the Hub beside the weights, so it imports nothing from this
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,11 +47,34 @@ class LayerProgram(nn.ModuleList):
         return marked
 
 
-def running_program(layers: nn.ModuleList) -> Iterable | None:
+def running_program(layers: nn.ModuleList | list) -> Iterable | None:
     """What the running forward pass gets from `layers`; None where no program runs."""
     if is_torchdynamo_compiling() and not _RUNNING.compiling:
         return None  # dynamo cannot trace `ContextVar.get`
     return (_RUNNING.get() or {}).get(id(layers))
+
+
+class ByPosition(list):
+    """What a configuration says of each layer, as the kind of its attention. Some forwards read it by the position in
+    their loop. In one that runs in an execution order, they find what belongs to the layer at that position."""
+
+    def __getitem__(self, index: Any) -> Any:
+        order: Any = running_program(self)
+        is_position = order is not None and isinstance(index, int) and 0 <= index < len(order)
+        return super().__getitem__(order[index] if is_position else index)
+
+
+def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
+    """Context in which a configuration's list of the kinds of the layers is read in an execution order."""
+    if order == list(range(len(model.free_layers))):
+        return nullcontext()
+    config = _nearest_config(model, model.layers_path)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return nullcontext()
+    if not isinstance(kinds, ByPosition):
+        config.layer_types = ByPosition(kinds)
+    return run_program(config.layer_types, order)
 
 
 class run_program:
@@ -62,7 +86,7 @@ class run_program:
             Layers with a depth projection or a position head are given by [`Run.at`], which tells them their position.
     """
 
-    def __init__(self, layers: LayerProgram, program: Iterable):
+    def __init__(self, layers: LayerProgram | ByPosition, program: Iterable):
         self.layers = layers
         self.program = program
 
