@@ -32,6 +32,9 @@ def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable
         # One order for the whole text: a token attends to the keys and values of the tokens before it, and of other
         # tokens' orders they would be those of another model
         order = self.resolve_execution_order(execution_order)
+        config = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("assistant_early_exit", getattr(config, "assistant_early_exit", None)) is not None:
+            raise ValueError(_EARLY_EXIT)
         token = _GENERATING.set({**(_GENERATING.get() or {}), id(self): order})
         try:
             return plain.generate(self, *args, **kwargs)
@@ -49,6 +52,11 @@ def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable
     documented.__doc__ = (plain.generate.__doc__ or "") + _EXECUTION_ORDER_DOC
     return {"generate": generate, "prepare_inputs_for_generation": prepare_inputs_for_generation}
 
+
+_EARLY_EXIT = (
+    "`assistant_early_exit` cuts layers off by the configuration, beside the execution order. Pass `assistant_model`: a "
+    "model with free layer order whose `config.execution_order` are the layers that draft."
+)
 
 _EXECUTION_ORDER_DOC = """
         execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):

@@ -70,8 +70,8 @@ def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
         return nullcontext()
     config = _nearest_config(model, model.layers_path)
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return nullcontext()
+    if kinds is None or isinstance(getattr(type(config), "layer_types", None), property):
+        return nullcontext()  # a property says the same of all layers
     if not isinstance(kinds, ByPosition):
         config.layer_types = ByPosition(kinds)
     return run_program(config.layer_types, order)
@@ -210,8 +210,9 @@ def find_layers(model: nn.Module, any_depth: bool = False) -> str:
 def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
     """Refuses a family whose layers depend on which of them runs first, or at which index."""
     first, *others = ({name for name, _ in layer.named_parameters() if "lora_" not in name} for layer in layers)
-    shared = sorted(first - set().union(*others)) if others else []
-    if shared:
+    rest = set().union(*others)
+    shared = sorted(first - rest) if others else []
+    if shared and rest <= first:  # else it is of another kind, such as one MLP before layers of several experts
         raise ValueError(
             f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
             "for all layers. So they cannot run in any order; take a model of another family."
@@ -255,7 +256,7 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
 _FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
 
 
-def check_places(layers: nn.ModuleList, order: list[int]) -> None:
+def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = None) -> None:
     """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
 
     Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
@@ -264,14 +265,19 @@ def check_places(layers: nn.ModuleList, order: list[int]) -> None:
     Args:
         layers: The layers as they were built.
         order: Index of the layer at each position of the model to build.
+        kinds: What the configuration says of each layer, which it says of the same layer in the model to build.
 
     Raises:
         `ValueError`: naming the attribute.
     """
     attributes = [_attributes(layer) for layer in layers.children()]
     for position, index in enumerate(order):
-        if position < len(attributes) and attributes[index] != attributes[position]:
-            differing = min(name for name, _ in attributes[index].items() ^ attributes[position].items())
+        like = [attributes[position]] if position < len(attributes) else []
+        if kinds is not None and like and kinds[index] != kinds[position]:
+            like = [attributes[other] for other, kind in enumerate(kinds) if kind == kinds[index]]
+        unlike = next((each for each in like if each != attributes[index]), None)
+        if unlike is not None:
+            differing = min(name for name, _ in attributes[index].items() ^ unlike.items())
             raise ValueError(
                 f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
                 f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
