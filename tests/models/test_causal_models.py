@@ -41,6 +41,7 @@ MODELS = {
         ),
     ),
 }  # fmt: skip
+CROSS = dict(vocab_size=97, n_positions=64, n_embd=32, n_layer=4, n_head=4, add_cross_attention=True)
 ORDERS = {"permutation": [2, 0, 3, 1], "without the first layer": [3, 1]}
 REPEAT = [0, 1, 1, 2, 3, 3]
 
@@ -200,6 +201,55 @@ def test_a_cache_passed_by_hand_gives_the_logits_of_the_whole_text(name, make_ca
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("order", [[3, 1], [2, 0, 3]])
+def test_a_cache_of_cross_attention_too(order):
+    torch.manual_seed(0)
+    free = transformers.GPT2LMHeadModel(transformers.GPT2Config(**CROSS)).eval()
+    plain = copy.deepcopy(free)
+    plain.transformer.h = nn.ModuleList([free.transformer.h[index] for index in order])
+    plain, free = copy.deepcopy(plain), ls.free_order(free)
+    for position, layer in enumerate(plain.transformer.h):
+        layer.attn.layer_idx = layer.crossattention.layer_idx = position
+    plain.config.num_hidden_layers = len(order)
+    words, seen = texts(1)["input_ids"], torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(3))
+    logits = []
+    for model, kwargs in ((free, {"execution_order": order}), (plain, {})):
+        cache, parts = None, []
+        for part in words.split([5, 1, 3], dim=1):
+            outputs = model(part, encoder_hidden_states=seen, past_key_values=cache, use_cache=True, **kwargs)
+            cache = outputs.past_key_values
+            parts.append(outputs.logits)
+        logits.append(torch.cat(parts, dim=1))
+    assert torch.equal(*logits)
+
+
+@torch.no_grad()
+def test_a_place_that_only_some_layers_use_is_not_missed():
+    """A cache that grows gets no place for last layers of linear attention, which keep their state elsewhere."""
+    config = transformers.MiniMaxConfig(
+        **GROUPED, num_local_experts=2, num_experts_per_tok=1, block_size=4,
+        layer_types=["full_attention", "linear_attention"] * 2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = transformers.MiniMaxForCausalLM(config).eval()
+    plain.generation_config.eos_token_id = None
+    expected = plain.generate(texts(1)["input_ids"], max_new_tokens=4, do_sample=False)
+    assert torch.equal(
+        ls.free_order(plain).generate(texts(1)["input_ids"], max_new_tokens=4, do_sample=False), expected
+    )
+
+
+def test_layers_that_share_keys_and_values_are_refused():
+    config = transformers.Gemma3nTextConfig(
+        **GROUPED, layer_types=SLIDING, num_kv_shared_layers=2, activation_sparsity_pattern=[0.0] * 4,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=97,
+    )  # fmt: skip
+    message = r"The last 2 layers of Gemma3nForCausalLM take the keys and values of earlier ones .* Take a model whose"
+    with pytest.raises(ValueError, match=message):
+        ls.free_order(transformers.Gemma3nForCausalLM(config))
+
+
+@torch.no_grad()
 def test_a_cache_that_lacks_a_layer_is_refused_until_it_is_empty():
     model, words = free_model("qwen3 sliding"), texts(1)["input_ids"]
     for cache in (DynamicCache(config=model.config), DynamicCache(), StaticCache(model.config, max_cache_len=12)):
@@ -306,7 +356,7 @@ def test_an_assistant_has_its_own_order():
     assert torch.equal(model.generate(**arguments, assistant_model=draft), expected)
     assert set(calls) == {1, 2}
     assert torch.equal(model.generate(**arguments, prompt_lookup_num_tokens=2), expected)
-    with pytest.raises(ValueError, match="`assistant_early_exit` cuts layers off .* Pass `assistant_model`"):
+    with pytest.raises(ValueError, match=r"`assistant_early_exit` cuts layers off .* Pass `assistant_model`"):
         model.generate(**arguments, assistant_early_exit=2)
 
 
@@ -415,7 +465,7 @@ def test_a_saved_folder_serves_the_auto_classes(saved_folder):
 
 
 def test_a_language_model_is_no_classifier(saved_folder):
-    with pytest.raises(ValueError, match="Qwen3ForCausalLM is not a classifier .* pass a Qwen3ForSequenceClass"):
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM is not a classifier .* pass a Qwen3ForSequenceClass"):
         ls.score_execution_orders(free_model("qwen3"), [], [[0, 1]])
 
 

@@ -57,7 +57,8 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
         with run_program(layers, run), run_by_position(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
-        leave_out_of_cache(getattr(outputs, "past_key_values", None) if cache is None else cache, order)
+        kept = getattr(outputs, "past_key_values", None) if cache is None else cache
+        leave_out_of_cache(kept, order, len(layers))
         outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
         return outputs if return_dict or not isinstance(outputs, ModelOutput) else outputs.to_tuple()
 
@@ -68,8 +69,8 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
 
 
 _REPEAT_IN_CACHE = (
-    "`execution_order` is {order}, which holds a layer more than once, and a cache has one place for the keys and values "
-    "of a layer. Pass `use_cache=False` and no `past_key_values`, to `generate` too."
+    "`execution_order` is {order}, which holds a layer more than once, and a cache has one place for the keys and "
+    "values of a layer. Pass `use_cache=False` and no `past_key_values`, to `generate` too."
 )
 
 _EXECUTION_ORDER_DOC = """

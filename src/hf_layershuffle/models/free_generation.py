@@ -54,8 +54,8 @@ def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable
 
 
 _EARLY_EXIT = (
-    "`assistant_early_exit` cuts layers off by the configuration, beside the execution order. Pass `assistant_model`: a "
-    "model with free layer order whose `config.execution_order` are the layers that draft."
+    "`assistant_early_exit` cuts layers off by the configuration, beside the execution order. Pass `assistant_model`: "
+    "a model with free layer order whose `config.execution_order` are the layers that draft."
 )
 
 _EXECUTION_ORDER_DOC = """
@@ -129,22 +129,27 @@ def check_cache(cache: Any, order: Sequence[int]) -> None:
     """
     places = _places(cache)
     for index in sorted(set(order)) if places else ():
-        is_there = index < len(places) and not isinstance(places[index], LeftOutPlace)
-        if not is_there and cache.get_seq_length() > 0:
+        place = places[index] if index < len(places) else None
+        if not isinstance(place, LeftOutPlace):
+            continue
+        if place.get_seq_length() > 0:
             raise ValueError(
                 f"`execution_order` holds layer {index}, of which `past_key_values` lacks keys and values: an earlier "
                 "call with this cache left the layer out. Keep to the layers of that call, or begin with a new cache."
             )
-        if not is_there and index < len(places):
-            places[index] = places[index].place
+        places[index] = place.place
 
 
-def leave_out_of_cache(cache: Any, order: Sequence[int]) -> None:
+def leave_out_of_cache(cache: Any, order: Sequence[int], num_layers: int) -> None:
     """After a forward: the places of the layers that did not run follow those that did."""
+    cache = getattr(cache, "self_attention_cache", cache)  # of one with cross-attention, which has no lengths
     places = _places(cache)
     running = [places[index] for index in order if index < len(places)]
     measured = [place for place in running if isinstance(place, CacheLayerMixin)]
-    for index in set(range(len(places))) - set(order) if measured else ():
-        place = getattr(places[index], "place", places[index])
-        alike = [each for each in measured if type(each) is type(place)] or measured
-        places[index] = LeftOutPlace(place, alike[0])
+    for index in sorted(set(range(num_layers)) - set(order)) if measured else ():
+        if index == len(places) and cache.layer_class_to_replicate is not None:  # one that grows with the layers
+            places.append(cache.layer_class_to_replicate())
+        if index < len(places):
+            place = getattr(places[index], "place", places[index])
+            alike = [each for each in measured if type(each) is type(place)] or measured
+            places[index] = LeftOutPlace(place, alike[0])

@@ -217,6 +217,12 @@ def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
             f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
             "for all layers. So they cannot run in any order; take a model of another family."
         )
+    num_shared = getattr(getattr(model, "config", None), "num_kv_shared_layers", None)
+    if num_shared:
+        raise ValueError(
+            f"The last {num_shared} layers of {type(model).__name__} take the keys and values of earlier ones "
+            "(`num_kv_shared_layers`), so they cannot run in any order. Take a model whose layers have their own."
+        )
     if getattr(getattr(model, "config", None), "model_type", None) in ("yolos", "layershuffle_yolos"):
         raise ValueError(
             f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot "
