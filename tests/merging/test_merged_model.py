@@ -214,6 +214,7 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
         "execution_order.py",
         "auto_classes.py",
         "free_forward.py",
+        "free_generation.py",
         "free_layers.py",
         "layer_program.py",
         "position_modules.py",

@@ -86,6 +86,7 @@ def test_a_saved_folder_holds_safetensors_and_the_code_files_only(saved_folder):
         "execution_order.py",
         "auto_classes.py",
         "free_forward.py",
+        "free_generation.py",
         "free_layers.py",
         "layer_program.py",
         "position_modules.py",

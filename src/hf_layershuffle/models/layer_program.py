@@ -277,15 +277,13 @@ def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = N
         `ValueError`: naming the attribute.
     """
     attributes = [_attributes(layer) for layer in layers.children()]
-    for position, index in enumerate(order):
-        like = [attributes[position]] if position < len(attributes) else []
-        if kinds is not None and like and kinds[index] != kinds[position]:
-            like = [attributes[other] for other, kind in enumerate(kinds) if kind == kinds[index]]
-        unlike = next((each for each in like if each != attributes[index]), None)
-        if unlike is not None:
-            differing = min(name for name, _ in attributes[index].items() ^ unlike.items())
+    for position, index in enumerate(order[: len(attributes)]):
+        for name in sorted({name for name, _ in attributes[index].items() ^ attributes[position].items()}):
+            said = {(str(kind), each.get(name)) for kind, each in zip(kinds or [], attributes)}
+            if kinds is not None and len(said) == len({kind for kind, _ in said}):
+                continue  # it follows from the kind, which moves with the layer
             raise ValueError(
-                f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
+                f"Layer {index} cannot stand at position {position}: its '{name}' is not that of layer "
                 f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
             )
 
