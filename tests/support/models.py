@@ -12,6 +12,7 @@ TRAVELLING_FILES = {
     "execution_order.py",
     "families.py",
     "free_forward.py",
+    "free_generation.py",
     "free_layers.py",
     "layer_program.py",
     "modeling_layershuffle.py",

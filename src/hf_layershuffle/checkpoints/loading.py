@@ -19,7 +19,7 @@ from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layers
 from .checks import check_complete, check_finite, check_model_files, explained_reading
 
 
-CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name != "AutoModel")
+CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name.endswith("Classification"))
 
 
 def load_classifier(

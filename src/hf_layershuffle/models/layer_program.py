@@ -9,6 +9,7 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,11 +49,34 @@ class LayerProgram(nn.ModuleList):
         return marked
 
 
-def running_program(layers: nn.ModuleList) -> Iterable | None:
+def running_program(layers: nn.ModuleList | list) -> Iterable | None:
     """What the running forward pass gets from `layers`; None where no program runs."""
     if is_torchdynamo_compiling() and not _RUNNING.compiling:
         return None  # dynamo cannot trace `ContextVar.get`
     return (_RUNNING.get() or {}).get(id(layers))
+
+
+class ByPosition(list):
+    """What a configuration says of each layer, as the kind of its attention. Some forwards read it by the position in
+    their loop. In one that runs in an execution order, they find what belongs to the layer at that position."""
+
+    def __getitem__(self, index: Any) -> Any:
+        order: Any = running_program(self)
+        is_position = order is not None and isinstance(index, int) and 0 <= index < len(order)
+        return super().__getitem__(order[index] if is_position else index)
+
+
+def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
+    """Context in which a configuration's list of the kinds of the layers is read in an execution order."""
+    if order == list(range(len(model.free_layers))):
+        return nullcontext()
+    config = _nearest_config(model, model.layers_path)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or isinstance(getattr(type(config), "layer_types", None), property):
+        return nullcontext()  # a property says the same of all layers
+    if not isinstance(kinds, ByPosition):
+        config.layer_types = ByPosition(kinds)
+    return run_program(config.layer_types, order)
 
 
 class run_program:
@@ -64,7 +88,7 @@ class run_program:
             Layers with a depth projection or a position head are given by [`Run.at`], which tells them their position.
     """
 
-    def __init__(self, layers: LayerProgram, program: Iterable):
+    def __init__(self, layers: LayerProgram | ByPosition, program: Iterable):
         self.layers = layers
         self.program = program
 
@@ -218,11 +242,18 @@ def _in_tower(model: nn.Module, candidates: list[str], tower: str | None) -> lis
 def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
     """Refuses a family whose layers depend on which of them runs first, or at which index."""
     first, *others = ({name for name, _ in layer.named_parameters() if "lora_" not in name} for layer in layers)
-    shared = sorted(first - set().union(*others)) if others else []
-    if shared:
+    rest = set().union(*others)
+    shared = sorted(first - rest) if others else []
+    if shared and rest <= first:  # else it is of another kind, such as one MLP before layers of several experts
         raise ValueError(
             f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
             "for all layers. So they cannot run in any order; take a model of another family."
+        )
+    num_shared = getattr(getattr(model, "config", None), "num_kv_shared_layers", None)
+    if num_shared:
+        raise ValueError(
+            f"The last {num_shared} layers of {type(model).__name__} take the keys and values of earlier ones "
+            "(`num_kv_shared_layers`), so they cannot run in any order. Take a model whose layers have their own."
         )
 
 
@@ -258,7 +289,7 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
 _FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
 
 
-def check_places(layers: nn.ModuleList, order: list[int]) -> None:
+def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = None) -> None:
     """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
 
     Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
@@ -267,16 +298,19 @@ def check_places(layers: nn.ModuleList, order: list[int]) -> None:
     Args:
         layers: The layers as they were built.
         order: Index of the layer at each position of the model to build.
+        kinds: What the configuration says of each layer, which it says of the same layer in the model to build.
 
     Raises:
         `ValueError`: naming the attribute.
     """
     attributes = [_attributes(layer) for layer in layers.children()]
-    for position, index in enumerate(order):
-        if position < len(attributes) and attributes[index] != attributes[position]:
-            differing = min(name for name, _ in attributes[index].items() ^ attributes[position].items())
+    for position, index in enumerate(order[: len(attributes)]):
+        for name in sorted({name for name, _ in attributes[index].items() ^ attributes[position].items()}):
+            said = {(str(kind), each.get(name)) for kind, each in zip(kinds or [], attributes)}
+            if kinds is not None and len(said) == len({kind for kind, _ in said}):
+                continue  # it follows from the kind, which moves with the layer
             raise ValueError(
-                f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
+                f"Layer {index} cannot stand at position {position}: its '{name}' is not that of layer "
                 f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
             )
 

@@ -31,6 +31,7 @@ from .configuration_layershuffle import (
 )
 from .execution_order import ExecutionOrderStream
 from .free_forward import free_forward
+from .free_generation import generation_methods
 from .layer_program import LayerProgram, Run, find_layers
 from .order_check import check_untested_family, residual_writers
 from .position_modules import (
@@ -200,6 +201,7 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
             "config_class": layershuffle_config_class(plain_class.config_class),
             "plain_class": plain_class,
             "forward": free_forward(plain_class),
+            **generation_methods(plain_class),
         }
         made: Any = type(f"LayerShuffle{plain_class.__name__}", (LayerShuffleMixin, plain_class), body)
         _MADE[plain_class] = made
