@@ -5,6 +5,7 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -59,6 +60,19 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     documented.__doc__ = (plain_forward.__doc__ or "") + _EXECUTION_ORDER_DOC
     documented.__signature__ = _with_execution_order(signature)
     return forward
+
+
+def averages_loss_itself(plain_class: type[PreTrainedModel]) -> bool:
+    """Whether a forward divides its loss by the Trainer's count of labels.
+
+    transformers' Trainer believes it of every forward that takes more arguments than it names. Where it is not so, a
+    step of several micro-batches would add up their losses instead of averaging them.
+    """
+    try:
+        source = inspect.getsource(inspect.unwrap(plain_class.forward))
+    except OSError:  # no source at hand
+        return True
+    return re.search(r"loss_function\((?:[^()]|\([^()]*\))*\*\*\w+", source) is not None
 
 
 _EXECUTION_ORDER_DOC = """

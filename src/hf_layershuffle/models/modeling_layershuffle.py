@@ -29,7 +29,7 @@ from .configuration_layershuffle import (
     layershuffle_config_class,
 )
 from .execution_order import ExecutionOrderStream
-from .free_forward import free_forward
+from .free_forward import averages_loss_itself, free_forward
 from .layer_program import LayerProgram, Run, find_layers, residual_writers
 from .position_modules import (
     DepthProjection,
@@ -181,6 +181,8 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
             "plain_class": plain_class,
             "forward": free_forward(plain_class),
         }
+        if not averages_loss_itself(plain_class):
+            body["accepts_loss_kwargs"] = False
         made: Any = type(f"LayerShuffle{plain_class.__name__}", (LayerShuffleMixin, plain_class), body)
         _MADE[plain_class] = made
         _register_conversion(made)
