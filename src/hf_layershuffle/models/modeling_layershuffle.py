@@ -139,6 +139,15 @@ class LayerShuffleMixin(SavedModelMixin):
         if getattr(module, "writes_to_residual", False) and is_new:
             self._scale_residual_weight(module)
 
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        # A plain encoder inside this model initialises what is in its layers by its own `_init_weights`
+        modules = [module for module in self.modules() if getattr(module, "starts_at_zero", False)]
+        new: list[Any] = [module for module in modules if not getattr(module, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        for module in new:
+            init.zeros_(module.weight)
+
     def _finish(
         self, outputs: Any, run: Run, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
     ) -> Any:
