@@ -41,7 +41,10 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
     kwargs = {"trust_remote_code": False} | kwargs
     timm_config = _timm_config(name_or_path, kwargs)
     if timm_config is not None:
-        return timm_image_processor(timm_config)
+        try:
+            return _load_by_its_file(name_or_path, **kwargs)
+        except OSError:
+            return timm_image_processor(timm_config)
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise OSError(
             f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model "
@@ -55,19 +58,18 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         with explained_reading(f"The image processor of '{name_or_path}'"):
             return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
-        del kwargs["trust_remote_code"]
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
-        name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
-        return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
+        return _load_by_its_file(name_or_path, **kwargs)
+
+
+def _load_by_its_file(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    del kwargs["trust_remote_code"]
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
+    name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
+    return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
 
 
 def _timm_config(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> dict | None:
-    """How timm prepares images for this model; None for models that have an image processor.
-
-    timm's checkpoints say it in their config.json.
-    """
-    if any(Path(name_or_path, name).exists() for name in _PROCESSOR_FILES):
-        return None
+    """How timm prepares images for this model, as its checkpoints say in config.json; None for models of others."""
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     try:
         config, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)

@@ -8,8 +8,9 @@ parameters, hooks, the state dict and gradient checkpointing do not change, and 
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,17 +19,28 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import CompileableContextVar
 
 
+if TYPE_CHECKING:
+    _List = nn.ModuleList
+else:
+    _List = object
+
 # {id of a list of layers: what it gives to the forward that is running}, for each thread and task by itself
 _RUNNING = CompileableContextVar("layershuffle_program")
 
 
-class LayerProgram(nn.ModuleList):
-    """A list of layers. In a forward pass that runs a program ([`run_program`]), a loop over it gets those of the
-    program."""
+class _FollowsProgram(_List):
+    # Of models of timm: whether the list is as long as the program, by which they count hidden states, and what runs
+    # a layer so that its activations are computed again in the backward pass
+    follows_length: bool = False
+    checkpoint: Callable | None = None
 
     def __iter__(self) -> Iterator[nn.Module]:
         program = running_program(self)
         return super().__iter__() if program is None else iter(program)
+
+    def __len__(self) -> int:
+        program = running_program(self) if self.follows_length else None
+        return len(program.order) if isinstance(program, Run) else super().__len__()
 
     def __getitem__(self, index: int | slice) -> Any:
         # `for layer in self.layers[: config.num_hidden_layers]`
@@ -37,13 +49,28 @@ class LayerProgram(nn.ModuleList):
                 return self  # and not a list, which would ask a generator for all layers before one has run
         return super().__getitem__(index)
 
-    @classmethod
-    def mark(cls, layers: nn.ModuleList) -> "LayerProgram":
+    @staticmethod
+    def mark(layers: nn.Module) -> "LayerProgram":
         """Makes a list of layers follow programs, in place."""
         marked: Any = layers
-        if not isinstance(layers, cls):
-            marked.__class__ = cls
+        if not isinstance(layers, _FollowsProgram):
+            marked.__class__ = SequentialProgram if isinstance(layers, nn.Sequential) else LayerProgram
         return marked
+
+
+class LayerProgram(_FollowsProgram, nn.ModuleList):
+    """A list of layers. In a forward pass that runs a program ([`run_program`]), a loop over it gets those of the
+    program."""
+
+
+class SequentialProgram(_FollowsProgram, nn.Sequential):  # type: ignore[misc]
+    """A [`LayerProgram`] that is called itself, as in timm's vision transformers."""
+
+
+def same_kind_of_list(layers: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
+    """A new list of these modules, of the class of `layers`."""
+    made: Any = type(layers)
+    return made(*modules) if isinstance(layers, nn.Sequential) else made(modules)
 
 
 def running_program(layers: nn.ModuleList) -> Iterable | None:
@@ -89,6 +116,7 @@ class Run:
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
+        self.checkpoint = layers.checkpoint
         self._depth_vectors: tuple[torch.Tensor, ...] | None = None
         by_name: dict[str, Any] = layers._modules
         self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]
@@ -104,10 +132,11 @@ class Run:
             self.num_given += 1
             yield layer
 
-    def at(self, layer: nn.Module, position: int) -> "nn.Module | PositionedCall":
+    def at(self, layer: nn.Module, position: int) -> Any:
         """A layer as the loop shall call it: told its position, if it is one of [`positioned_layer_class`]."""
+        called: Any = layer if self.checkpoint is None else CheckpointedCall(layer, self.checkpoint)
         # Not by its class: a compiled layer is of another
-        return PositionedCall(layer, position, self) if hasattr(layer, "position_head") else layer
+        return PositionedCall(called, position, self) if hasattr(layer, "position_head") else called
 
     def depth_vector(self, position: int, device: torch.device) -> torch.Tensor | None:
         """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last."""
@@ -122,6 +151,8 @@ class Run:
 class StandIn:
     """Stands in for a layer in the loop of a forward. What the loop reads of the layer, it finds here too."""
 
+    layer: Any
+
     def __init__(self, layer: nn.Module):
         self.layer = layer
 
@@ -132,6 +163,19 @@ class StandIn:
         """For loops that call a layer's forward."""
         stand_in: Any = self
         return stand_in(*args, **kwargs)
+
+
+class CheckpointedCall(StandIn):
+    """A layer whose activations are computed again in the backward pass of training."""
+
+    def __init__(self, layer: nn.Module, checkpoint: Callable):
+        super().__init__(layer)
+        self.checkpoint = checkpoint
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.layer.training or not torch.is_grad_enabled():
+            return self.layer(*args, **kwargs)
+        return self.checkpoint(partial(self.layer, **kwargs), *args)
 
 
 class PositionedCall(StandIn):
@@ -171,13 +215,16 @@ def find_layers(model: nn.Module, any_depth: bool = False) -> str:
     for is_better in (
         lambda name: isinstance(next(model.get_submodule(name).children()), GradientCheckpointingLayer),
         lambda name: "vision" in name,
+        lambda name: name == "timm_model.blocks",
     ):
         candidates = [name for name in candidates if is_better(name)] or candidates
     if len(candidates) != 1:
         found = f"{len(candidates)} lists of layers ({', '.join(candidates)})" if candidates else "no list of layers"
+        of_timm = getattr(getattr(model, "timm_model", None), "default_cfg", {}).get("architecture")
+        name = f"{type(model).__name__} ('{of_timm}')" if of_timm else type(model).__name__
         raise ValueError(
-            f"{type(model).__name__} has {found}, of as many equal modules as its configuration has layers; a free "
-            "execution order needs exactly one."
+            f"{name} has {found}, of as many equal modules as its configuration has layers; a free "
+            "execution order needs exactly one. Take another encoder, such as a ViT."
         )
     _check_layers_are_alike(model, list(model.get_submodule(candidates[0]).children()))
     return candidates[0]
@@ -203,7 +250,9 @@ _DEPTHS = ("num_hidden_layers", "encoder_layers", "num_layers", "n_layers", "n_l
 
 
 def _is_list_of_layers(model: nn.Module, name: str, module: nn.Module, any_depth: bool) -> bool:
-    if not isinstance(module, nn.ModuleList) or len(module) == 0:
+    config = _nearest_config(model, name)
+    is_timm = str(getattr(config, "model_type", "")).endswith("timm_wrapper")  # whose configuration says no depth
+    if not isinstance(module, (nn.ModuleList, nn.Sequential) if is_timm else nn.ModuleList) or len(module) == 0:
         return False
     layers = list(module.children())
     if len({type(layer) for layer in layers}) != 1 or not list(layers[0].children()):
@@ -213,8 +262,7 @@ def _is_list_of_layers(model: nn.Module, name: str, module: nn.Module, any_depth
         for key, parameter in layer.named_parameters():
             if shapes.setdefault(key, parameter.shape) != parameter.shape:
                 return False
-    config = _nearest_config(model, name)
-    return any_depth or len(layers) in {getattr(config, depth, None) for depth in _DEPTHS}
+    return any_depth or is_timm or len(layers) in {getattr(config, depth, None) for depth in _DEPTHS}
 
 
 def _nearest_config(model: nn.Module, name: str) -> Any:

@@ -40,6 +40,7 @@ from .position_modules import (
     positioned_layer_class,
 )
 from .saved_model import SavedModelMixin
+from .timm_layers import TIMM_MODEL_TYPE, TimmLayersMixin
 
 
 class LayerShuffleMixin(SavedModelMixin):
@@ -70,7 +71,7 @@ class LayerShuffleMixin(SavedModelMixin):
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
         is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
-        if encoder is not self and is_inside and encoder.config is self.config:
+        if encoder is not self and is_inside and getattr(encoder, "config", None) is self.config:
             # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
             if not isinstance(encoder, LayerShuffleMixin):
                 _change_class(encoder, layershuffle_class(type(encoder)))
@@ -105,12 +106,13 @@ class LayerShuffleMixin(SavedModelMixin):
                 PositionHead(encoder.hidden_size, len(layers), eps) if config.position_predictor else None
             )
         if config.depth_embedding:
-            others = dict(self._modules)
-            self._modules.clear()
+            owner: Any = self.base_model
+            others = dict(owner._modules)
+            owner._modules.clear()
             # First of all: optimizers' states of runs of earlier versions go by the order of the parameters
-            self.depth_embedding = nn.Embedding(len(layers), config.depth_embedding_dim)
-            mark(self.depth_embedding, "starts_at_zero")
-            self._modules.update(others)
+            owner.depth_embedding = nn.Embedding(len(layers), config.depth_embedding_dim)
+            mark(owner.depth_embedding, "starts_at_zero")
+            owner._modules.update(others)
 
     def _mark_residual_writers(self) -> None:
         for layer in self.free_layers:
@@ -192,7 +194,10 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
         }
         if not averages_loss_itself(plain_class):
             body["accepts_loss_kwargs"] = False
-        made: Any = type(f"LayerShuffle{plain_class.__name__}", (LayerShuffleMixin, plain_class), body)
+        bases: tuple[type, ...] = (LayerShuffleMixin, plain_class)
+        if plain_class.config_class.model_type == TIMM_MODEL_TYPE:
+            bases = (TimmLayersMixin, *bases)
+        made: Any = type(f"LayerShuffle{plain_class.__name__}", bases, body)
         _MADE[plain_class] = made
         _register_conversion(made)
         auto_class = auto_class_of(plain_class)
@@ -230,8 +235,11 @@ def _register_conversion(made: type[LayerShuffleMixin]) -> None:
     """
     plain: Any = made.plain_class
     mapping = get_checkpoint_conversion_mapping(plain.__name__)
-    if mapping is None and plain.__name__ == plain_class_name("AutoModel", plain.config_class.model_type):
-        mapping = get_checkpoint_conversion_mapping(plain.config_class.model_type)
+    model_type = plain.config_class.model_type
+    # A model of timm is no encoder with a head, but one module
+    is_whole = model_type == TIMM_MODEL_TYPE or plain.__name__ == plain_class_name("AutoModel", model_type)
+    if mapping is None and is_whole:
+        mapping = get_checkpoint_conversion_mapping(model_type)
     if mapping is not None:
         register_checkpoint_conversion_mapping(made.__name__, mapping, overwrite=True)
 

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import is_timm_available
 from transformers.utils.generic import is_timm_config_dict
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
@@ -29,12 +30,12 @@ from ..checkpoints.loading import classes_of
 from ..models.auto_classes import is_free_model_type, plain_type_of
 from ..models.configuration_layershuffle import encoder_config, num_channels_of
 from ..models.execution_order import parse_execution_order
+from ..models.timm_layers import TIMM_MODEL_TYPE
 from .model_sizes import TIMM, scratch_values
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 
 
-TIMM_MODEL_TYPE = "timm_wrapper"
 LAYERSHUFFLE_FLAGS = (
     "shuffle_mode",
     "shuffle_window",
@@ -105,9 +106,13 @@ def _build_from_scratch(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
     model_type = TIMM_MODEL_TYPE if name.startswith(TIMM) else name
+    if model_type == TIMM_MODEL_TYPE and not is_timm_available():
+        raise ImportError(f"`architecture` is '{name}', which needs timm: pip install 'hf-layershuffle[timm]'")
     _, model_class = classes_of(model_type, f"`architecture` is '{name}', which")
     config_class = _config_class_of(model_class)
     values = scratch_values(config_class, args, image_size)
+    if model_type == TIMM_MODEL_TYPE:
+        values["num_classes"] = len(labels["id2label"])
     config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **values}, **flags)
     model = model_class._from_config(config, **_attention(args))
     channels = num_channels_of(model.config) or 3
@@ -142,7 +147,8 @@ def _load_checkpoint(
     config_class = _config_class_of(model_class)
     with explained_reading(what):
         config = config_class.from_dict({**stored, "model_type": config_class.model_type})
-    _refuse_scratch_options(args, config, model_type)
+    if plain_type_of(model_type) != TIMM_MODEL_TYPE:  # which says its sizes when it is built
+        _refuse_scratch_options(args, config, model_type)
     if args.hidden_dropout_prob is not None and not hasattr(config, "hidden_dropout_prob"):
         raise ValueError(
             f"`hidden_dropout_prob` is {args.hidden_dropout_prob}, which {what} of type '{model_type}' does not have; "
@@ -164,12 +170,16 @@ def _load_checkpoint(
             **_attention(args),
             **hub,
         )
+    if plain_type_of(model_type) == TIMM_MODEL_TYPE:
+        _refuse_scratch_options(args, model.config, model_type)
     # What is missing is refused there, but for a classifier, which may start anew
     # A text tower has no place in a classifier of images
     unexpected = [name for name in found["unexpected_keys"] if not name.startswith("text_model.")]
     check_complete(what, (), unexpected, requested=flags)
     check_finite(what, model.named_parameters())
     image_processor = load_image_processor(name_or_path, trust_remote_code=args.trust_remote_code, **hub)
+    # timm's, for which transformers would not read the image processor that is saved with the model
+    vars(model.config).pop("pretrained_cfg", None)
     if args.image_size is not None:
         model = with_image_size(model, args.image_size)
         image_processor = resized_image_processor(image_processor, args.image_size)
