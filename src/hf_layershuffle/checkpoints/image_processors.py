@@ -193,6 +193,11 @@ def check_fits(image_processor: Any, model: PreTrainedModel, what: str) -> None:
     Raises:
         `ValueError`: naming both sizes.
     """
+    if hasattr(image_processor, "max_num_patches"):
+        raise ValueError(
+            f"{what} takes lists of patches of images of any shape ({type(image_processor).__name__}), with which it "
+            "cannot be trained here; take a model of images of one size, such as a ViT, a DINOv2 or a SigLIP."
+        )
     size, channels = image_size_of(model.config), num_channels_of(model.config)
     if size is None or channels is None or getattr(image_processor, "do_resize", True) is False:
         return
@@ -200,7 +205,7 @@ def check_fits(image_processor: Any, model: PreTrainedModel, what: str) -> None:
         shape = processed_shape(image_processor, channels)
     if shape == (channels, *as_pair(size)):
         return
-    reason = why_not_images_of(model, shape) if len(shape) == 3 else "it takes images, and not patches"
+    reason = why_not_images_of(model, (shape[0], shape[1], shape[2]))
     if reason is not None:
         raise ValueError(
             f"The image processor of {what} ({type(image_processor).__name__}) gives pixels of shape {shape}, and the "

@@ -73,19 +73,7 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             "Distillation needs a single label of two classes or more; the model has `problem_type` "
             f"{ours.problem_type!r} and {ours.num_labels} classes."
         )
-    compared = {
-        "num_labels": (theirs.num_labels, ours.num_labels),
-        "image_size": (image_size_of(theirs), image_size_of(ours)),
-        "num_channels": (num_channels_of(theirs), num_channels_of(ours)),
-    }
-    for name, (value, expected) in compared.items():
-        if value is not None and expected is not None and as_pair(value) != as_pair(expected):
-            if name == "image_size" and _takes(teacher, expected, num_channels_of(ours)):
-                continue  # some families interpolate position embeddings by themselves
-            raise ValueError(
-                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
-                "for the same classes, so it must be equal."
-            )
+    _check_same_sizes(teacher, model)
     names, class_names = _class_names(theirs), _class_names(ours)
     shared = set(names) & set(class_names)
     if any(names.index(name) != class_names.index(name) for name in shared):
@@ -100,6 +88,24 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             ", ".join(names[:3]),
             ", ".join(class_names[:3]),
         )
+
+
+def _check_same_sizes(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
+    ours: Any = model.config
+    theirs: Any = teacher.config
+    compared = {
+        "num_labels": (theirs.num_labels, ours.num_labels),
+        "image_size": (image_size_of(theirs), image_size_of(ours)),
+        "num_channels": (num_channels_of(theirs), num_channels_of(ours)),
+    }
+    for name, (value, expected) in compared.items():
+        if value is not None and expected is not None and as_pair(value) != as_pair(expected):
+            if name == "image_size" and _takes(teacher, expected, num_channels_of(ours)):
+                continue  # some families interpolate position embeddings by themselves
+            raise ValueError(
+                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
+                "for the same classes, so it must be equal."
+            )
 
 
 def _takes(teacher: PreTrainedModel, image_size: Any, num_channels: int | None) -> bool:

@@ -107,7 +107,7 @@ def _build_from_scratch(
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
     model_type = TIMM_MODEL_TYPE if name.startswith(TIMM) else name
     if model_type == TIMM_MODEL_TYPE and not is_timm_available():
-        raise ImportError(f"`architecture` is '{name}', which needs timm: pip install 'hf-layershuffle[timm]'")
+        raise ImportError(f"`architecture` is '{name}', which needs timm and torchvision: pip install timm")
     _, model_class = classes_of(model_type, f"`architecture` is '{name}', which")
     config_class = _config_class_of(model_class)
     values = scratch_values(config_class, args, image_size)

@@ -48,6 +48,11 @@ def scratch_values(config_class: type[PreTrainedConfig], args: ModelArguments, i
     if (args.architecture or "").startswith(TIMM):
         return _timm_values(args, image_size)
     known, tower = _fields_of(config_class)
+    if "num_patches" in known:
+        raise ValueError(
+            f"`architecture` is '{args.architecture}', whose models take lists of patches of images of any shape, "
+            "with which they cannot be trained here. Take one of images of one size, such as siglip."
+        )
     missing = [name for name in NEEDED_FIELDS if name not in known]
     if missing:
         raise ValueError(
