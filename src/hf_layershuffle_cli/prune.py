@@ -50,6 +50,7 @@ def prune(
     from hf_layershuffle.hub.card_files import license_of
     from hf_layershuffle.hub.model_card import write_model_card
     from hf_layershuffle.layerwise import check_evaluable
+    from hf_layershuffle.models.configuration_layershuffle import num_layers_of
 
     check_arguments(keep, speedup, search, num_kept)
     inputs.check_model(model, revision)
@@ -59,7 +60,7 @@ def prune(
         hub: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
         whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()
         image_processor = load_image_processor(model, **hub)
-        num_layers = whole.config.num_hidden_layers
+        num_layers = num_layers_of(whole.config)
         layers = choose_layers(num_layers, keep, speedup, num_kept)
         if search:
             check_evaluable(whole.config, image_processor)

@@ -14,7 +14,7 @@ from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_typ
 from ..models.classification_heads import plain_class_of
 from ..models.configuration_layershuffle import num_layers_of, set_num_layers
 from ..models.families import check_family
-from ..models.layer_program import find_layers
+from ..models.layer_lists import find_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 from .checks import check_complete, check_finite, check_model_files, explained_reading
 

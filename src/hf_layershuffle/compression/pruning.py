@@ -21,7 +21,8 @@ from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
 from ..models.configuration_layershuffle import encoder_config, set_num_layers
-from ..models.layer_program import check_places, find_layers
+from ..models.layer_lists import check_places, find_layers
+from ..models.layer_program import same_kind_of_list
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np.ndarray) -> PreTrainedModel:
@@ -48,7 +49,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     check_places(_layers_at(model, path), kept, getattr(encoder_config(model.config), "layer_types", None))
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
-    layers = type(old_layers)([old_layers[layer] for layer in kept])
+    layers: Any = same_kind_of_list(old_layers, [old_layers[layer] for layer in kept])
     pruned.set_submodule(path, layers)
     depth_embedding = getattr(pruned.base_model, "depth_embedding", None)
     if depth_embedding is not None:

@@ -2,6 +2,7 @@
 """LayerShuffle models as plain ViT or DeiT models, which run without code of this package."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..models.auto_classes import plain_type_of
 from ..models.classification_heads import HEADS
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of, set_num_layers
 from ..models.execution_order import ExecutionOrder, check_execution_order
-from ..models.layer_program import check_places
+from ..models.layer_lists import check_places
 from ..models.modeling_layershuffle import LayerShuffleMixin
 from ..models.position_modules import PositionedLayerMixin
 
@@ -53,7 +54,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
         copy.deepcopy(layers[index]) if index in order[:position] else layers[index]
         for position, index in enumerate(order)
     ]
-    plain.set_submodule(free.layers_path, nn.ModuleList(map(_plain_layer, ordered)))
+    plain.set_submodule(free.layers_path, _plain_list(layers, map(_plain_layer, ordered)))
     config = _plain_config(free.config, len(order))
     for module in [*plain.modules()]:
         if isinstance(module, LayerShuffleMixin):
@@ -63,6 +64,10 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
             module.config = config
     plain.config = config
     return plain
+
+
+def _plain_list(layers: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
+    return nn.Sequential(*modules) if isinstance(layers, nn.Sequential) else nn.ModuleList(modules)
 
 
 def _plain_layer(layer: nn.Module) -> nn.Module:

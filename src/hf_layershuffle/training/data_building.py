@@ -7,8 +7,10 @@ from typing import Any, cast
 from datasets import DatasetDict
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from ..checkpoints.image_size import as_pair, image_size_of
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
 from ..data.image_reading import is_grey, read_images
+from ..models.configuration_layershuffle import num_channels_of
 from .script_arguments import DataArguments
 
 
@@ -64,7 +66,7 @@ def build_datasets(
             if limit < 1:
                 raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
             splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
-    size = config.image_size if isinstance(config.image_size, int) else min(config.image_size)
+    size = min(as_pair(image_size_of(config) or 0))
     padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
     is_colour = not is_grey(*read_images(splits["train"], [0]))
     flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
@@ -73,7 +75,7 @@ def build_datasets(
         raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
     common: dict[str, Any] = {
         "image_processor": image_processor,
-        "num_channels": config.num_channels,
+        "num_channels": num_channels_of(config),
         "max_cached_bytes": int(args.max_cached_gib * 2**30),
         "skip_damaged": args.skip_damaged,
     }

@@ -36,10 +36,14 @@ COMPARED_SIZES = (
     "hidden_size",
     "num_hidden_layers",
     "intermediate_size",
+    "mlp_ratio",
     "num_attention_heads",
     "hidden_dropout_prob",
     "initializer_range",
     "residual_init_scale",
+    # of timm's models
+    "architecture",
+    "model_args",
 )
 # The other arguments that decide the weights are recorded in the output folder when a run starts
 RECORDED_ARGUMENTS = {
@@ -198,8 +202,14 @@ def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested: obje
 
 def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConfig) -> None:
     names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
-    stored, ours = read_json(checkpoint / "config.json") or {}, json.loads(config.to_json_string())
+    stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
+    ours = _sizes_on_top(json.loads(config.to_json_string()))
     refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+
+
+def _sizes_on_top(config: dict) -> dict:
+    """A configuration's values, with those of its image tower, if it has one."""
+    return {**(config.get("vision_config") or {}), **config}
 
 
 def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import finish_batch
 from ..data.image_dataset import ImageBatch, collate_for_device
+from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
 from .callback import LayerShuffleCallback
@@ -235,9 +236,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
-        orders = arbitrary_execution_orders(
-            self._config("num_hidden_layers"), num_orders, seed=self._argument("eval_orders_seed")
-        )
+        config = cast(PreTrainedConfig, self.accelerator.unwrap_model(model).config)
+        orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
