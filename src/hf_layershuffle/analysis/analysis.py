@@ -78,8 +78,8 @@ def analyze(
     num_images = len(cast(Sized, loader.dataset))
     if num_images < MIN_IMAGES:
         raise ValueError(
-            f"There are {num_images} {'texts' if of_texts else 'images'}; the analysis needs at least {MIN_IMAGES}; use "
-            "more of the dataset."
+            f"There are {num_images} {'texts' if of_texts else 'images'}; the analysis needs at least {MIN_IMAGES}; "
+            "use more of the dataset."
         )
     contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
     outputs = collect_representations(parts, loader, seed=seed, progress=progress)

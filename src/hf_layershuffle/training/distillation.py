@@ -39,18 +39,20 @@ def distillation_loss(
 
 
 def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+    """Raises a `ValueError` unless the teacher classifies the same images or texts into the same classes as the model.
 
     The teacher's weights must be finite.
 
     Args:
-        teacher: The image classifier that teaches.
+        teacher: The classifier that teaches.
         model: The model to train.
     """
-    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
+    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != model.main_input_name:
+        of_texts = model.main_input_name == "input_ids"
+        kind, auto_class = ("a text", "SequenceClassification") if of_texts else ("an image", "ImageClassification")
         raise ValueError(
-            f"`teacher_model` is a {type(teacher).__name__}; pass an image classifier of transformers, such as "
-            "AutoModelForImageClassification.from_pretrained(...) gives."
+            f"`teacher_model` is a {type(teacher).__name__}; pass {kind} classifier of transformers, such as "
+            f"AutoModelFor{auto_class}.from_pretrained(...) gives."
         )
     if teacher.base_model is teacher:
         raise ValueError(
@@ -71,7 +73,7 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             "Distillation needs a single label of two classes or more; the model has `problem_type` "
             f"{ours.problem_type!r} and {ours.num_labels} classes."
         )
-    for name in ("num_labels", "image_size", "num_channels"):
+    for name in ("num_labels", "image_size", "num_channels", "vocab_size"):
         value, expected = getattr(theirs, name, None), getattr(ours, name, None)
         if value is not None and expected is not None and _pair(value) != _pair(expected):
             raise ValueError(

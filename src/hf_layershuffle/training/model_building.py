@@ -21,6 +21,7 @@ from ..checkpoints.checks import check_complete, check_finite, check_model_files
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import classes_of
+from ..checkpoints.processing_classes import load_processing_class
 from ..models.auto_classes import is_free_model_type, plain_type_of
 from ..models.execution_order import parse_execution_order
 from .recipes import SCRATCH_DEFAULTS
@@ -125,7 +126,7 @@ def _vit_image_processor(**kwargs: Any) -> BaseImageProcessor:
     return (without if without and not is_torchvision_available() else transformers.ViTImageProcessor)(**kwargs)
 
 
-def _stored_config(args: ModelArguments) -> dict:
+def stored_config(args: ModelArguments) -> dict:
     """The values of the checkpoint's `config.json`."""
     with explained_reading(f"'{args.model_name_or_path}'"):
         stored, _ = PreTrainedConfig.get_config_dict(
@@ -141,7 +142,7 @@ def _load_checkpoint(
     hub = {"revision": args.model_revision, "token": args.token}
     what = f"'{name_or_path}'"
     check_model_files(name_or_path)
-    stored = _stored_config(args)
+    stored = stored_config(args)
     model_type = str(stored.get("model_type"))
     _, model_class = classes_of(model_type, what)
     config_class = _config_class_of(model_class)
@@ -167,7 +168,7 @@ def _load_checkpoint(
     # What is missing is refused there, but for a classifier, which may start anew
     check_complete(what, (), found["unexpected_keys"], requested=flags)
     check_finite(what, model.named_parameters())
-    return model, load_image_processor(name_or_path, trust_remote_code=args.trust_remote_code, **hub)
+    return model, load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
 
 
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
@@ -178,7 +179,7 @@ def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
-        labels = _stored_config(args).get("id2label") or {}
+        labels = stored_config(args).get("id2label") or {}
         names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
     return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
@@ -285,9 +286,6 @@ def _patch_that_divides(size: int) -> int:
         f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most "
         f"{MOST_PATCHES} a side; choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
     )
-
-
-# --- The teacher ---
 
 
 @dataclass
