@@ -219,11 +219,7 @@ class LayerwiseClassifier:
             return self.model(**inputs, **self._options).logits
 
     def mean_over_tokens(self, values: torch.Tensor) -> torch.Tensor:
-        """Means of shape `(batch_size, ...)` over the tokens of the batch that was embedded last, without padding.
-
-        Args:
-            values: A value for each token, of shape `(batch_size, tokens, ...)`.
-        """
+        """Means over the tokens of the batch embedded last, without padding, of values `(batch_size, tokens, ...)`."""
         mask = self._inputs.get("attention_mask")
         if mask is None or mask.shape != values.shape[:2]:
             return values.mean(1)
@@ -309,8 +305,7 @@ def batches_for(
     Args:
         data, processing_class, kwargs: As for [`as_dataloader`].
     """
-    # An object that is only like a `LayerwiseClassifier` need not have a configuration
-    if isinstance(parts, LayerwiseClassifier):
+    if isinstance(parts, LayerwiseClassifier):  # an object that is only like one need not have a configuration
         kwargs["config"] = parts.model.config
         if isinstance(processing_class, PreTrainedTokenizerBase):
             kwargs["max_length"] = longest_text(processing_class, parts.model)

@@ -18,7 +18,7 @@ from .locations import TOKENIZER_FILES
 
 def takes_texts(config: PreTrainedConfig | Any) -> bool:
     """Whether a model is of texts, by its type: that of its family's first classifier (see [`classes_of`])."""
-    model_type = plain_type_of(str(config.model_type))
+    model_type = plain_type_of(str(getattr(config, "model_type", "")))
     kinds = [name for name in AUTO_CLASSES if name != "AutoModel" and plain_class_name(name, model_type) is not None]
     return kinds[:1] == ["AutoModelForSequenceClassification"]
 

@@ -127,21 +127,20 @@ def evaluate_robustness(
     config = parts.model.config
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
-    processing_class = chosen_processing_class(processing_class, image_processor)
-    loader = _loader(parts, data, processing_class, batch_size, max_samples, seed)
-    belongs_to = {**processing_record(processing_class, config), "data": data_digest(loader)}
+    processor = chosen_processing_class(processing_class, image_processor)
+    loader = _loader(parts, data, processor, batch_size, max_samples, seed)
+    belongs_to = processing_record(processor, config) | {"data": data_digest(loader)}
     plan = plan_orders(parts.num_layers, num_orders, num_subsets, seed)
     distinct, tree = distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             mark_positions(tree, order)
-    described = describe_model(parts.model)
+    described = describe_model(parts.model) | input_record(config)
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file,
         key=json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)]),
     )  # fmt: skip
-
     scores = _scores(tallies, list(distinct), parts.num_labels)
     found = {name: [scores[distinct[tuple(order)]] for order in orders] for name, orders in plan.items()}
     pruning = {
@@ -167,7 +166,7 @@ def evaluate_robustness(
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
         position_prediction=prediction,
-        config=described | belongs_to | input_record(config),
+        config=described | belongs_to,
         environment=describe_environment(parts.model),
     )
     if progress_file is not None:
