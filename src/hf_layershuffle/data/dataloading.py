@@ -137,8 +137,8 @@ def _check_data(data: Any) -> None:
         `ValueError`: if a dataset lacks the columns, or is a stream.
     """
     allowed = (
-        "pass a `datasets.Dataset` with the columns `image` (or `text`) and `label`, a sequence of {'pixel_values', "
-        "'labels'} items, or a DataLoader of such batches"
+        "pass a `datasets.Dataset` with the columns `image` and `label`, or `text` and `label`, a sequence of "
+        "{'pixel_values', 'labels'} items, or a DataLoader of such batches"
     )
     if isinstance(data, (IterableDataset, IterableDatasetDict)):
         raise ValueError(STREAM)

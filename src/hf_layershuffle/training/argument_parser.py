@@ -120,10 +120,15 @@ class _HelpFormatter(argparse.HelpFormatter):
         return "\n\n".join(super(_HelpFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
 
 
-def parse_arguments(
+def parse_arguments(argv: list[str], prog: str | None = None) -> Parsed:
+    """The arguments of a run, as [`parse_task`] gives them."""
+    return parse_task(argv, prog)[1]
+
+
+def parse_task(
     argv: list[str], prog: str | None = None, task: str = ImageClassification.name
 ) -> tuple[type[Task], Parsed]:
-    """The arguments of a run, with those of its preset filled in.
+    """The task and the arguments of a run, with those of its preset filled in.
 
     Args:
         argv: Arguments as on the command line. They may start with a JSON or YAML file.

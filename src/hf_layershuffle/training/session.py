@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
-from .argument_parser import parse_arguments
+from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
 from .model_building import Teacher, layershuffle_flags
 from .outcome import next_command, print_table
@@ -98,7 +98,7 @@ class TrainingSession:
     """
 
     def __init__(self, argv: list[str], prog: str | None = None, task: str = ImageClassification.name):
-        self.task_class, arguments = parse_arguments(argv, prog, task)
+        self.task_class, arguments = parse_task(argv, prog, task)
         self.model_args, self.data_args, self.args = arguments
         self.rows: dict[str, dict[str, float]] = {}
         self.failures: list[str] = []
