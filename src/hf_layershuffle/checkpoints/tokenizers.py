@@ -89,11 +89,20 @@ def check_tokenizer(
 
 def longest_text(tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel) -> int | None:
     """Tokens of the longest text that a tokenizer and a model take; None where neither has a limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [positions - position_offset(model)] if isinstance(positions, int) and positions > 0 else []
+    positions = num_positions_of(model.config)
+    limits = [positions - position_offset(model)] if positions is not None else []
     if tokenizer is not None and tokenizer.model_max_length < 10**9:  # it is 10**30 if nobody has said it
         limits.append(int(tokenizer.model_max_length))
     return min(limits, default=None)
+
+
+def num_positions_of(config: PreTrainedConfig | Any) -> int | None:
+    """Position vectors of a model, or the tokens that its positions are meant for; None where it has no limit."""
+    try:
+        positions = getattr(config, "max_position_embeddings", None)
+    except NotImplementedError:  # of XLNet and Transformer-XL, instead of an attribute
+        return None
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def position_offset(model: nn.Module) -> int:

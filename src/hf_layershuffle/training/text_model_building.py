@@ -14,6 +14,7 @@ from ..checkpoints.tokenizers import (
     check_tokenizer,
     load_tokenizer,
     longest_text,
+    num_positions_of,
     position_offset,
     takes_texts,
     tokenizer_digest,
@@ -155,12 +156,19 @@ def _build_from_scratch(
     sizes = {"vocab_size": vocab_size, **text_sizes(args, defaults), **_token_ids(tokenizer, defaults)}
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {label: i for i, label in enumerate(class_names)}}
     values = {"shuffle_mode": "arbitrary", "problem_type": "single_label_classification", **labels, **sizes}
-    if getattr(defaults, "max_position_embeddings", None) is not None:
-        values["max_position_embeddings"] = _positions(model_class, config_class, values, tokenizer.model_max_length)
-    model = model_class._from_config(
-        config_class.from_dict(values, **flags),
-        **({"attn_implementation": args.attn_implementation} if args.attn_implementation else {}),
-    )
+    try:
+        if num_positions_of(defaults) is not None:
+            length = tokenizer.model_max_length
+            values["max_position_embeddings"] = _positions(model_class, config_class, values, length)
+        model = model_class._from_config(
+            config_class.from_dict(values, **flags),
+            **({"attn_implementation": args.attn_implementation} if args.attn_implementation else {}),
+        )
+    except NotImplementedError as error:  # of families whose configurations have sizes of another kind
+        raise ValueError(
+            f"`architecture` is '{name}', of which no small model can be made by these options ({error}). Fine-tune a "
+            "checkpoint by --model_name_or_path, or take bert, roberta, distilbert, ..."
+        ) from error
     for flag, part in PARTS.items():
         if flag in flags and not getattr(model.config, part):
             raise ValueError(f"`{flag}` is {flags[flag]!r} without `{part}`; add --{part}, or leave it out.")
@@ -215,6 +223,10 @@ def text_sizes(args: TextModelArguments, defaults: Any) -> dict[str, Any]:
         del sizes["intermediate_size"]
     if hasattr(defaults, "embedding_size"):  # of ELECTRA, whose embeddings may be narrower than its layers
         sizes["embedding_size"] = sizes["hidden_size"]
+    # Decoders say these apart from the number of heads
+    heads = {"num_key_value_heads": sizes["num_attention_heads"]}
+    heads["head_dim"] = sizes["hidden_size"] // sizes["num_attention_heads"]
+    sizes |= {name: value for name, value in heads.items() if getattr(defaults, name, None) is not None}
     dropout = sizes.pop("hidden_dropout_prob")
     sizes |= {name: dropout for name in _DROPOUTS if isinstance(getattr(defaults, name, None), float)}
     for name in (*SIZES, "initializer_range"):
