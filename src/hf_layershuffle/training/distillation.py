@@ -41,18 +41,20 @@ def distillation_loss(
 
 
 def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+    """Raises a `ValueError` unless the teacher classifies the same images or texts into the same classes as the model.
 
     The teacher's weights must be finite.
 
     Args:
-        teacher: The image classifier that teaches.
+        teacher: The classifier that teaches.
         model: The model to train.
     """
-    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
+    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != model.main_input_name:
+        of_texts = model.main_input_name == "input_ids"
+        kind, auto_class = ("a text", "SequenceClassification") if of_texts else ("an image", "ImageClassification")
         raise ValueError(
-            f"`teacher_model` is a {type(teacher).__name__}; pass an image classifier of transformers, such as "
-            "AutoModelForImageClassification.from_pretrained(...) gives."
+            f"`teacher_model` is a {type(teacher).__name__}; pass {kind} classifier of transformers, such as "
+            f"AutoModelFor{auto_class}.from_pretrained(...) gives."
         )
     if teacher.base_model is teacher:
         raise ValueError(
@@ -97,6 +99,7 @@ def _check_same_sizes(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
         "num_labels": (theirs.num_labels, ours.num_labels),
         "image_size": (image_size_of(theirs), image_size_of(ours)),
         "num_channels": (num_channels_of(theirs), num_channels_of(ours)),
+        "vocab_size": (getattr(theirs, "vocab_size", None), getattr(ours, "vocab_size", None)),
     }
     for name, (value, expected) in compared.items():
         if value is not None and expected is not None and as_pair(value) != as_pair(expected):

@@ -27,6 +27,8 @@ from ..checkpoints.image_processors import (
 )
 from ..checkpoints.image_size import as_pair, image_size_of, with_image_size
 from ..checkpoints.loading import classes_of
+from ..checkpoints.processing_classes import load_processing_class
+from ..checkpoints.tokenizers import takes_texts
 from ..models.auto_classes import is_free_model_type, plain_type_of
 from ..models.configuration_layershuffle import encoder_config, num_channels_of
 from ..models.execution_order import parse_execution_order
@@ -125,7 +127,7 @@ def _config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfi
     return cast(type[PreTrainedConfig], model_class.config_class)
 
 
-def _stored_config(args: ModelArguments) -> dict:
+def stored_config(args: ModelArguments) -> dict:
     """The values of the checkpoint's `config.json`."""
     with explained_reading(f"'{args.model_name_or_path}'"):
         stored, _ = PreTrainedConfig.get_config_dict(
@@ -141,7 +143,7 @@ def _load_checkpoint(
     hub = {"revision": args.model_revision, "token": args.token}
     what = f"'{name_or_path}'"
     check_model_files(name_or_path)
-    stored = _stored_config(args)
+    stored = stored_config(args)
     model_type = _model_type_of(stored)
     _, model_class = classes_of(model_type, what)
     config_class = _config_class_of(model_class)
@@ -177,14 +179,16 @@ def _load_checkpoint(
     unexpected = [name for name in found["unexpected_keys"] if not name.startswith("text_model.")]
     check_complete(what, (), unexpected, requested=flags)
     check_finite(what, model.named_parameters())
-    image_processor = load_image_processor(name_or_path, trust_remote_code=args.trust_remote_code, **hub)
+    processing_class = load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
+    if takes_texts(config):
+        return model, processing_class
     # timm's, for which transformers would not read the image processor that is saved with the model
     vars(model.config).pop("pretrained_cfg", None)
     if args.image_size is not None:
         model = with_image_size(model, args.image_size)
-        image_processor = resized_image_processor(image_processor, args.image_size)
-    check_fits(image_processor, model, what)
-    return model, image_processor
+        processing_class = resized_image_processor(processing_class, args.image_size)
+    check_fits(processing_class, model, what)
+    return model, processing_class
 
 
 def _model_type_of(stored: dict) -> str:
@@ -201,7 +205,7 @@ def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
-        stored = _stored_config(args)
+        stored = stored_config(args)
         labels = stored.get("id2label") or dict(enumerate(stored.get("label_names") or ()))  # the latter of timm
         names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
     return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
@@ -231,9 +235,6 @@ def _size_in(config: Any, name: str) -> Any:
     if name == "intermediate_size" and hasattr(encoder, "mlp_ratio") and not hasattr(encoder, name):
         return int(encoder.hidden_size * encoder.mlp_ratio)
     return getattr(config, name, getattr(encoder, name, None))
-
-
-# --- The teacher ---
 
 
 @dataclass

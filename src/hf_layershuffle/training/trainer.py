@@ -50,18 +50,21 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     Args:
         teacher_model:
-            A trained image classifier with the same classes and images, of any architecture, such as the plain ViT.
+            A trained classifier with the same classes and inputs, of any architecture, such as the plain ViT. One of
+            texts reads the same tokens.
             The model learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
             `distillation_temperature` of the arguments. The teacher is moved to the device, set to evaluation, and run
             in its own evaluation order. It is not trained, and evaluation losses are without it. With a weight of 1,
             images need no labels. A subclass with a `compute_loss` of its own must call this class's.
-        args, kwargs: As for [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`,
-            if that is the model's image processor. One with a transform is taken as it is.
+        args, kwargs: As for [`Trainer`]. A `datasets.Dataset` of images, or of texts, and labels is prepared by
+            `processing_class`, if that is the model's image processor or tokenizer. One with a transform, or one that
+            is tokenized, is taken as it is.
 
     Raises:
-        `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of
-            channels, or weights that are not finite (how pixels are normalised is the dataset's affair: it must suit
-            the teacher too); if a `datasets.Dataset` holds images and there is no image processor.
+        `ValueError`: if the teacher is no classifier of the model's kind, or has other classes, another image size,
+            number of channels or vocabulary, or weights that are not finite (how pixels are normalised is the
+            dataset's affair: it must suit the teacher too); if a `datasets.Dataset` holds images or texts as they are
+            and there is no image processor or tokenizer.
     """
 
     def __init__(self, *args: Any, teacher_model: PreTrainedModel | None = None, **kwargs: Any):
