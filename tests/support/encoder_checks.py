@@ -16,12 +16,12 @@ import torch
 import transformers
 from accelerate.utils import compile_regions
 from safetensors.torch import load_file
-from support.encoders import NUM_LAYERS, Encoder
-from support.models import EXTRAS
 from torch import nn
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.layer_program import find_layers
+from support.encoders import NUM_LAYERS, Encoder
+from support.models import EXTRAS
 
 
 SEQUENTIAL = list(range(NUM_LAYERS))
@@ -36,9 +36,9 @@ DEPTHS = ("num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "num_lay
 
 
 @lru_cache(maxsize=4)
-def plain_model(encoder: Encoder, attn_implementation: str | None = None) -> Any:
+def plain_model(encoder: Encoder, attn_implementation: str | None = None, seed: int = 0) -> Any:
     """The plain model with large random weights, so that every layer matters. Not to be changed."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     plain_class = getattr(transformers, encoder.model_class)
     model = plain_class._from_config(encoder.config(), attn_implementation=attn_implementation)
     with torch.no_grad():
@@ -94,9 +94,7 @@ def assert_same(actual: Any, expected: Any) -> None:
     actual, expected = tensors(actual), tensors(expected)
     assert len(actual) == len(expected) > 0, f"{len(actual)} tensors, not {len(expected)}"
     for number, (left, right) in enumerate(zip(actual, expected)):
-        assert left.shape == right.shape, (
-            f"tensor {number} has the shape {tuple(left.shape)}, not {tuple(right.shape)}"
-        )
+        assert left.shape == right.shape, f"tensor {number} is {tuple(left.shape)}, not {tuple(right.shape)}"
         assert torch.equal(left, right), f"tensor {number} differs by {(left - right).abs().max():.1e}"
 
 
@@ -433,3 +431,21 @@ FAST_CHECKS = {
     "recipe": check_recipe,
 }
 SLOW_CHECKS = {"compile": check_compile, "compile regions": check_compile_regions}
+SHARDING = "FSDP2"  # of encoder_sharding.py
+CHECKS = (*FAST_CHECKS, *SLOW_CHECKS, SHARDING)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a line: ours as they are, others with their kind."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else f"{text[:297]}..."
+    return text if type(error) in (ValueError, AssertionError) and text else f"{type(error).__name__}: {text}"
+
+
+def outcome(check: Callable[[Encoder], None], encoder: Encoder) -> str | None:
+    """None if an encoder passes a check, else the reason in one line."""
+    try:
+        check(encoder)
+    except Exception as error:
+        return one_line(error)
+    return None

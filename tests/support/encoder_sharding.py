@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
-from support.encoder_checks import PERMUTATION, SHORT_REPEAT, free_model, labelled, loss_of, tell_positions
-from support.encoders import ENCODERS, Encoder
-from support.models import EXTRAS
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+from support.encoder_checks import PERMUTATION, SHORT_REPEAT, free_model, labelled, loss_of, one_line, tell_positions
+from support.encoders import ENCODERS, Encoder
+from support.models import EXTRAS
 
 
 def shard(model: Any) -> Any:
@@ -72,7 +73,7 @@ def main() -> None:
             check_sharded(ENCODERS[name], rank)
             results[name] = None
         except Exception as error:
-            results[name] = f"{type(error).__name__}: {error}"
+            results[name] = one_line(error)
         if rank == 0:
             Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -6,7 +6,7 @@ A further family is one more entry of `ENCODERS`. All tests of tests/models/test
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers as t
@@ -69,6 +69,13 @@ def videos() -> dict[str, Any]:
     return {"pixel_values": randn(2, 4, 3, 16, 16)}
 
 
+class Limit(NamedTuple):
+    """What does not pass: words of the message that then comes (a regular expression), and why, for the page."""
+
+    message: str
+    why: str
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """One row of the table.
@@ -80,7 +87,7 @@ class Encoder:
         inputs: Makes a batch of two examples.
         checkpoint: One of the Hub that many use.
         is_post_norm: Whether a layer ends in a norm. Layers that add nothing are then not the identity.
-        exceptions: What does not pass, by the name of the check, with words of the message that then comes.
+        limits: What does not pass, by the name of the check.
     """
 
     name: str
@@ -89,7 +96,7 @@ class Encoder:
     inputs: Callable[[], dict[str, Any]]
     checkpoint: str
     is_post_norm: bool = False
-    exceptions: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
 
     @property
     def is_classifier(self) -> bool:
@@ -105,10 +112,20 @@ def _towers(config_class: Any, vision: dict, **text: Any) -> Callable[[], t.PreT
     return lambda: config_class(vision_config=vision, text_config={**BERT, **text}, num_labels=5)
 
 
-NO_CHECKPOINTING = {"checkpointing": "does not support activation checkpointing"}
-# accelerate takes its two kinds of convolutions for something to call
-NO_REGIONS = {"compile regions": "Module \\[ModuleList\\] is missing"}
-TOWER_RECIPE = {"recipe": "differs by"}
+NO_CHECKPOINTING = {
+    "checkpointing": Limit("does not support activation checkpointing", "transformers has none for this family."),
+}
+_NOT_BY_ACCELERATE = "accelerate cannot compile the plain model in this way; compile the layers by `layer.compile()`."
+NO_REGIONS = {"compile regions": Limit(r"Module \[ModuleList\] is missing", _NOT_BY_ACCELERATE)}
+# Of initial weights
+TOWER_RECIPE = {"recipe": Limit("differs by", "the family's own initialisation undoes the scale in a tower alone.")}
+UNSCALED = {"recipe": Limit("differs by", "not all maps that write into the residual stream are linear layers.")}
+# Decoders that look up the kind of attention by the position of a layer
+BY_POSITION = {"repeat": Limit("list index out of range", "its forward has no kind of attention for more positions.")}
+SLIDING = BY_POSITION | dict.fromkeys(
+    ("order", "subset", "hidden states", "attentions", "gradients", "old names", "position predictor"),
+    Limit("differs by", "its forward takes the kind of attention by the position, and not by the layer."),
+)
 POST = dict(is_post_norm=True)
 
 IMAGE_ENCODERS = (
@@ -128,23 +145,24 @@ IMAGE_ENCODERS = (
     Encoder("DINOv2 with registers", "Dinov2WithRegistersForImageClassification",
             lambda: t.Dinov2WithRegistersConfig(**DINOV2, num_labels=5), images,
             "facebook/dinov2-with-registers-base"),
-    Encoder("DINOv3", "DINOv3ViTModel", lambda: t.DINOv3ViTConfig(**VIT, layerscale_value=0.7, num_register_tokens=4), images,
+    Encoder("DINOv3", "DINOv3ViTModel",
+            lambda: t.DINOv3ViTConfig(**VIT, layerscale_value=0.7, num_register_tokens=4), images,
             "facebook/dinov3-vitb16-pretrain-lvd1689m"),
     Encoder("CLIP", "CLIPForImageClassification", _towers(t.CLIPConfig, VIT), images, "openai/clip-vit-base-patch32"),
     Encoder("CLIP, vision tower", "CLIPVisionModel", lambda: t.CLIPVisionConfig(**VIT), images,
-            "openai/clip-vit-base-patch32", exceptions=TOWER_RECIPE),
+            "openai/clip-vit-base-patch32", limits=TOWER_RECIPE),
     Encoder("MetaCLIP 2", "MetaClip2ForImageClassification", _towers(t.MetaClip2Config, VIT), images,
             "facebook/metaclip-2-worldwide-huge-quickgelu"),
     Encoder("SigLIP", "SiglipForImageClassification", _towers(t.SiglipConfig, VIT), images,
             "google/siglip-base-patch16-224"),
     Encoder("SigLIP, vision tower", "SiglipVisionModel", lambda: t.SiglipVisionConfig(**VIT), images,
-            "google/siglip-base-patch16-224", exceptions=TOWER_RECIPE),
+            "google/siglip-base-patch16-224", limits=TOWER_RECIPE),
     Encoder("SigLIP 2", "Siglip2ForImageClassification",
             _towers(t.Siglip2Config, dict(**SIZES, patch_size=4, num_patches=16)), patches,
             "google/siglip2-base-patch16-naflex"),
     Encoder("SigLIP 2, vision tower", "Siglip2VisionModel",
             lambda: t.Siglip2VisionConfig(**SIZES, patch_size=4, num_patches=16), patches,
-            "google/siglip2-base-patch16-naflex", exceptions=TOWER_RECIPE),
+            "google/siglip2-base-patch16-naflex", limits=TOWER_RECIPE),
     Encoder("BEiT, absolute positions", "BeitForImageClassification",
             lambda: t.BeitConfig(**VIT, num_labels=5, vocab_size=16, use_absolute_position_embeddings=True), images,
             "microsoft/beit-base-patch16-224"),
@@ -165,15 +183,15 @@ IMAGE_ENCODERS = (
             lambda: {**images(), "noise": randn(2, 16)}, "facebook/vit-mae-base"),
     Encoder("AIMv2, vision tower", "Aimv2VisionModel", lambda: t.Aimv2VisionConfig(**VIT), images,
             "apple/aimv2-large-patch14-224"),
-    Encoder("RADIO", "RadioModel", lambda: t.RadioConfig(**VIT), images, "nvidia/C-RADIOv2-B"),
+    Encoder("RADIO", "RadioModel", lambda: t.RadioConfig(**VIT), images, "nvidia/C-RADIOv4-H"),
     Encoder("MLCD, vision tower", "MLCDVisionModel", lambda: t.MLCDVisionConfig(**VIT), images,
-            "DeepGlint-AI/mlcd-vit-bigG-patch14-448", exceptions=TOWER_RECIPE),
+            "DeepGlint-AI/mlcd-vit-bigG-patch14-448", limits=TOWER_RECIPE),
     Encoder("Pixtral, vision tower", "PixtralVisionModel", lambda: t.PixtralVisionConfig(**VIT),
             lambda: {**images(), "image_sizes": torch.tensor([[16, 16], [16, 16]])}, "mistral-community/pixtral-12b"),
     Encoder("InternVL, vision tower", "InternVLVisionModel",
             lambda: t.InternVLVisionConfig(**SIZES, image_size=(16, 16), patch_size=(4, 4)), images,
             "OpenGVLab/InternVL3-1B-hf"),
-    Encoder("Pixio", "PixioModel", lambda: t.PixioConfig(**DINOV2), images, "facebook/pixio-vitb16"),
+    Encoder("Pixio", "PixioModel", lambda: t.PixioConfig(**DINOV2), images, "facebook/pixio-vith16"),
     Encoder("TIPSv2, vision tower", "Tipsv2VisionModel", lambda: t.Tipsv2VisionConfig(**DINOV2), images,
             "google/tipsv2-b14"),
 )  # fmt: skip
@@ -197,7 +215,7 @@ TEXT_ENCODERS = (
             lambda: t.ElectraConfig(**BERT, embedding_size=16, num_labels=5), texts,
             "google/electra-base-discriminator", **POST),
     Encoder("MPNet", "MPNetForSequenceClassification", lambda: t.MPNetConfig(**BERT, num_labels=5), texts,
-            "microsoft/mpnet-base", exceptions=NO_CHECKPOINTING, **POST),
+            "microsoft/mpnet-base", limits=NO_CHECKPOINTING, **POST),
     Encoder("DeBERTa", "DebertaForSequenceClassification",
             lambda: t.DebertaConfig(**BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], pad_token_id=0,
                                     num_labels=5),
@@ -211,7 +229,7 @@ TEXT_ENCODERS = (
             lambda: t.EsmConfig(**BERT, pad_token_id=1, mask_token_id=2, position_embedding_type="rotary",
                                 num_labels=5),
             texts, "facebook/esm2_t12_35M_UR50D",
-            exceptions={"compile regions": "LayerNorm does not support len"}),
+            limits={"compile regions": Limit("LayerNorm does not support len", _NOT_BY_ACCELERATE)}),
     Encoder("NomicBERT", "NomicBertForSequenceClassification", lambda: t.NomicBertConfig(**BERT, num_labels=5), texts,
             "nomic-ai/nomic-embed-text-v1.5", **POST),
     Encoder("EuroBERT", "EuroBertForSequenceClassification",
@@ -227,7 +245,7 @@ TEXT_ENCODERS = (
     Encoder("LayoutLMv3, images", "LayoutLMv3Model",
             lambda: t.LayoutLMv3Config(**BERT, input_size=16, patch_size=4, has_spatial_attention_bias=False,
                                        coordinate_size=4, shape_size=8, max_2d_position_embeddings=64),
-            images, "microsoft/layoutlmv3-base", exceptions=NO_CHECKPOINTING, **POST),
+            images, "microsoft/layoutlmv3-base", limits=NO_CHECKPOINTING, **POST),
 )  # fmt: skip
 AUDIO_ENCODERS = (
     Encoder("AST", "ASTForAudioClassification",
@@ -235,19 +253,20 @@ AUDIO_ENCODERS = (
                                 time_stride=4, num_labels=5),
             lambda: {"input_values": randn(2, 32, 16)}, "MIT/ast-finetuned-audioset-10-10-0.4593"),
     Encoder("Wav2Vec2, post-norm", "Wav2Vec2ForSequenceClassification",
-            lambda: t.Wav2Vec2Config(**WAV2VEC2, num_labels=5), sounds, "facebook/wav2vec2-base", exceptions=NO_REGIONS, **POST),
+            lambda: t.Wav2Vec2Config(**WAV2VEC2, num_labels=5), sounds, "facebook/wav2vec2-base",
+            limits=NO_REGIONS, **POST),
     Encoder("Wav2Vec2, pre-norm", "Wav2Vec2ForSequenceClassification",
             lambda: t.Wav2Vec2Config(**WAV2VEC2, do_stable_layer_norm=True, feat_extract_norm="layer", num_labels=5),
-            sounds, "facebook/wav2vec2-large-lv60", exceptions=NO_REGIONS),
+            sounds, "facebook/wav2vec2-large-lv60", limits=NO_REGIONS),
     Encoder("HuBERT", "HubertForSequenceClassification", lambda: t.HubertConfig(**WAV2VEC2, num_labels=5), sounds,
-            "facebook/hubert-base-ls960", exceptions=NO_REGIONS, **POST),
+            "facebook/hubert-base-ls960", limits=NO_REGIONS, **POST),
     Encoder("Data2Vec audio", "Data2VecAudioForSequenceClassification",
             lambda: t.Data2VecAudioConfig(**WAV2VEC2, num_labels=5), sounds, "facebook/data2vec-audio-base", **POST),
     Encoder("Wav2Vec2-BERT", "Wav2Vec2BertForSequenceClassification",
             lambda: t.Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=16, layerdrop=0.0, add_adapter=False,
                                          conv_depthwise_kernel_size=3, apply_spec_augment=False, num_labels=5),
             lambda: {"input_features": randn(2, 20, 16)}, "facebook/w2v-bert-2.0",
-            exceptions={"recipe": "differs by"}, **POST),
+            limits=UNSCALED, **POST),
     Encoder("Whisper, encoder", "WhisperForAudioClassification", lambda: t.WhisperConfig(**WHISPER, num_labels=5),
             lambda: {"input_features": randn(2, 8, 40)}, "openai/whisper-base"),
 )  # fmt: skip
@@ -271,21 +290,18 @@ DECODERS = (
     Encoder("GPT-2, classifier", "GPT2ForSequenceClassification",
             lambda: t.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=NUM_LAYERS, n_head=4,
                                  pad_token_id=0, num_labels=5),
-            words, "openai-community/gpt2", exceptions={"recipe": "differs by"}),
+            words, "openai-community/gpt2", limits=UNSCALED),
     Encoder("Llama, classifier", "LlamaForSequenceClassification",
             lambda: t.LlamaConfig(**BERT, **SPECIAL, num_key_value_heads=2, num_labels=5), words,
             "meta-llama/Llama-3.2-1B"),
     Encoder("Qwen3, classifier", "Qwen3ForSequenceClassification",
             lambda: t.Qwen3Config(**BERT, **SPECIAL, num_key_value_heads=2, head_dim=8, num_labels=5), words,
-            "Qwen/Qwen3-0.6B", exceptions={"repeat": "list index out of range"}),
+            "Qwen/Qwen3-0.6B", limits=BY_POSITION),
     Encoder("Qwen3 with sliding attention, classifier", "Qwen3ForSequenceClassification",
             lambda: t.Qwen3Config(**BERT, **SPECIAL, num_key_value_heads=2, head_dim=8, use_sliding_window=True,
                                   sliding_window=4, max_window_layers=2, num_labels=5),
             words, "Qwen/Qwen3-0.6B",
-            exceptions={"repeat": "list index out of range"} | dict.fromkeys(
-                ("order", "subset", "hidden states", "attentions", "gradients", "old names", "position predictor"),
-                "differs by",
-            )),
+            limits=SLIDING),
 )  # fmt: skip
 GROUPS = {
     "Images": IMAGE_ENCODERS,
@@ -302,26 +318,32 @@ def _swin(config_class: Any) -> Callable[[], t.PreTrainedConfig]:
     return lambda: config_class(**sizes)
 
 
+def _refused(message: str) -> dict[str, Limit]:
+    return {"refused": Limit(message, "")}
+
+
 # Families that cannot have free order: what the refusal says of it
 REFUSED = (
     Encoder("WavLM", "WavLMForSequenceClassification", lambda: t.WavLMConfig(**WAV2VEC2), sounds,
-            "microsoft/wavlm-base", exceptions={"refused": "The first layer of WavLM.* alone holds"}),
+            "microsoft/wavlm-base", limits=_refused("The first layer of WavLM.* alone holds")),
     Encoder("YOLOS", "YolosModel", lambda: t.YolosConfig(**SIZES, image_size=[16, 16], patch_size=4), images,
-            "hustvl/yolos-tiny", exceptions={"refused": "adds position embeddings between its layers"}),
+            "hustvl/yolos-tiny", limits=_refused("adds position embeddings between its layers")),
     Encoder("ALBERT", "AlbertForSequenceClassification", lambda: t.AlbertConfig(**BERT, embedding_size=16), texts,
-            "albert/albert-base-v2", exceptions={"refused": "no list of layers"}),
+            "albert/albert-base-v2", limits=_refused("no list of layers")),
     Encoder("Swin", "SwinForImageClassification", _swin(t.SwinConfig),
             lambda: {"pixel_values": randn(2, 3, 32, 32)}, "microsoft/swin-tiny-patch4-window7-224",
-            exceptions={"refused": "2 lists of layers"}),
-    Encoder("ConvNeXT", "ConvNextForImageClassification", lambda: t.ConvNextConfig(hidden_sizes=[8] * 4),
-            lambda: {"pixel_values": randn(2, 3, 64, 64)}, "facebook/convnext-tiny-224", exceptions={"refused": "lists? of layers"}),
+            limits=_refused("2 lists of layers")),
+    Encoder("ConvNeXT", "ConvNextForImageClassification", lambda: t.ConvNextConfig(hidden_sizes=[8, 8, 16, 16]),
+            lambda: {"pixel_values": randn(2, 3, 64, 64)}, "facebook/convnext-tiny-224",
+            limits=_refused("lists? of layers")),
     Encoder("ResNet", "ResNetForImageClassification", t.ResNetConfig, images, "microsoft/resnet-50",
-            exceptions={"refused": "lists? of layers"}),
+            limits=_refused("lists? of layers")),
     Encoder("XLM", "XLMForSequenceClassification",
-            lambda: t.XLMConfig(vocab_size=100, emb_dim=32, n_layers=NUM_LAYERS, n_heads=4, max_position_embeddings=64),
-            texts, "FacebookAI/xlm-mlm-en-2048", exceptions={"refused": "."}),
+            lambda: t.XLMConfig(vocab_size=100, emb_dim=32, n_layers=NUM_LAYERS, n_heads=4,
+                                max_position_embeddings=64),
+            texts, "FacebookAI/xlm-mlm-en-2048", limits=_refused(".")),
     Encoder("FlauBERT", "FlaubertForSequenceClassification",
             lambda: t.FlaubertConfig(vocab_size=100, emb_dim=32, n_layers=NUM_LAYERS, n_heads=4,
                                      max_position_embeddings=64),
-            texts, "flaubert/flaubert_base_cased", exceptions={"refused": "."}),
+            texts, "flaubert/flaubert_base_cased", limits=_refused(".")),
 )  # fmt: skip
