@@ -7,6 +7,7 @@ from typing import Any
 
 from support.encoder_checks import CHECKS, FAST_CHECKS, SHARDING, SLOW_CHECKS
 from support.encoder_sharding import check_sharded
+from support.encoder_sweep import CHECKS as SWEPT_CHECKS
 from support.encoder_sweep import classification_classes
 from support.encoders import ENCODERS, GROUPS, REFUSED, Encoder
 
@@ -25,8 +26,8 @@ def page(records: Mapping[str, Any]) -> str:
         f"Written by `{COMMAND}` (`make encoders`) on {records['checks']['date']}, with {versions}. "
         "The checks are those of the tests (`tests/support/encoder_checks.py`), on tiny models with random weights. "
         "No checkpoint was downloaded; those named here are examples of the family.",
-        "`LayerShuffle` and the name of a class, such as `LayerShuffleDinov2ForImageClassification`, is that class with "
-        f"free layer order. {len(ENCODERS)} configurations of {len(model_types)} model types were checked:",
+        "`LayerShuffle` and the name of a class, such as `LayerShuffleDinov2ForImageClassification`, is that class "
+        f"with free layer order. {len(ENCODERS)} configurations of {len(model_types)} model types were checked:",
         *legend(),
         *(text for group, encoders in GROUPS.items() for text in group_section(group, encoders, records)),
         *passed_section(records["sweep"]["found"]),
@@ -89,9 +90,9 @@ def passed_section(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"- {title}: {', '.join(f'`{name}`' for name in names)}")
     return [
         "## Also passed the sweep",
-        f"The sweep makes a tiny model of each of the {len(found)} classes that transformers has for the classification "
-        f"of images, videos, sounds and texts. {len(passed)} pass *plain*, *order*, *subset*, *repeat*, *gradients*, "
-        "*save and load* and *old names*. Those without a row above:",
+        f"The sweep makes a tiny model of each of the {len(found)} classes that transformers has for the "
+        f"classification of images, videos, sounds and texts. {len(passed)} pass "
+        f"{', '.join(f'*{check}*' for check in SWEPT_CHECKS)}. Those without a row above:",
         "\n".join(lines),
     ]
 

@@ -11,6 +11,7 @@ Records what came out in experiments/records/encoders.json. Prints a line for ea
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -101,6 +102,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     transformers.logging.disable_progress_bar()
+    torch._logging.set_logs(dynamo=logging.ERROR)
     torch.set_num_threads(1)
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     for part in () if args.render else args.only:
