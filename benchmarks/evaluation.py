@@ -18,7 +18,9 @@ from hf_layershuffle.layerwise import LayerwiseClassifier
 
 
 class Recorder(LayerwiseClassifier):
-    """Also keeps the predicted classes of every order that is classified."""
+    """Also keeps the predicted classes of every order, which is classified by itself."""
+
+    classifies_any_batch = False
 
     def __init__(self, model):
         super().__init__(model)

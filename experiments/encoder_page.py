@@ -124,7 +124,8 @@ def refused_section(records: Mapping[str, Any]) -> list[str]:
 
 def _without_name(reason: str, name: str) -> str:
     """A reason without the name of the class and of its lists of layers, so that classes can share a row."""
-    reason = reason.replace(f"LayerShuffle{name}", name).replace(name, "the class")
+    reason = re.sub(rf"(LayerShuffle)?{name}( \('.*?'\))?", "the class", reason)
+    reason = reason.removeprefix("plain: ").removeprefix("the class cannot run its layers in any order: ")
     return re.sub(r"differs by \S+", "differs", re.sub(r" lists of layers \(.*?\)", " lists of layers", reason))
 
 

@@ -3,6 +3,19 @@
 from .analysis.analysis import analyze as analyze
 from .analysis.report import AnalysisReport as AnalysisReport
 from .bundled import example_model as example_model
+from .checkpoints.auto_models import LayerShuffleAutoModel as LayerShuffleAutoModel
+from .checkpoints.auto_models import (
+    LayerShuffleAutoModelForAudioClassification as LayerShuffleAutoModelForAudioClassification,
+)
+from .checkpoints.auto_models import (
+    LayerShuffleAutoModelForImageClassification as LayerShuffleAutoModelForImageClassification,
+)
+from .checkpoints.auto_models import (
+    LayerShuffleAutoModelForSequenceClassification as LayerShuffleAutoModelForSequenceClassification,
+)
+from .checkpoints.auto_models import (
+    LayerShuffleAutoModelForVideoClassification as LayerShuffleAutoModelForVideoClassification,
+)
 from .checkpoints.image_processors import load_image_processor as load_image_processor
 from .checkpoints.loading import load_classifier as load_classifier
 from .compression.pruning import layers_for_speedup as layers_for_speedup

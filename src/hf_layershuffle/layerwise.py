@@ -211,6 +211,11 @@ class LayerwiseClassifier:
         # The embeddings, which are computed again, then cost next to nothing
         return self._classify(hidden_states, self._first_input() if self._is_one_enough else self._inputs)
 
+    @property
+    def classifies_any_batch(self) -> bool:
+        """Whether `classify` takes hidden states of more examples than the last inputs had, as of several orders."""
+        return bool(self._is_one_enough)
+
     def _classify(self, hidden_states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         layers = self.model.free_layers
         with run_program(layers, [_Constant(layers[0], hidden_states, bool(self._gives_tuple))]):

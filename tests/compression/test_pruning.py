@@ -2,6 +2,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from conftest import of_both_architectures, record_layer_calls, run_python
 from transformers import AutoModelForImageClassification
 
@@ -217,3 +218,24 @@ def test_the_search_drops_layers_that_do_harm(vit):
 def test_an_impossible_number_of_layers_is_refused(vit, num_kept):
     with pytest.raises(ValueError, match=r"`num_kept` is .*; it must be an integer from 1 to 4"):
         search_layers(vit.classifier(), images(), num_kept)
+
+
+@torch.no_grad()
+def test_the_kind_of_a_layers_attention_moves_with_it(tmp_path):
+    """ModernBERT says it of each layer in its configuration. Its first layer alone has no norm, so it stays first."""
+    special = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    config = transformers.ModernBertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=64,
+        local_attention=4, **special,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ls.free_order(transformers.ModernBertForSequenceClassification(config).eval())
+    words = torch.randint(5, 90, (2, 20))
+    assert config.layer_types[3] != config.layer_types[1]
+    pruned = ls.prune_layers(model, [0, 3, 1])
+    expected = model(words, execution_order=[0, 3, 1]).logits
+    assert torch.equal(pruned(words).logits, expected)
+    pruned.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(pruned).from_pretrained(tmp_path).eval()(words).logits, expected)
+    with pytest.raises(ValueError, match=r"Layer 1 cannot stand at position 0: its 'attn_norm\..*' is not that"):
+        ls.prune_layers(model, [1, 2])

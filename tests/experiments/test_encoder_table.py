@@ -10,6 +10,7 @@ from support.encoder_sweep import RESULTS, classification_classes
 from support.encoders import ENCODERS, GROUPS, REFUSED
 
 from hf_layershuffle.common.files import write_text
+from hf_layershuffle.models.families import TESTED_FAMILIES
 
 
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -57,6 +58,11 @@ def test_no_cell_says_other_than_the_tests(name):
         if check in encoder.limits:
             assert re.search(encoder.limits[check].message, recorded[check]), check
             assert encoder.limits[check].why in PAGE
+
+
+def test_families_that_are_tried_at_load_are_those_without_a_row():
+    rows = {encoder.model_type for encoder in ENCODERS.values()}
+    assert rows == TESTED_FAMILIES - {"timm_wrapper"}  # which has tests of its own
 
 
 def test_refusals_are_in_the_words_of_the_code():

@@ -11,6 +11,7 @@ import yaml
 from conftest import Architecture, of_both_architectures, run_python
 from safetensors import safe_open
 from support.merges import FLAGS, in_place, merged, save, stored_tensors
+from support.models import TRAVELLING_FILES
 
 from hf_layershuffle.checkpoints.image_processors import load_image_processor
 from hf_layershuffle.checkpoints.loading import load_classifier
@@ -208,19 +209,11 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
     assert recorded.layers == plan.layers and list(recorded.sources) == list(plan.sources)
     assert [source.path for source in recorded.sources.values()] == ["a", "b"]  # where they lie is nobody's business
     assert {path.name for path in folder.iterdir()} == {
+        *TRAVELLING_FILES,
         "README.md",
         "config.json",
-        "configuration_layershuffle.py",
-        "execution_order.py",
-        "auto_classes.py",
-        "free_forward.py",
-        "free_layers.py",
-        "layer_program.py",
-        "position_modules.py",
-        "saved_model.py",
         "merge_plan.yaml",
         "model.safetensors",
-        "modeling_layershuffle.py",
         "preprocessor_config.json",
     }
     assert (folder / "preprocessor_config.json").read_bytes() == Path(

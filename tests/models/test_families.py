@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 import hf_layershuffle as ls
 from hf_layershuffle.hub.published_files import check_folder
 from hf_layershuffle.layerwise import LayerwiseClassifier, load_classifier
-from hf_layershuffle.models.layer_program import residual_writers
 from hf_layershuffle.models.modeling_layershuffle import layershuffle_class
+from hf_layershuffle.models.order_check import residual_writers
 
 
 # Some of those of test_encoders.py, for what is more than one check
@@ -147,9 +147,10 @@ def test_evaluation_pruning_and_the_plain_export_know_every_family(name):
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "beit", "siglip"])
 def test_the_residual_writers_of_a_pre_norm_layer_make_it_the_identity_at_zero(name):
     model = fresh_model(MODELS[name], residual_init_scale=0.0)
+    names = residual_writers(model.plain_class, model.config)
+    assert len(names) == 2
     for layer in model.free_layers:
-        writers = residual_writers(layer, 32)
-        assert len(writers) == 2 and not any(writer.weight.any() for writer in writers)
+        assert not any(layer.get_submodule(name).weight.any() for name in names)
     assert same(*(model(**images(), execution_order=order) for order in ([0, 1, 2, 3], [2, 0])))
 
 
@@ -176,23 +177,27 @@ def test_a_model_made_free_in_place_leaves_others_of_its_configuration_alone():
         ls.free_order(nn.Linear(1, 1))
 
 
+class TwoListsViT(transformers.ViTModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.more_layers = copy.deepcopy(self.layers)
+
+
 def test_models_without_one_list_of_layers_are_refused():
-    swin = transformers.SwinConfig(
-        image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4
-    )
-    with pytest.raises(ValueError, match="SwinModel has 2 lists of layers"):
-        ls.free_order(transformers.SwinModel(swin))
+    config = MODELS["vit"].config()
+    with pytest.raises(ValueError, match=r"TwoListsViT has 2 lists of layers \(layers, more_layers\)"):
+        ls.free_order(TwoListsViT(config))
+    model = transformers.ViTModel(config)
+    del model.layers
+    with pytest.raises(ValueError, match="ViTModel has no list of layers, of as many equal modules as its config"):
+        ls.free_order(model)
 
 
-def test_layers_that_depend_on_the_first_or_on_their_index_are_refused():
-    wavlm = transformers.WavLMConfig(
-        **SIZES, conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32
-    )
-    with pytest.raises(ValueError, match=r"first layer of WavLMModel alone holds 'attention.rel_attn_embed.weight'"):
-        ls.free_order(transformers.WavLMModel(wavlm))
-    yolos = transformers.YolosConfig(**SIZES, image_size=[16, 16], patch_size=4, num_detection_tokens=2)
-    with pytest.raises(ValueError, match="YolosModel adds position embeddings between its layers"):
-        ls.free_order(transformers.YolosModel(yolos))
+def test_layers_that_depend_on_the_first_are_refused():
+    model = transformers.ViTModel(MODELS["vit"].config())
+    model.layers[0].attention.bias_of_all = nn.Embedding(4, 2)
+    with pytest.raises(ValueError, match=r"first layer of ViTModel alone holds 'attention.bias_of_all.weight'"):
+        ls.free_order(model)
 
 
 class IndexedViT(transformers.ViTModel):
@@ -352,8 +357,6 @@ def test_a_new_head_on_a_tower_is_new(tmp_path):
         made.from_pretrained(tmp_path)
 
 
-@torch.no_grad()
 def test_the_first_map_of_an_mlp_learns_where_it_is_as_wide_as_the_stream():
     config = transformers.ViTConfig(**{**SIZES, "intermediate_size": 32}, **IMAGE)
-    layer = transformers.ViTModel(config).layers[0]
-    assert residual_writers(layer, 32) == [layer.attention.o_proj, layer.mlp.fc2]
+    assert residual_writers(transformers.ViTModel, config) == ("attention.o_proj", "mlp.fc2")

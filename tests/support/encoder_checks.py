@@ -38,8 +38,7 @@ DEPTHS = ("num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "num_lay
 def plain_model(encoder: Encoder, attn_implementation: str | None = None, seed: int = 0) -> Any:
     """The plain model with large random weights, so that every layer matters. Not to be changed."""
     torch.manual_seed(seed)
-    plain_class = getattr(transformers, encoder.model_class)
-    model = plain_class._from_config(encoder.config(), attn_implementation=attn_implementation)
+    model = encoder.plain_class._from_config(encoder.config(), attn_implementation=attn_implementation)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.1))
@@ -150,7 +149,7 @@ def check_plain(encoder: Encoder) -> None:
     assert not same(free(**inputs, execution_order=PERMUTATION), expected)
     assert_same(free(**inputs), expected)
     torch.manual_seed(0)
-    weights = getattr(transformers, encoder.model_class)(encoder.config()).state_dict()
+    weights = encoder.plain_class(encoder.config()).state_dict()
     fresh = fresh_model(encoder).state_dict()
     assert list(fresh) == list(weights)
     assert all(torch.equal(fresh[name], tensor) for name, tensor in weights.items())

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import transformers as t
 
+from hf_layershuffle.models.classification_heads import plain_class_of
+
 
 NUM_LAYERS = 4
 SIZES = dict(hidden_size=32, num_hidden_layers=NUM_LAYERS, num_attention_heads=4, intermediate_size=64)
@@ -82,7 +84,7 @@ class Encoder:
 
     Args:
         name: Of the row.
-        model_class: Name of a class of transformers.
+        model_class: Name of a class of transformers, or of a classifier that transformers lacks.
         config: Makes a tiny configuration of it with `NUM_LAYERS` layers.
         inputs: Makes a batch of two examples.
         checkpoint: One of the Hub that many use.
@@ -104,7 +106,12 @@ class Encoder:
 
     @property
     def model_type(self) -> str:
-        return getattr(t, self.model_class).config_class.model_type
+        return self.plain_class.config_class.model_type
+
+    @property
+    def plain_class(self) -> Any:
+        """Of transformers, or one of our classifiers on an encoder of transformers."""
+        return plain_class_of(self.model_class)
 
 
 def _towers(config_class: Any, vision: dict, **text: Any) -> Callable[[], t.PreTrainedConfig]:
@@ -117,14 +124,11 @@ NO_CHECKPOINTING = {
 }
 _NOT_BY_ACCELERATE = "accelerate cannot compile the plain model in this way; compile the layers by `layer.compile()`."
 NO_REGIONS = {"compile regions": Limit(r"Module \[ModuleList\] is missing", _NOT_BY_ACCELERATE)}
-# Of initial weights
-TOWER_RECIPE = {"recipe": Limit("differs by", "the family's own initialisation undoes the scale in a tower alone.")}
-UNSCALED = {"recipe": Limit("differs by", "not all maps that write into the residual stream are linear layers.")}
-# Decoders that look up the kind of attention by the position of a layer
-BY_POSITION = {"repeat": Limit("list index out of range", "its forward has no kind of attention for more positions.")}
-SLIDING = BY_POSITION | dict.fromkeys(
-    ("order", "subset", "hidden states", "attentions", "gradients", "old names", "position predictor"),
-    Limit("differs by", "its forward takes the kind of attention by the position, and not by the layer."),
+# models/ has still to mend them
+NESTED = {"recipe": Limit("no small DINOv3ViTEncoder could be run", "its encoder is a model of its own.")}
+NESTED_TWICE = NESTED | dict.fromkeys(
+    ("depth embedding", "save and load", "checkpointing"),
+    Limit("'NoneType' object has no attribute", "its encoder is a model of its own, which holds the depth vectors."),
 )
 POST = dict(is_post_norm=True)
 
@@ -147,22 +151,34 @@ IMAGE_ENCODERS = (
             "facebook/dinov2-with-registers-base"),
     Encoder("DINOv3", "DINOv3ViTModel",
             lambda: t.DINOv3ViTConfig(**VIT, layerscale_value=0.7, num_register_tokens=4), images,
-            "facebook/dinov3-vitb16-pretrain-lvd1689m"),
+            "facebook/dinov3-vitb16-pretrain-lvd1689m", limits=NESTED),
+    Encoder("DINOv3, classifier", "DINOv3ViTForImageClassification",
+            lambda: t.DINOv3ViTConfig(**VIT, num_register_tokens=4, num_labels=5), images,
+            "facebook/dinov3-vitb16-pretrain-lvd1689m", limits=NESTED_TWICE),
     Encoder("CLIP", "CLIPForImageClassification", _towers(t.CLIPConfig, VIT), images, "openai/clip-vit-base-patch32"),
     Encoder("CLIP, vision tower", "CLIPVisionModel", lambda: t.CLIPVisionConfig(**VIT), images,
-            "openai/clip-vit-base-patch32", limits=TOWER_RECIPE),
+            "openai/clip-vit-base-patch32"),
+    Encoder("CLIP, vision tower, classifier", "CLIPVisionForImageClassification",
+            lambda: t.CLIPVisionConfig(**VIT, num_labels=5), images,
+            "openai/clip-vit-base-patch32"),
     Encoder("MetaCLIP 2", "MetaClip2ForImageClassification", _towers(t.MetaClip2Config, VIT), images,
             "facebook/metaclip-2-worldwide-huge-quickgelu"),
     Encoder("SigLIP", "SiglipForImageClassification", _towers(t.SiglipConfig, VIT), images,
             "google/siglip-base-patch16-224"),
     Encoder("SigLIP, vision tower", "SiglipVisionModel", lambda: t.SiglipVisionConfig(**VIT), images,
-            "google/siglip-base-patch16-224", limits=TOWER_RECIPE),
+            "google/siglip-base-patch16-224"),
+    Encoder("SigLIP, vision tower, classifier", "SiglipVisionForImageClassification",
+            lambda: t.SiglipVisionConfig(**VIT, num_labels=5), images,
+            "google/siglip-base-patch16-224"),
     Encoder("SigLIP 2", "Siglip2ForImageClassification",
             _towers(t.Siglip2Config, dict(**SIZES, patch_size=4, num_patches=16)), patches,
             "google/siglip2-base-patch16-naflex"),
     Encoder("SigLIP 2, vision tower", "Siglip2VisionModel",
             lambda: t.Siglip2VisionConfig(**SIZES, patch_size=4, num_patches=16), patches,
-            "google/siglip2-base-patch16-naflex", limits=TOWER_RECIPE),
+            "google/siglip2-base-patch16-naflex"),
+    Encoder("SigLIP 2, vision tower, classifier", "Siglip2VisionForImageClassification",
+            lambda: t.Siglip2VisionConfig(**SIZES, patch_size=4, num_patches=16, num_labels=5), patches,
+            "google/siglip2-base-patch16-naflex"),
     Encoder("BEiT, absolute positions", "BeitForImageClassification",
             lambda: t.BeitConfig(**VIT, num_labels=5, vocab_size=16, use_absolute_position_embeddings=True), images,
             "microsoft/beit-base-patch16-224"),
@@ -181,11 +197,22 @@ IMAGE_ENCODERS = (
             "facebook/ijepa_vith14_1k"),
     Encoder("ViT-MAE", "ViTMAEModel", lambda: t.ViTMAEConfig(**VIT, mask_ratio=0.5),
             lambda: {**images(), "noise": randn(2, 16)}, "facebook/vit-mae-base"),
+    Encoder("ViT-MAE, classifier", "ViTMAEForImageClassification",
+            lambda: t.ViTMAEConfig(**VIT, num_labels=5), images,
+            "facebook/vit-mae-base"),
     Encoder("AIMv2, vision tower", "Aimv2VisionModel", lambda: t.Aimv2VisionConfig(**VIT), images,
             "apple/aimv2-large-patch14-224"),
+    Encoder("AIMv2, vision tower, classifier", "Aimv2VisionForImageClassification",
+            lambda: t.Aimv2VisionConfig(**VIT, num_labels=5), images,
+            "apple/aimv2-large-patch14-224"),
     Encoder("RADIO", "RadioModel", lambda: t.RadioConfig(**VIT), images, "nvidia/C-RADIOv4-H"),
+    Encoder("RADIO, classifier", "RadioForImageClassification", lambda: t.RadioConfig(**VIT, num_labels=5), images,
+            "nvidia/C-RADIOv4-H"),
     Encoder("MLCD, vision tower", "MLCDVisionModel", lambda: t.MLCDVisionConfig(**VIT), images,
-            "DeepGlint-AI/mlcd-vit-bigG-patch14-448", limits=TOWER_RECIPE),
+            "DeepGlint-AI/mlcd-vit-bigG-patch14-448"),
+    Encoder("MLCD, vision tower, classifier", "MLCDVisionForImageClassification",
+            lambda: t.MLCDVisionConfig(**VIT, num_labels=5), images,
+            "DeepGlint-AI/mlcd-vit-bigG-patch14-448"),
     Encoder("Pixtral, vision tower", "PixtralVisionModel", lambda: t.PixtralVisionConfig(**VIT),
             lambda: {**images(), "image_sizes": torch.tensor([[16, 16], [16, 16]])}, "mistral-community/pixtral-12b"),
     Encoder("InternVL, vision tower", "InternVLVisionModel",
@@ -266,7 +293,7 @@ AUDIO_ENCODERS = (
             lambda: t.Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=16, layerdrop=0.0, add_adapter=False,
                                          conv_depthwise_kernel_size=3, apply_spec_augment=False, num_labels=5),
             lambda: {"input_features": randn(2, 20, 16)}, "facebook/w2v-bert-2.0",
-            limits=UNSCALED, **POST),
+            **POST),
     Encoder("Whisper, encoder", "WhisperForAudioClassification", lambda: t.WhisperConfig(**WHISPER, num_labels=5),
             lambda: {"input_features": randn(2, 8, 40)}, "openai/whisper-base"),
 )  # fmt: skip
@@ -290,18 +317,17 @@ DECODERS = (
     Encoder("GPT-2, classifier", "GPT2ForSequenceClassification",
             lambda: t.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=NUM_LAYERS, n_head=4,
                                  pad_token_id=0, num_labels=5),
-            words, "openai-community/gpt2", limits=UNSCALED),
+            words, "openai-community/gpt2"),
     Encoder("Llama, classifier", "LlamaForSequenceClassification",
             lambda: t.LlamaConfig(**BERT, **SPECIAL, num_key_value_heads=2, num_labels=5), words,
             "meta-llama/Llama-3.2-1B"),
     Encoder("Qwen3, classifier", "Qwen3ForSequenceClassification",
             lambda: t.Qwen3Config(**BERT, **SPECIAL, num_key_value_heads=2, head_dim=8, num_labels=5), words,
-            "Qwen/Qwen3-0.6B", limits=BY_POSITION),
+            "Qwen/Qwen3-0.6B"),
     Encoder("Qwen3 with sliding attention, classifier", "Qwen3ForSequenceClassification",
             lambda: t.Qwen3Config(**BERT, **SPECIAL, num_key_value_heads=2, head_dim=8, use_sliding_window=True,
                                   sliding_window=4, max_window_layers=2, num_labels=5),
-            words, "Qwen/Qwen3-0.6B",
-            limits=SLIDING),
+            words, "Qwen/Qwen3-0.6B"),
 )  # fmt: skip
 GROUPS = {
     "Images": IMAGE_ENCODERS,
@@ -325,25 +351,25 @@ def _refused(message: str) -> dict[str, Limit]:
 # Families that cannot have free order: what the refusal says of it
 REFUSED = (
     Encoder("WavLM", "WavLMForSequenceClassification", lambda: t.WavLMConfig(**WAV2VEC2), sounds,
-            "microsoft/wavlm-base", limits=_refused("The first layer of WavLM.* alone holds")),
+            "microsoft/wavlm-base", limits=_refused("its first layer computes position biases")),
     Encoder("YOLOS", "YolosModel", lambda: t.YolosConfig(**SIZES, image_size=[16, 16], patch_size=4), images,
-            "hustvl/yolos-tiny", limits=_refused("adds position embeddings between its layers")),
+            "hustvl/yolos-tiny", limits=_refused("it adds position embeddings between its layers")),
     Encoder("ALBERT", "AlbertForSequenceClassification", lambda: t.AlbertConfig(**BERT, embedding_size=16), texts,
-            "albert/albert-base-v2", limits=_refused("no list of layers")),
+            "albert/albert-base-v2", limits=_refused("all its layers are one and the same")),
     Encoder("Swin", "SwinForImageClassification", _swin(t.SwinConfig),
             lambda: {"pixel_values": randn(2, 3, 32, 32)}, "microsoft/swin-tiny-patch4-window7-224",
-            limits=_refused("2 lists of layers")),
+            limits=_refused("its layers stand in stages")),
     Encoder("ConvNeXT", "ConvNextForImageClassification", lambda: t.ConvNextConfig(hidden_sizes=[8, 8, 16, 16]),
             lambda: {"pixel_values": randn(2, 3, 64, 64)}, "facebook/convnext-tiny-224",
-            limits=_refused("lists? of layers")),
+            limits=_refused("it is a convolutional network")),
     Encoder("ResNet", "ResNetForImageClassification", t.ResNetConfig, images, "microsoft/resnet-50",
-            limits=_refused("lists? of layers")),
+            limits=_refused("it is a convolutional network")),
     Encoder("XLM", "XLMForSequenceClassification",
             lambda: t.XLMConfig(vocab_size=100, emb_dim=32, n_layers=NUM_LAYERS, n_heads=4,
                                 max_position_embeddings=64),
-            texts, "FacebookAI/xlm-mlm-en-2048", limits=_refused(".")),
+            texts, "FacebookAI/xlm-mlm-en-2048", limits=_refused("asks for its layers by their index")),
     Encoder("FlauBERT", "FlaubertForSequenceClassification",
             lambda: t.FlaubertConfig(vocab_size=100, emb_dim=32, n_layers=NUM_LAYERS, n_heads=4,
                                      max_position_embeddings=64),
-            texts, "flaubert/flaubert_base_cased", limits=_refused(".")),
+            texts, "flaubert/flaubert_base_cased", limits=_refused("asks for its layers by their index")),
 )  # fmt: skip

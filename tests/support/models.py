@@ -4,6 +4,23 @@ import torch
 from torch import nn
 
 
+# The code that lies beside the weights of every saved model
+TRAVELLING_FILES = {
+    "auto_classes.py",
+    "classification_heads.py",
+    "configuration_layershuffle.py",
+    "execution_order.py",
+    "families.py",
+    "free_forward.py",
+    "free_generation.py",
+    "free_layers.py",
+    "layer_program.py",
+    "modeling_layershuffle.py",
+    "order_check.py",
+    "position_modules.py",
+    "saved_model.py",
+    "small_copy.py",
+}
 EXTRAS = {"depth_embedding": True, "position_predictor": True}
 
 

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import transformers
 from transformers import AutoConfig, PreTrainedModel, modeling_utils
 
 from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_type, plain_class_name, plain_type_of
+from ..models.classification_heads import plain_class_of
 from ..models.configuration_layershuffle import num_layers_of, set_num_layers
+from ..models.families import check_family
 from ..models.layer_program import find_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 from .checks import check_complete, check_finite, check_model_files, explained_reading
 
 
-CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name != "AutoModel")
+CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name.endswith("Classification"))
 
 
 def load_classifier(
@@ -115,10 +116,12 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
     Raises:
         `ValueError`: naming `what`, if the family has no classifier.
     """
+    check_family(model_type, what)
     name = next(iter(classifiers_of(plain_type_of(model_type)).values()), None)
-    if name is None:
+    plain_class = None if name is None else plain_class_of(name)
+    if plain_class is None:
         raise ValueError(
             f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that "
             "classifies images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
         )
-    return getattr(transformers, name), layershuffle_class(getattr(transformers, name))
+    return plain_class, layershuffle_class(plain_class)

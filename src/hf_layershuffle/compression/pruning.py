@@ -20,7 +20,7 @@ from ..common.progress import silenceable
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
-from ..models.configuration_layershuffle import set_num_layers
+from ..models.configuration_layershuffle import encoder_config, set_num_layers
 from ..models.layer_program import check_places, find_layers
 
 
@@ -45,7 +45,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     path = find_layers(model, any_depth=True)
     num_layers = len(_layers_at(model, path))
     kept = _check_layers(keep, num_layers)
-    check_places(_layers_at(model, path), kept)
+    check_places(_layers_at(model, path), kept, getattr(encoder_config(model.config), "layer_types", None))
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
     layers = type(old_layers)([old_layers[layer] for layer in kept])
@@ -54,13 +54,16 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     if depth_embedding is not None:
         _keep_rows(depth_embedding, len(kept))
         depth_embedding.num_embeddings = len(depth_embedding.weight)
-    for layer in layers:
+    for position, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # its place in a cache of keys and values
+                cast(Any, module).layer_idx = position
         position_head: Any = getattr(layer, "position_head", None)
         if position_head is not None:
             _keep_rows(position_head.dense, len(kept))
             position_head.dense.out_features = len(position_head.dense.weight)
     pruned.config.pruned_from = _describe_origin(model.config, num_layers, kept)
-    _shorten_config(pruned.config, len(kept))
+    _shorten_config(pruned.config, kept)
     return pruned
 
 
@@ -114,12 +117,16 @@ def _keep_rows(module: nn.Module, num_rows: int) -> None:
         setattr(module, name, rows)
 
 
-def _shorten_config(config: PreTrainedConfig, num_layers: int) -> None:
+def _shorten_config(config: PreTrainedConfig, kept: list[int]) -> None:
     if not isinstance(getattr(config, "execution_order", "sequential"), str):
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
-        config.shuffle_window = min(config.shuffle_window, num_layers)
-    set_num_layers(config, num_layers)
+        config.shuffle_window = min(config.shuffle_window, len(kept))
+    encoder: Any = encoder_config(config)
+    kinds = getattr(encoder, "layer_types", None)
+    set_num_layers(config, len(kept))
+    if kinds is not None and not isinstance(getattr(type(encoder), "layer_types", None), property):
+        encoder.layer_types = [kinds[layer] for layer in kept]
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:

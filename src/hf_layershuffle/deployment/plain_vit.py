@@ -9,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.loading import as_layershuffle
+from ..models.auto_classes import plain_type_of
+from ..models.classification_heads import HEADS
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of, set_num_layers
 from ..models.execution_order import ExecutionOrder, check_execution_order
 from ..models.layer_program import check_places
@@ -94,6 +96,12 @@ def check_exportable(config: PreTrainedConfig, execution_order: str | ExecutionO
             "projection of its position's vector and of every token to the hidden states, and a plain ViT layer has "
             "no such path. Publish it with its code files (`trust_remote_code=True`), or train one without depth "
             "embedding."
+        )
+    family = plain_type_of(config.model_type)
+    if family in HEADS:
+        raise ValueError(
+            f"transformers has no image classifier of the family '{family}', so a model of it cannot become a plain "
+            "one. Publish it with its code files (`trust_remote_code=True`)."
         )
     return fixed_execution_order(config, execution_order)
 

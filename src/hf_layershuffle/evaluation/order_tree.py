@@ -4,7 +4,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..layerwise import LayerwiseModel, inputs_on_device, labels_on_device
 
 
 SAVE_EVERY_BATCHES = 20
+MOST_NUMBERS = 8_000_000  # of hidden states that are kept to be classified together: 32 MB as float32
 logger = logging.getLogger(__name__)
 
 
@@ -151,10 +152,19 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
     results: list[torch.Tensor] = []
     position_results: list[tuple[int, int, torch.Tensor]] = []
 
+    waiting: list[torch.Tensor] = []  # hidden states to classify, of the last of `orders`
+
+    def classify_waiting() -> None:
+        for logits in _classify_together(parts, waiting):
+            results.append(_score_logits(logits, labels))
+        waiting.clear()
+
     def walk(node: OrderTree, hidden_states: torch.Tensor, position: int) -> None:
         if node.order_index is not None:
             orders.append(node.order_index)
-            results.append(_score_logits(parts.classify(hidden_states), labels))
+            waiting.append(hidden_states)
+            if len(waiting) * hidden_states.numel() > MOST_NUMBERS:
+                classify_waiting()
         for layer, child in node.children.items():
             output, position_logits = parts.run_layer(hidden_states, layer, position)
             if child.counts_positions and position_logits is not None:
@@ -162,6 +172,7 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
             walk(child, output, position + 1)
 
     walk(tree, parts.embed(inputs_on_device(parts, batch)), 0)
+    classify_waiting()
     correct, correct_top5, loss = torch.stack(results).cpu().double().numpy().T
     tallies.correct[orders] += correct.astype(np.int64)
     tallies.correct_top5[orders] += correct_top5.astype(np.int64)
@@ -171,6 +182,14 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
         tallies.position_total[layer, position] += len(labels)
     tallies.num_images += len(labels)
     tallies.num_batches += 1
+
+
+def _classify_together(parts: LayerwiseModel, states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The logits of each of some hidden states, in one call where the model can."""
+    if len(states) > 1 and getattr(parts, "classifies_any_batch", False):
+        yield from parts.classify(torch.cat(states)).split([len(each) for each in states])
+    else:
+        yield from map(parts.classify, states)
 
 
 def _score_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

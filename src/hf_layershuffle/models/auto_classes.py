@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Which class of a family each of transformers' Auto classes takes.
 
-This file travels to the Hub beside the weights, so it imports nothing from this package.
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+
+from .classification_heads import HEADS
 
 
 # transformers' tables of class names by model type
@@ -18,6 +20,7 @@ AUTO_CLASSES: dict[str, Mapping[str, Any]] = {
     "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForAudioClassification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
 
 
@@ -35,8 +38,10 @@ def is_free_model_type(model_type: str) -> bool:
 
 
 def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
-    """The name of the class of transformers that an Auto class takes for a model type."""
+    """The name of the class that an Auto class takes for a model type: of transformers, or a head of ours."""
     names = AUTO_CLASSES[auto_class].get(plain_model_type)
+    if names is None and auto_class == "AutoModelForImageClassification" and plain_model_type in HEADS:
+        return HEADS[plain_model_type].name
     return names[0] if isinstance(names, (tuple, list)) else names
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
+from .layer_program import TOWERS
 
 
 # A configuration's class is made of the mixin and the family's, which is the one that comes from transformers
@@ -45,6 +46,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "position_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
     "layerdrop": (lambda v: _is_number(v) and 0 <= v < 1, "a fraction in [0, 1)"),
     "residual_init_scale": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
+    "tower": (lambda v: v is None or v in TOWERS, f"None or one of {', '.join(map(repr, TOWERS))}"),
     "execution_order": (
         lambda v: v in EXECUTION_ORDERS if isinstance(v, str) else isinstance(v, (list, tuple)),
         f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
@@ -53,8 +55,10 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration that says how many layers run in free order: `config` itself, or that of its image tower."""
-    return config if hasattr(config, "num_hidden_layers") else getattr(config, "vision_config", config)
+    """The configuration that says how many layers run in free order: `config` itself, or that of its tower."""
+    if hasattr(config, "num_hidden_layers"):
+        return config
+    return getattr(config, f"{getattr(config, 'tower', None) or 'vision'}_config", config)
 
 
 def num_layers_of(config: PreTrainedConfig) -> int:
@@ -93,11 +97,14 @@ class LayerShuffleConfigMixin(_FamilyConfig):
         position_predictor: Whether each layer has a head that predicts the position it ran at (LayerShuffle-predict).
         position_loss_weight: Weight of the position loss in the training loss, at least 0.
         layerdrop: Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
-        residual_init_scale: Factor, at least 0, of the initial weights that write into the residual stream (the output
-            projections of attention and MLP). Below 1, a fresh layer changes the tokens little, so that the order of
-            the layers matters little when training begins; GPT-2 starts with `1 / sqrt(2 * num_hidden_layers)`.
+        residual_init_scale: Factor, at least 0, of the initial weights that write into the residual stream (in most
+            families the output projections of attention and MLP). Below 1, a fresh layer changes the tokens little, so
+            that the order of the layers matters little when training begins; GPT-2 starts with `1 / sqrt(2 *
+            num_hidden_layers)`.
         execution_order: Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for
             each forward) or a list of layer indices, with repeats and omissions allowed.
+        tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
+            `"text"` or `"audio"`.
 
     Raises:
         `ValueError`: for a value outside what is said above, naming the field, the value and what is allowed.
@@ -112,6 +119,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     layerdrop: float = 0.0
     residual_init_scale: float = 1.0
     execution_order: str | list[int] = "sequential"
+    tower: str | None = None
 
     # Trainer.evaluate would otherwise take these outputs for predictions.
     keys_to_ignore_at_inference = ["execution_order", "position_logits"]
@@ -131,6 +139,11 @@ class LayerShuffleConfigMixin(_FamilyConfig):
 
     def check_layershuffle(self) -> None:
         """Checks the fields against each other; called on creation and by the models."""
+        if self.tower is not None and not hasattr(self, f"{self.tower}_config"):
+            raise ValueError(
+                f"`tower` is '{self.tower}', and {type(self).__name__} has no `{self.tower}_config`; "
+                "leave it None, or name a tower that the model has."
+            )
         num_layers = num_layers_of(self)
         if self.shuffle_mode == "window" and self.shuffle_window is None:
             raise ValueError(

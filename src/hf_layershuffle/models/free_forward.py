@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .layer_program import LayerProgram, Run, run_program, running_program
+from .free_generation import check_cache, leave_out_of_cache
+from .layer_program import LayerProgram, Run, run_by_position, run_program, running_program
 
 
 def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
@@ -46,12 +47,18 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             _check_labels(labels, self.config.num_labels, self.config.problem_type)
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        if "use_cache" in names and argument("use_cache", args, kwargs) is None and order != list(range(len(layers))):
-            kwargs["use_cache"] = False  # a cache has one place a layer, and a repeat would find it taken
+        cache = argument("past_key_values", args, kwargs)
+        if len(set(order)) < len(order) and "use_cache" in names:
+            if argument("use_cache", args, kwargs) or cache is not None:
+                raise ValueError(_REPEAT_IN_CACHE.format(order=order))
+            kwargs["use_cache"] = False
+        check_cache(cache, order)
         run = Run(layers, order, self._depth_embedding)
-        with run_program(layers, run):
+        with run_program(layers, run), run_by_position(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
+        kept = getattr(outputs, "past_key_values", None) if cache is None else cache
+        leave_out_of_cache(kept, order, len(layers))
         outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
         return outputs if return_dict or not isinstance(outputs, ModelOutput) else outputs.to_tuple()
 
@@ -60,6 +67,11 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     documented.__signature__ = _with_execution_order(signature)
     return forward
 
+
+_REPEAT_IN_CACHE = (
+    "`execution_order` is {order}, which holds a layer more than once, and a cache has one place for the keys and "
+    "values of a layer. Pass `use_cache=False` and no `past_key_values`, to `generate` too."
+)
 
 _EXECUTION_ORDER_DOC = """
         execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):

@@ -5,10 +5,11 @@ Every encoder of transformers says `for layer in self.layers`. So the list is th
 runs next. Its class becomes [`LayerProgram`], which follows the program of the running forward pass. The names of
 parameters, hooks, the state dict and gradient checkpointing do not change, and the forward stays transformers' own.
 
-This file travels to the Hub beside the weights, so it imports nothing from this package.
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import CompileableContextVar
+
+from .families import check_family
 
 
 # {id of a list of layers: what it gives to the forward that is running}, for each thread and task by itself
@@ -46,11 +49,34 @@ class LayerProgram(nn.ModuleList):
         return marked
 
 
-def running_program(layers: nn.ModuleList) -> Iterable | None:
+def running_program(layers: nn.ModuleList | list) -> Iterable | None:
     """What the running forward pass gets from `layers`; None where no program runs."""
     if is_torchdynamo_compiling() and not _RUNNING.compiling:
         return None  # dynamo cannot trace `ContextVar.get`
     return (_RUNNING.get() or {}).get(id(layers))
+
+
+class ByPosition(list):
+    """What a configuration says of each layer, as the kind of its attention. Some forwards read it by the position in
+    their loop. In one that runs in an execution order, they find what belongs to the layer at that position."""
+
+    def __getitem__(self, index: Any) -> Any:
+        order: Any = running_program(self)
+        is_position = order is not None and isinstance(index, int) and 0 <= index < len(order)
+        return super().__getitem__(order[index] if is_position else index)
+
+
+def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
+    """Context in which a configuration's list of the kinds of the layers is read in an execution order."""
+    if order == list(range(len(model.free_layers))):
+        return nullcontext()
+    config = _nearest_config(model, model.layers_path)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or isinstance(getattr(type(config), "layer_types", None), property):
+        return nullcontext()  # a property says the same of all layers
+    if not isinstance(kinds, ByPosition):
+        config.layer_types = ByPosition(kinds)
+    return run_program(config.layer_types, order)
 
 
 class run_program:
@@ -62,7 +88,7 @@ class run_program:
             Layers with a depth projection or a position head are given by [`Run.at`], which tells them their position.
     """
 
-    def __init__(self, layers: LayerProgram, program: Iterable):
+    def __init__(self, layers: LayerProgram | ByPosition, program: Iterable):
         self.layers = layers
         self.program = program
 
@@ -154,23 +180,28 @@ class PositionedCall(StandIn):
         return output[0] if len(output) == 2 else output[:-1]
 
 
-def find_layers(model: nn.Module, any_depth: bool = False) -> str:
+def find_layers(model: nn.Module, any_depth: bool = False, tower: str | None = None) -> str:
     """Path of the list of layers in a model: the list of as many equal modules as the configuration has layers.
 
     The configuration that counts is that of the nearest module above the list that has one. Where several lists fit,
-    the one whose layers support gradient checkpointing is taken. If several do, the one in the model's image tower is.
+    the one whose layers support gradient checkpointing is taken. If several do, the one in the model's encoder is. Of
+    a model with several towers, `tower` or `config.tower` says which.
 
     Args:
         any_depth: Whether the list may be shorter or longer than the configuration says.
+        tower: Name of the tower, such as "vision".
 
     Raises:
-        `ValueError`: if there is no such list, or more than one.
+        `ValueError`: if there is no such list, or more than one; or if the family is known to have no free order.
     """
+    config = getattr(model, "config", None)
+    check_family(getattr(config, "model_type", None), type(model).__name__)
     candidates = [name for name, module in model.named_modules() if _is_list_of_layers(model, name, module, any_depth)]
     candidates = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
+    candidates = _in_tower(model, candidates, tower or getattr(config, "tower", None))
     for is_better in (
         lambda name: isinstance(next(model.get_submodule(name).children()), GradientCheckpointingLayer),
-        lambda name: "vision" in name,
+        lambda name: "encoder" in name,
     ):
         candidates = [name for name in candidates if is_better(name)] or candidates
     if len(candidates) != 1:
@@ -183,19 +214,46 @@ def find_layers(model: nn.Module, any_depth: bool = False) -> str:
     return candidates[0]
 
 
+# As transformers names the parts of models for several kinds of inputs
+_PATHS_OF_TOWERS = {"vision": ("vision_",), "text": ("text_", "language_model"), "audio": ("audio_",)}
+TOWERS = tuple(_PATHS_OF_TOWERS)
+
+
+def _in_tower(model: nn.Module, candidates: list[str], tower: str | None) -> list[str]:
+    """The lists of one tower, of a model with several."""
+    found = {
+        name: [path for path in candidates if any(word in path for word in words)]
+        for name, words in _PATHS_OF_TOWERS.items()
+    }
+    found = {name: paths for name, paths in found.items() if paths}
+    if tower is None and len(found) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has several towers ({', '.join(found)}), and only one can run in a free "
+            f"execution order; say which by `tower='{next(iter(found))}'`, or take a class of that tower alone."
+        )
+    if tower is not None and tower not in found:
+        raise ValueError(
+            f"`tower` is '{tower}', and {type(model).__name__} has {', '.join(map(repr, found)) or 'no towers'}; set "
+            f"it to {'one of these' if found else 'None'}."
+        )
+    return candidates if tower is None else found[tower]
+
+
 def _check_layers_are_alike(model: nn.Module, layers: list[nn.Module]) -> None:
     """Refuses a family whose layers depend on which of them runs first, or at which index."""
     first, *others = ({name for name, _ in layer.named_parameters() if "lora_" not in name} for layer in layers)
-    shared = sorted(first - set().union(*others)) if others else []
-    if shared:
+    rest = set().union(*others)
+    shared = sorted(first - rest) if others else []
+    if shared and rest <= first:  # else it is of another kind, such as one MLP before layers of several experts
         raise ValueError(
             f"The first layer of {type(model).__name__} alone holds '{shared[0]}', from which it computes something "
             "for all layers. So they cannot run in any order; take a model of another family."
         )
-    if getattr(getattr(model, "config", None), "model_type", None) in ("yolos", "layershuffle_yolos"):
+    num_shared = getattr(getattr(model, "config", None), "num_kv_shared_layers", None)
+    if num_shared:
         raise ValueError(
-            f"{type(model).__name__} adds position embeddings between its layers, one for each index, so they cannot "
-            "run in any order. Take another encoder, such as a ViT."
+            f"The last {num_shared} layers of {type(model).__name__} take the keys and values of earlier ones "
+            "(`num_kv_shared_layers`), so they cannot run in any order. Take a model whose layers have their own."
         )
 
 
@@ -231,7 +289,7 @@ def _nearest_config(model: nn.Module, name: str) -> Any:
 _FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
 
 
-def check_places(layers: nn.ModuleList, order: list[int]) -> None:
+def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = None) -> None:
     """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
 
     Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
@@ -240,16 +298,19 @@ def check_places(layers: nn.ModuleList, order: list[int]) -> None:
     Args:
         layers: The layers as they were built.
         order: Index of the layer at each position of the model to build.
+        kinds: What the configuration says of each layer, which it says of the same layer in the model to build.
 
     Raises:
         `ValueError`: naming the attribute.
     """
     attributes = [_attributes(layer) for layer in layers.children()]
-    for position, index in enumerate(order):
-        if position < len(attributes) and attributes[index] != attributes[position]:
-            differing = min(name for name, _ in attributes[index].items() ^ attributes[position].items())
+    for position, index in enumerate(order[: len(attributes)]):
+        for name in sorted({name for name, _ in attributes[index].items() ^ attributes[position].items()}):
+            said = {(str(kind), each.get(name)) for kind, each in zip(kinds or [], attributes)}
+            if kinds is not None and len(said) == len({kind for kind, _ in said}):
+                continue  # it follows from the kind, which moves with the layer
             raise ValueError(
-                f"Layer {index} cannot stand at position {position}: its '{differing}' is not that of layer "
+                f"Layer {index} cannot stand at position {position}: its '{name}' is not that of layer "
                 f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
             )
 
@@ -262,23 +323,3 @@ def _attributes(layer: nn.Module) -> dict[str, Any]:
             if is_kept and name not in _FREE_ATTRIBUTES:
                 found[f"{path}.{name}"] = value
     return found
-
-
-# First words of the names of linear maps that do not write into the residual stream, though they may be as wide as it
-_READERS = ("q", "k", "v", "query", "key", "value", "gate", "up", "fc1", "lin1", "wi", "Wi", "w1")
-
-
-def residual_writers(layer: nn.Module, hidden_size: int) -> list[nn.Linear]:
-    """The linear maps of a layer whose output is added to the residual stream: the last of attention and of the MLP.
-
-    They are as wide as the hidden states, and not named as an input of attention or the first map of an MLP.
-    """
-    return [
-        module
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == hidden_size
-        and not name.startswith(("depth_projection", "position_head"))
-        and name.rpartition(".")[2].split("_")[0] not in _READERS
-        and "intermediate" not in name
-    ]

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .auto_classes import auto_class_of, plain_class_name
+from .classification_heads import plain_class_of
 from .configuration_layershuffle import (
     LayerShuffleConfigMixin,
     encoder_config,
@@ -30,7 +31,9 @@ from .configuration_layershuffle import (
 )
 from .execution_order import ExecutionOrderStream
 from .free_forward import free_forward
-from .layer_program import LayerProgram, Run, find_layers, residual_writers
+from .free_generation import generation_methods
+from .layer_program import LayerProgram, Run, find_layers
+from .order_check import check_untested_family, residual_writers
 from .position_modules import (
     DepthProjection,
     PositionedLayerMixin,
@@ -55,6 +58,7 @@ class LayerShuffleMixin(SavedModelMixin):
 
     def post_init(self) -> None:
         self._make_free()
+        check_untested_family(self)
         super().post_init()
 
     def _make_free(self, are_weights_new: bool = True) -> None:
@@ -113,14 +117,21 @@ class LayerShuffleMixin(SavedModelMixin):
             self._modules.update(others)
 
     def _mark_residual_writers(self) -> None:
+        try:
+            names = residual_writers(self.plain_class, self.config)
+        except ValueError as error:
+            raise ValueError(
+                f"`residual_init_scale` is {self.config.residual_init_scale}, but what it would scale in "
+                f"{self.plain_class.__name__} could not be found: {error}. Set it to 1.0."
+            ) from error
         for layer in self.free_layers:
-            for module in residual_writers(layer, encoder_config(self.config).hidden_size):
+            for module in map(layer.get_submodule, names):
                 mark(module, "writes_to_residual")
                 if getattr(module, "_is_hf_initialized", False):  # by the plain encoder of a classifier
                     self._scale_residual_weight(module)
 
     @torch.no_grad()
-    def _scale_residual_weight(self, module: nn.Linear) -> None:
+    def _scale_residual_weight(self, module: nn.Module) -> None:
         for parameter in module.parameters():
             parameter.mul_(self.config.residual_init_scale)
 
@@ -131,13 +142,23 @@ class LayerShuffleMixin(SavedModelMixin):
         return False
 
     @torch.no_grad()
+    def initialize_weights(self) -> None:
+        # Some families initialise maps from the modules above them, so that these are scaled when all is done
+        writers = [module for module in self.modules() if getattr(module, "writes_to_residual", False)]
+        new = [
+            module
+            for module in writers
+            if not any(getattr(each, "_is_hf_initialized", False) for each in (module, *module.parameters()))
+        ]
+        super().initialize_weights()
+        for module in new:
+            self._scale_residual_weight(module)
+
+    @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
-        is_new = not getattr(getattr(module, "weight", None), "_is_hf_initialized", False)
         super()._init_weights(module)
         if getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
-        if getattr(module, "writes_to_residual", False) and is_new:
-            self._scale_residual_weight(module)
 
     def _finish(
         self, outputs: Any, run: Run, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
@@ -180,6 +201,7 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
             "config_class": layershuffle_config_class(plain_class.config_class),
             "plain_class": plain_class,
             "forward": free_forward(plain_class),
+            **generation_methods(plain_class),
         }
         made: Any = type(f"LayerShuffle{plain_class.__name__}", (LayerShuffleMixin, plain_class), body)
         _MADE[plain_class] = made
@@ -249,7 +271,7 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
         raise ValueError(f"`model` is a {type(model).__name__}; pass a model of transformers.")
     if isinstance(model, LayerShuffleMixin):
         raise ValueError(f"This {type(model).__name__} has free layer order already; set the flags on its `config`.")
-    find_layers(model)  # refuses before anything is changed
+    find_layers(model, tower=flags.get("tower"))  # refuses before anything is changed
     made: Any = layershuffle_class(type(model))
     configs: dict[int, PreTrainedConfig] = {}  # new ones by the id of the old: another model may share these
     config: Any = copy.deepcopy(model.config, configs)
@@ -272,6 +294,7 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
     _change_class(model, made)
     free: Any = model
     free._make_free(are_weights_new=False)
+    check_untested_family(free)
     _initialize_position_modules(free)
     return free
 
@@ -318,9 +341,9 @@ def __getattr__(name: str) -> type:
     """`LayerShuffleViTModel` and the like, also where `auto_map` of a Hub repository names them."""
     plain_name = name.removeprefix("LayerShuffle")
     if plain_name != name:
-        plain_class = getattr(transformers, plain_name, None)
-        if isinstance(plain_class, type) and issubclass(plain_class, PreTrainedModel):
-            return layershuffle_class(plain_class)
+        model_class = plain_class_of(plain_name)
+        if model_class is not None:
+            return layershuffle_class(model_class)
         plain_class = getattr(transformers.modeling_outputs, plain_name, None)
         if isinstance(plain_class, type) and issubclass(plain_class, ModelOutput):
             return layershuffle_output_class(plain_class)
