@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUTPUT ?= outputs/digits-layershuffle
 
-.PHONY: help install train model-cards test test-slow bench lint format clean
+.PHONY: help install train model-cards encoders test test-slow bench lint format clean
 
 help:
 	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~3 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow    run the tests that take minutes each as well"
 	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (under 10 minutes)"
 	@echo "make model-cards  renew code, pictures and cards of the models in model_cards/, with their weights (~2 minutes)"
+	@echo "make encoders     run the checks of all families, write docs/encoders.md (~15 minutes)"
 	@echo "make lint         check style; make format mends it"
 	@echo "make clean        remove the environment and the outputs"
 
@@ -32,6 +33,10 @@ train: $(INSTALLED)
 
 model-cards: $(INSTALLED)
 	$(BIN)/python experiments/build_model_cards.py
+
+# ENCODERS="--resume" goes on after an interruption, ENCODERS="--only sweep" runs one part
+encoders: $(INSTALLED)
+	$(BIN)/python experiments/encoder_table.py $(ENCODERS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"

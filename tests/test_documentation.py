@@ -72,7 +72,10 @@ def test_the_first_example_prints_what_the_readme_says():
     assert result.stdout == printed
 
 
-@pytest.mark.parametrize("path", [*PAGES, "docs/results.md", "docs/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+LINKED = [*PAGES, "docs/results.md", "docs/reliability.md", "docs/encoders.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("path", LINKED)
 def test_links_lead_to_files(path):
     page = REPOSITORY / path
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):

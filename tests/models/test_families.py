@@ -1,7 +1,9 @@
-"""Free order of encoders of several families: transformers' own models without flags, rebuilt ones with an order."""
+"""Encoders of several families: threads, fresh processes, taken apart, shortened, merged; and what is refused.
+
+What each family must pass by itself is in test_encoders.py.
+"""
 
 import copy
-import json
 import threading
 
 import pytest
@@ -9,162 +11,47 @@ import torch
 import transformers
 from conftest import run_python
 from safetensors.torch import load_file, save_file
+from support import encoder_checks
+from support.encoder_checks import fresh_model, same
+from support.encoders import BERT, ENCODERS, IMAGE, SIZES, images, texts
+from support.models import EXTRAS
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_layershuffle as ls
 from hf_layershuffle.hub.published_files import check_folder
 from hf_layershuffle.layerwise import LayerwiseClassifier, load_classifier
-from hf_layershuffle.models.configuration_layershuffle import encoder_config
 from hf_layershuffle.models.modeling_layershuffle import layershuffle_class
 from hf_layershuffle.models.order_check import residual_writers
 
 
-SIZES = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
-IMAGES = dict(image_size=16, patch_size=4)
-TEXT = dict(vocab_size=100, max_position_embeddings=64)
-DINOV2 = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, layerscale_value=0.7, **IMAGES)
-EXTRAS = {"depth_embedding": True, "position_predictor": True}
-
-
-def images() -> dict:
-    return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
-
-
-def texts() -> dict:
-    words = torch.randint(5, 90, (3, 12), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": words, "attention_mask": torch.tensor([[1] * 12, [1] * 9 + [0] * 3, [1] * 12])}
-
-
-# Name: class, configuration, inputs
+# Some of those of test_encoders.py, for what is more than one check
 MODELS = {
-    "vit": ("ViTForImageClassification", lambda: transformers.ViTConfig(**SIZES, **IMAGES, num_labels=5), images),
-    "deit": ("DeiTForImageClassification", lambda: transformers.DeiTConfig(**SIZES, **IMAGES, num_labels=5), images),
-    "dinov2": ("Dinov2ForImageClassification", lambda: transformers.Dinov2Config(**DINOV2, num_labels=5), images),
-    "beit": (
-        "BeitForImageClassification",
-        lambda: transformers.BeitConfig(
-            **SIZES, **IMAGES, num_labels=5, vocab_size=16, use_relative_position_bias=True, drop_path_rate=0.0
-        ),
-        images,
-    ),
-    "siglip vision": ("SiglipVisionModel", lambda: transformers.SiglipVisionConfig(**SIZES, **IMAGES), images),
-    "siglip": (
-        "SiglipForImageClassification",
-        lambda: transformers.SiglipConfig(
-            vision_config=dict(**SIZES, **IMAGES), text_config=dict(**SIZES, **TEXT), num_labels=5
-        ),
-        images,
-    ),
-    "bert": (
-        "BertForSequenceClassification",
-        lambda: transformers.BertConfig(**SIZES, **TEXT, num_labels=5),
-        texts,
-    ),
-    "bert encoder": ("BertModel", lambda: transformers.BertConfig(**SIZES, **TEXT), texts),
+    "vit": ENCODERS["ViT"],
+    "deit": ENCODERS["DeiT"],
+    "dinov2": ENCODERS["DINOv2"],
+    "beit": ENCODERS["BEiT, relative bias"],
+    "siglip vision": ENCODERS["SigLIP, vision tower"],
+    "siglip": ENCODERS["SigLIP"],
+    "bert": ENCODERS["BERT"],
+    "bert encoder": ENCODERS["BERT, encoder"],
 }
-CLASSIFIERS = [name for name, (cls, *_) in MODELS.items() if "Classification" in cls]
+CLASSIFIERS = [name for name, encoder in MODELS.items() if encoder.is_classifier]
 ORDERS = ([2, 0, 3, 1], [3, 1], [0, 1, 1, 2, 3, 3])
 
 
-def plain_model(name: str, attn_implementation: str | None = None, seed: int = 0) -> nn.Module:
-    """With large random weights, so that every layer matters."""
-    cls, config, _ = MODELS[name]
-    torch.manual_seed(seed)
-    model = getattr(transformers, cls)._from_config(config(), attn_implementation=attn_implementation)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.1))
-    return model.eval()
+def plain_model(name: str, seed: int = 0) -> nn.Module:
+    return copy.deepcopy(encoder_checks.plain_model(MODELS[name], seed=seed))
 
 
 def free_model(name: str, **flags) -> nn.Module:
-    """The same model with free order."""
-    return ls.free_order(plain_model(name), **flags)
-
-
-def fresh(name: str, is_free: bool, **flags) -> nn.Module:
-    """As made from the configuration, by the plain class or by that with free order."""
-    cls, config, _ = MODELS[name]
-    torch.manual_seed(0)
-    if not is_free:
-        return getattr(transformers, cls)(config())
-    made = getattr(ls, f"LayerShuffle{cls}")
-    return made(made.config_class(**(config().to_dict() | {"model_type": made.config_class.model_type} | flags)))
-
-
-def tensors(output) -> list[torch.Tensor]:
-    """All tensors of an output, without the order that ours holds."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = [value for name, value in output.items() if name != "execution_order"]
-    return [tensor for each in output or () for tensor in tensors(each)]
-
-
-def same(left, right) -> bool:
-    left, right = tensors(left), tensors(right)
-    return len(left) == len(right) > 0 and all(map(torch.equal, left, right))
-
-
-def rebuilt(model: nn.Module, order: list[int]) -> nn.Module:
-    """The plain model whose list of layers is really another one: what an order means."""
-    model = copy.deepcopy(model)
-    path = ls.free_order(copy.deepcopy(model)).layers_path
-    layers = model.get_submodule(path)
-    model.set_submodule(path, nn.ModuleList([layers[index] for index in order]))
-    encoder_config(model.config).num_hidden_layers = len(order)
-    for module in model.modules():
-        if getattr(getattr(module, "config", None), "num_hidden_layers", None) == 4:
-            module.config.num_hidden_layers = len(order)
-    return model
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-def test_without_flags_it_is_the_plain_model_bit_for_bit(name, attn_implementation):
-    inputs, results = MODELS[name][2](), []
-    for make in (lambda model: model, ls.free_order):
-        model = make(plain_model(name, attn_implementation)).train()
-        attentions = {"output_attentions": True} if attn_implementation == "eager" else {}
-        labels = {"labels": torch.tensor([0, 1, 4])} if name in CLASSIFIERS else {}
-        torch.manual_seed(2)  # dropout
-        output = model(**inputs, **labels, **attentions, output_hidden_states=True)
-        (output.loss if labels else sum(each.square().sum() for each in tensors(output))).backward()
-        results.append((output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-    (expected, gradients), (actual, free_gradients) = results
-    assert len(actual.hidden_states) == len(expected.hidden_states) == 5
-    assert same(actual, expected)
-    assert gradients.keys() == free_gradients.keys()
-    assert all(torch.equal(free_gradients[key], gradient) for key, gradient in gradients.items())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_same_seed_gives_the_initial_weights_of_the_plain_model(name):
-    plain, free = fresh(name, is_free=False).state_dict(), fresh(name, is_free=True).state_dict()
-    assert list(plain) == list(free)
-    assert all(torch.equal(free[key], tensor) for key, tensor in plain.items())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("order", ORDERS, ids=["permutation", "subset", "repeat"])
-def test_an_order_is_a_plain_model_whose_list_was_rebuilt(name, order):
-    inputs, model = MODELS[name][2](), free_model(name)
-    calls = []
-    for index, layer in enumerate(model.free_layers):
-        layer.register_forward_hook(lambda module, args, output, index=index: calls.append(index))
-    actual = model(**inputs, execution_order=order, output_hidden_states=True)
-    assert calls == order == actual.execution_order.tolist()
-    assert same(actual, rebuilt(plain_model(name), order)(**inputs, output_hidden_states=True))
-    assert not same(model(**inputs), model(**inputs, execution_order=order))
-    assert same(model(**inputs), plain_model(name)(**inputs))  # and the plain model again afterwards
+    return encoder_checks.free_model(MODELS[name], **flags)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
 def test_threads_with_other_orders_do_not_see_each_other(name):
-    inputs, model, found = MODELS[name][2](), free_model(name), {}
+    inputs, model, found = MODELS[name].inputs(), free_model(name), {}
     orders = [None, *ORDERS]
 
     def run(number: int) -> None:
@@ -179,62 +66,6 @@ def test_threads_with_other_orders_do_not_see_each_other(name):
     for number, order in enumerate(orders):
         expected = model(**inputs, execution_order=order)
         assert all(same(each, expected) for each in found[number])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_gradient_checkpointing_and_flags_give_the_same_gradients(name):
-    model, gradients = free_model(name, **EXTRAS).train(), []
-    with torch.no_grad():
-        model._depth_embedding.weight.normal_()
-        for layer in model.free_layers:
-            layer.depth_projection.dense.weight.normal_(std=0.1)
-    for checkpointing in (None, {"use_reentrant": False}, {"use_reentrant": True}):
-        twin = copy.deepcopy(model)
-        if checkpointing is not None:
-            twin.gradient_checkpointing_enable(checkpointing)
-            twin.enable_input_require_grads() if checkpointing["use_reentrant"] and "bert" in name else None
-        torch.manual_seed(3)
-        output = twin(**MODELS[name][2](), execution_order=ORDERS[0])
-        sum(each.square().sum() for each in tensors(output) if each.requires_grad).backward()
-        gradients.append({key: p.grad for key, p in twin.named_parameters() if p.grad is not None})
-    assert "depth_embedding.weight" in {key.removeprefix(f"{model.base_model_prefix}.") for key in gradients[0]}
-    for other in gradients[1:]:
-        assert other.keys() == gradients[0].keys()
-        for key, gradient in gradients[0].items():
-            torch.testing.assert_close(other[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
-def test_fresh_flags_change_nothing_and_positions_are_told(name):
-    inputs, model = MODELS[name][2](), free_model(name, **EXTRAS)
-    output = dict(model(**inputs))
-    assert output.pop("position_logits").shape == (3, 4, 4)
-    assert same(output, plain_model(name)(**inputs))
-    model._depth_embedding.weight.normal_()
-    for layer in model.free_layers:
-        layer.depth_projection.dense.weight.normal_(std=0.3)
-    vectors = []
-    for layer in model.free_layers:
-        layer.depth_projection.register_forward_hook(lambda module, args, output: vectors.append(args[1]))
-    model(**inputs, execution_order=[2, 0, 0])
-    assert all(torch.equal(vector, model._depth_embedding.weight[position]) for position, vector in enumerate(vectors))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("flags", [{}, EXTRAS], ids=["no flags", "flags"])
-def test_saved_folders_load_as_ours_and_plain_ones_as_free(name, flags, tmp_path):
-    inputs, model = MODELS[name][2](), free_model(name, **flags)
-    model.save_pretrained(tmp_path / "ours")
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"].startswith("layershuffle_")
-    loaded, info = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(info.values())
-    assert same(loaded.eval()(**inputs, execution_order=ORDERS[0]), model(**inputs, execution_order=ORDERS[0]))
-    plain = plain_model(name)
-    plain.save_pretrained(tmp_path / "plain")  # with the tensor names of earlier versions
-    loaded = type(model).from_pretrained(tmp_path / "plain").eval()
-    assert same(loaded(**inputs), plain(**inputs))
 
 
 AUTO = {"bert": AutoModelForSequenceClassification, "siglip vision": AutoModel, "bert encoder": AutoModel}
@@ -264,7 +95,7 @@ def saved_folders(tmp_path_factory) -> list:
     folders = []
     for name in MODELS:
         folder = tmp_path_factory.mktemp("saved") / name.replace(" ", "-")
-        inputs, model = MODELS[name][2](), free_model(name, **EXTRAS)
+        inputs, model = MODELS[name].inputs(), free_model(name, **EXTRAS)
         model.save_pretrained(folder)
         auto = AUTO.get(name, AutoModelForImageClassification).__name__
         with torch.no_grad():
@@ -284,7 +115,7 @@ def test_auto_classes_load_every_family_in_a_fresh_process(saved_folders, how, t
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("flags", [{}, EXTRAS], ids=["no flags", "flags"])
 def test_taken_apart_and_put_together_it_is_the_model(name, flags):
-    inputs, model = MODELS[name][2](), free_model(name, **flags)
+    inputs, model = MODELS[name].inputs(), free_model(name, **flags)
     parts = LayerwiseClassifier(model)
     for _ in range(2):  # the second time with what was learned of the tail
         hidden_states = parts.embed(inputs)
@@ -298,13 +129,13 @@ def test_taken_apart_and_put_together_it_is_the_model(name, flags):
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_evaluation_pruning_and_the_plain_export_know_every_family(name):
-    inputs, model = MODELS[name][2](), free_model(name)
-    items = [{key: value[i] for key, value in inputs.items()} | {"labels": i} for i in range(3)]
+    inputs, model = MODELS[name].inputs(), free_model(name)
+    items = [{key: value[i] for key, value in inputs.items()} | {"labels": i} for i in range(2)]
     scores = ls.score_execution_orders(model, items, ORDERS, batch_size=2, progress=False)
     for score, order in zip(scores, ORDERS):
         logits = model(**inputs, execution_order=order).logits
-        assert score.accuracy == pytest.approx((logits.argmax(-1) == torch.arange(3)).float().mean().item())
-        assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, torch.arange(3)).item(), abs=1e-5)
+        assert score.accuracy == pytest.approx((logits.argmax(-1) == torch.arange(2)).float().mean().item())
+        assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, torch.arange(2)).item(), abs=1e-5)
     expected = model(**inputs, execution_order=[3, 1]).logits
     assert torch.equal(ls.prune_layers(model, [3, 1]).eval()(**inputs).logits, expected)
     plain = ls.to_plain_vit(model, [3, 1])
@@ -315,7 +146,7 @@ def test_evaluation_pruning_and_the_plain_export_know_every_family(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "beit", "siglip"])
 def test_the_residual_writers_of_a_pre_norm_layer_make_it_the_identity_at_zero(name):
-    model = fresh(name, is_free=True, residual_init_scale=0.0).eval()
+    model = fresh_model(MODELS[name], residual_init_scale=0.0)
     names = residual_writers(model.plain_class, model.config)
     assert len(names) == 2
     for layer in model.free_layers:
@@ -338,7 +169,7 @@ def test_training_draws_orders_in_every_family():
     for name in MODELS:
         model = free_model(name, shuffle_mode="arbitrary").train()
         model.seed_execution_order(0)
-        orders = {tuple(model(**MODELS[name][2]()).execution_order.tolist()) for _ in range(8)}
+        orders = {tuple(model(**MODELS[name].inputs()).execution_order.tolist()) for _ in range(8)}
         assert len(orders) > 3 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
 
 
@@ -364,7 +195,7 @@ class TwoListsViT(transformers.ViTModel):
 
 
 def test_models_without_one_list_of_layers_are_refused():
-    config = MODELS["vit"][1]()
+    config = MODELS["vit"].config()
     with pytest.raises(ValueError, match=r"TwoListsViT has 2 lists of layers \(layers, more_layers\)"):
         ls.free_order(TwoListsViT(config))
     model = transformers.ViTModel(config)
@@ -374,7 +205,7 @@ def test_models_without_one_list_of_layers_are_refused():
 
 
 def test_layers_that_depend_on_the_first_are_refused():
-    model = transformers.ViTModel(MODELS["vit"][1]())
+    model = transformers.ViTModel(MODELS["vit"].config())
     model.layers[0].attention.bias_of_all = nn.Embedding(4, 2)
     with pytest.raises(ValueError, match=r"first layer of ViTModel alone holds 'attention.bias_of_all.weight'"):
         ls.free_order(model)
@@ -402,7 +233,7 @@ class ShortViT(transformers.ViTModel):
 
 @pytest.mark.parametrize(("plain", "took"), [(IndexedViT, "no layer"), (ShortViT, "4 of the 6 layers of the order")])
 def test_a_forward_that_does_not_follow_the_order_says_so(plain, took):
-    model = ls.free_order(plain(MODELS["vit"][1]()).eval())
+    model = ls.free_order(plain(MODELS["vit"].config()).eval())
     with pytest.raises(ValueError, match=f"took {took} by iterating its list of layers"):
         model(**images(), execution_order=[0, 1, 1, 2, 3, 3])
 
@@ -416,7 +247,7 @@ def test_two_classes_of_one_name_are_two_classes():
 def test_a_configuration_of_a_plain_model_is_refused_with_the_remedy():
     made = layershuffle_class(transformers.ViTModel)
     with pytest.raises(ValueError, match=r"LayerShuffleViTModel needs a LayerShuffleViTConfig, not a ViTConfig"):
-        made(MODELS["vit"][1]())
+        made(MODELS["vit"].config())
 
 
 def test_auto_classes_know_what_was_never_imported():
@@ -431,7 +262,7 @@ def test_auto_classes_know_what_was_never_imported():
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_shorter_models_are_saved_and_loaded(name, tmp_path):
-    inputs = MODELS[name][2]()
+    inputs = MODELS[name].inputs()
     model = free_model(name)
     expected = model(**inputs, execution_order=[2, 0]).logits
     pruned = ls.prune_layers(model, [2, 0])
@@ -460,13 +291,13 @@ def test_other_families_are_merged_and_published_with_a_card(name, tmp_path):
     pool = free_model(name)
     other = ls.free_order(plain_model(name, seed=1))
     pool.free_layers[1].load_state_dict(other.free_layers[1].state_dict())
-    inputs = MODELS[name][2]()
+    inputs = MODELS[name].inputs()
     torch.testing.assert_close(merged(**inputs).logits, pool(**inputs, execution_order=[0, 1, 2]).logits)
 
 
 def test_towers_that_do_not_fit_are_not_merged(tmp_path):
     free_model("siglip").save_pretrained(tmp_path / "a")
-    config = MODELS["siglip"][1]()
+    config = MODELS["siglip"].config()
     config.vision_config.num_attention_heads = 2
     ls.free_order(transformers.SiglipForImageClassification(config)).save_pretrained(tmp_path / "b")
     plan = ls.MergePlan.random({name: str(tmp_path / name) for name in "ab"}, seed=0)
@@ -476,7 +307,7 @@ def test_towers_that_do_not_fit_are_not_merged(tmp_path):
 
 @torch.no_grad()
 def test_layers_that_know_where_they_were_built_stay_there():
-    sizes = {**SIZES, **TEXT, "local_attention": 4, "global_attn_every_n_layers": 2, "pad_token_id": 0}
+    sizes = {**BERT, "local_attention": 4, "global_attn_every_n_layers": 2, "pad_token_id": 0}
     special = {f"{name}_token_id": number for number, name in enumerate(("bos", "eos", "cls", "sep"), 1)}
     config = transformers.ModernBertConfig(**sizes, **special, num_labels=5)
     model = ls.free_order(transformers.ModernBertForSequenceClassification(config).eval())
@@ -488,7 +319,7 @@ def test_layers_that_know_where_they_were_built_stay_there():
 
 @torch.no_grad()
 def test_a_family_that_does_more_between_its_layers_is_not_taken_apart():
-    sizes = {**SIZES, **TEXT, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+    sizes = {**BERT, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
     config = transformers.DebertaV2Config(**sizes, conv_kernel_size=3, pad_token_id=0, num_labels=5)
     model = ls.free_order(transformers.DebertaV2ForSequenceClassification(config).eval())
     with torch.no_grad():
@@ -510,7 +341,7 @@ def test_a_familys_own_layerdrop_is_refused_and_its_labels_are_taken():
 
 @torch.no_grad()
 def test_a_cache_does_not_change_what_a_repeat_computes():
-    config = transformers.LlamaConfig(**SIZES, **TEXT, num_labels=5, pad_token_id=0)
+    config = transformers.LlamaConfig(**BERT, num_labels=5, pad_token_id=0)
     model = ls.free_order(transformers.LlamaForSequenceClassification(config).eval())
     inputs = {"input_ids": texts()["input_ids"]}
     expected = model(**inputs, execution_order=[0, 1, 1], use_cache=False).logits
@@ -538,5 +369,5 @@ def test_a_new_head_on_a_tower_is_new(tmp_path):
 
 
 def test_the_first_map_of_an_mlp_learns_where_it_is_as_wide_as_the_stream():
-    config = transformers.ViTConfig(**{**SIZES, "intermediate_size": 32}, **IMAGES)
+    config = transformers.ViTConfig(**{**SIZES, "intermediate_size": 32}, **IMAGE)
     assert residual_writers(transformers.ViTModel, config) == ("attention.o_proj", "mlp.fc2")
