@@ -200,7 +200,7 @@ class LayerwiseClassifier:
         args, kwargs = self._call_of(index)
         output = self._run.at(self.layers[index], position)(hidden_states, *args, **kwargs)
         position_logits = self._run.position_logits.pop() if self._run.position_logits else None
-        return output[0] if isinstance(output, tuple) else output, position_logits
+        return output[0] if isinstance(output, (tuple, list)) else output, position_logits
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
@@ -256,7 +256,7 @@ class _Recorder(StandIn):
         if parts._gives_tuple is None:
             output = parts._run.at(self.layer, 0)(hidden_states, *args, **kwargs)
             parts._run.position_logits.clear()
-            parts._gives_tuple = isinstance(output, tuple)
+            parts._gives_tuple = isinstance(output, (tuple, list))
         return (hidden_states, None) if parts._gives_tuple else hidden_states
 
 

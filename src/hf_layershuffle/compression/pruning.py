@@ -52,7 +52,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     old_layers = _layers_at(pruned, path)
     layers: Any = same_kind_of_list(old_layers, [old_layers[layer] for layer in kept])
     pruned.set_submodule(path, layers)
-    depth_embedding = getattr(pruned.base_model, "depth_embedding", None)
+    depth_embedding = getattr(pruned, "_depth_embedding", None)
     if depth_embedding is not None:
         _keep_rows(depth_embedding, len(kept))
         depth_embedding.num_embeddings = len(depth_embedding.weight)

@@ -153,6 +153,7 @@ class Run:
         return iter(self.program)
 
     def _counted(self) -> Iterator:
+        self.num_given = 0  # BigBird goes through its layers before it runs them
         for layer in self.program:
             self.num_given += 1
             yield layer

@@ -7,6 +7,7 @@ beside the weights: it may import `from .x import y` only.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from .configuration_layershuffle import (
     layershuffle_config_class,
 )
 from .execution_order import ExecutionOrderStream
+from .families import CHANNELS_FIRST
 from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
 from .initial_weights import InitialWeightsMixin
@@ -75,8 +77,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
         _check_own_layerdrop(self)
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
-        is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
-        if encoder is not self and is_inside and getattr(encoder, "config", None) is self.config:
+        if self._is_around_encoder(encoder):
             # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
             if not isinstance(encoder, LayerShuffleMixin):
                 _change_class(encoder, layershuffle_class(type(encoder)))
@@ -95,8 +96,21 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             names = {layer_class.plain_class.__name__: layer_class.__name__}
             self._no_split_modules = {names.get(name, name) for name in self._no_split_modules or ()}
 
+    def _is_around_encoder(self, encoder: Any) -> bool:
+        """Whether the layers are in a model inside this one that takes the same inputs."""
+        is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
+        if encoder is self or not is_inside or getattr(encoder, "config", None) is not self.config:
+            return False
+        # DINOv3's is of its own class too, but takes hidden states
+        return encoder.main_input_name in inspect.signature(encoder.forward).parameters
+
     def _add_position_modules(self) -> None:
         config = self.config
+        if config.plain_model_type in CHANNELS_FIRST:
+            raise ValueError(
+                f"{type(self).__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there "
+                "is no depth embedding and no position predictor; set both flags to False."
+            )
         encoder = encoder_config(config)
         layers: Any = self.free_layers
         eps = getattr(encoder, "layer_norm_eps", 1e-6)
