@@ -7,6 +7,7 @@ from .checkpoints.auto_models import LayerShuffleAutoModel as LayerShuffleAutoMo
 from .checkpoints.auto_models import (
     LayerShuffleAutoModelForAudioClassification as LayerShuffleAutoModelForAudioClassification,
 )
+from .checkpoints.auto_models import LayerShuffleAutoModelForCausalLM as LayerShuffleAutoModelForCausalLM
 from .checkpoints.auto_models import (
     LayerShuffleAutoModelForImageClassification as LayerShuffleAutoModelForImageClassification,
 )
