@@ -72,4 +72,5 @@ def check_family(model_type: str | None, what: str) -> None:
     plain_type = plain_type_of(model_type or "")
     if plain_type in REFUSED_FAMILIES:
         reason, instead = REFUSED_FAMILIES[plain_type]
-        raise ValueError(f"{what} ('{plain_type}') cannot run its layers in any order: {reason}. Take {instead}.")
+        named = what if f"'{plain_type}'" in what else f"{what} ('{plain_type}')"
+        raise ValueError(f"{named} cannot run its layers in any order: {reason}. Take {instead}.")
