@@ -60,7 +60,8 @@ def analyze(
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
     parts = as_layerwise(model)
-    if parts.model.main_input_name != "pixel_values":
+    # Of a video, a token stands for a place in several frames
+    if parts.model.main_input_name != "pixel_values" or hasattr(parts.model.config, "num_frames"):
         raise ValueError(f"{type(parts.model).__name__} does not take images; analyses are of image classifiers.")
     if parts.num_layers < 2:
         raise ValueError(

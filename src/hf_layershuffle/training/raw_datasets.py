@@ -7,6 +7,7 @@ import datasets
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig
 
+from ..data.dataloading import MODEL_INPUTS
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
 from ..models.configuration_layershuffle import num_channels_of
@@ -17,7 +18,7 @@ def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedCon
 
     Args:
         dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`), or a dictionary of
-            such. All else comes back as it is.
+            such. All else comes back as it is, also what holds token ids or the features of sounds.
         image_processor: The model's image processor, or None.
         config: The model's configuration, which gives the number of channels and the numbers of the classes. If its
             classes have no names, they get those of the dataset.
@@ -33,7 +34,7 @@ def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedCon
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         return dataset
     columns = dataset.column_names or ["pixel_values"]  # a stream that was mapped does not know its columns
-    if "pixel_values" in columns:
+    if set(MODEL_INPUTS) & set(columns):
         return dataset
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
         return TransformedImages(dataset, name)
