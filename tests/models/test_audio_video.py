@@ -21,6 +21,8 @@ from transformers import (
 )
 
 import hf_layershuffle as ls
+from hf_layershuffle.checkpoints.image_processors import load_image_processor
+from hf_layershuffle.hub.model_card import build_model_card
 
 
 SIZES = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
@@ -133,8 +135,8 @@ def trained(name: str, folder, data=None, **arguments) -> ls.LayerShuffleTrainer
     data = items(name) if data is None else data
     arguments = ls.LayerShuffleTrainingArguments(
         str(folder), max_steps=STEPS.get(name, 30), learning_rate=1.5e-3, warmup_steps=0, seed=1,
-        per_device_train_batch_size=8, logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, eval_orders=3,
-        **arguments,
+        per_device_train_batch_size=8, logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
+        eval_orders=3, **arguments,
     )  # fmt: skip
     trainer = ls.LayerShuffleTrainer(
         ls.free_order(plain_model(name), shuffle_mode="arbitrary"),
@@ -264,21 +266,24 @@ def test_robustness_search_and_merging(folders, name, tmp_path):
     assert report.sequential.accuracy == 1.0
     kept = ls.search_layers(ls.load_classifier(folder), data, 2, progress=False)
     assert len(kept) == 2
-    sources = {"a": str(folder), "b": str(folder)}
-    layers = [{"source": "ab"[position % 2], "layer": position} for position in range(4)]
-    merged = ls.merge(ls.MergePlan.from_dict({"sources": sources, "layers": layers}))
-    model = ls.load_classifier(folder)
-    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in merged.state_dict().items())
+    plan = ls.MergePlan.random([str(folder), str(folder)], seed=0)
+    ls.merge(plan, tmp_path / "merged")
+    merged, model = (ls.load_classifier(each).eval() for each in (tmp_path / "merged", folder))
+    assert all(torch.equal(tensor, merged.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert (tmp_path / "merged" / "preprocessor_config.json").exists()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("wav2vec2", "audio"), ("ast", "audio"), ("videomae", "video")])
 def test_the_card_speaks_of_sounds_or_videos(folders, name, kind, tmp_path):
     folder, _, _ = folders(name)
-    card = ls.build_model_card(folder, repo_id="org/model")
+    card = build_model_card(folder, repo_id="org/model")
     text = str(card)
-    assert "image" not in text.split("## Citation")[0].replace("AutoImageProcessor", "").lower()
+    prose = re.sub(r"```.*?```", "", text.split("## Citation")[0], flags=re.DOTALL)
+    assert "image" not in prose.lower()
     assert card.data.pipeline_tag == f"{kind}-classification" and "vision-transformer" not in card.data.tags
     assert f"{'An audio' if kind == 'audio' else 'A video'} classifier of type `layershuffle_" in text
+    many = "clips" if kind == "audio" else "videos"
+    assert f"- Classifies {many} as one of its 2 classes" in text and "method" not in prose
     code = re.search(r"```python\n(import hf_layershuffle.*?)```", text, re.DOTALL)[1]
     compile(code, "<card>", "exec")
     auto_class = f"AutoModelFor{kind.capitalize()}Classification"
@@ -313,3 +318,11 @@ def test_a_dataset_of_features_trains_and_is_measured(name, tmp_path):
 def test_analyses_are_of_image_classifiers(folders, name):
     with pytest.raises(ValueError, match="does not take images; analyses are of image classifiers"):
         ls.analyze(ls.load_classifier(folders(name)[0]), items(name))
+
+
+def test_a_feature_extractor_is_no_image_processor(folders):
+    folder, _, _ = folders("ast")
+    with pytest.raises(
+        ValueError, match=r"holds a feature extractor \(ASTFeatureExtractor\), .*score_execution_orders"
+    ):
+        load_image_processor(folder)

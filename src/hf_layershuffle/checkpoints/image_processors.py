@@ -27,7 +27,7 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
 
     Raises:
         `OSError`: if there is none, or it cannot be read.
-        `ValueError`: if it needs code that the model brings.
+        `ValueError`: if it needs code that the model brings, or is of sounds.
     """
     folder = Path(name_or_path)
     kwargs = {"trust_remote_code": False} | kwargs
@@ -40,6 +40,7 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         )
     if folder.is_dir():
         check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
+        _check_is_of_images(folder)
     try:
         with explained_reading(f"The image processor of '{name_or_path}'"):
             return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
@@ -48,3 +49,18 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
         name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
         return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
+
+
+def _check_is_of_images(folder: Path) -> None:
+    path = folder / _PROCESSOR_FILES[0]
+    if not path.is_file():
+        return
+    with explained_reading(f"The image processor of '{folder}'"):
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+    kind = settings.get("feature_extractor_type")
+    known = getattr(transformers, kind, None) if isinstance(kind, str) else None
+    if isinstance(known, type) and issubclass(known, transformers.SequenceFeatureExtractor):
+        raise ValueError(
+            f"'{folder}' holds a feature extractor ({kind}), which is for sounds. Commands take images; measure a model "
+            "of sounds by `hf_layershuffle.score_execution_orders(model, items, orders)`, with items of its feature extractor."
+        )

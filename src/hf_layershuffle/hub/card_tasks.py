@@ -10,7 +10,7 @@ from ..models.auto_classes import plain_type_of
 _TASKS = {
     "image": {
         "kind": "image",
-        "items": "images",
+        "many": "images",
         "pipeline": "image-classification",
         "auto_class": "AutoModelForImageClassification",
         "processor": "AutoImageProcessor",
@@ -20,7 +20,7 @@ _TASKS = {
     },
     "text": {
         "kind": "text",
-        "items": "texts",
+        "many": "texts",
         "pipeline": "text-classification",
         "auto_class": "AutoModelForSequenceClassification",
         "processor": "AutoTokenizer",
@@ -29,7 +29,7 @@ _TASKS = {
     },
     "audio": {
         "kind": "audio",
-        "items": "clips",
+        "many": "clips",
         "pipeline": "audio-classification",
         "auto_class": "AutoModelForAudioClassification",
         "processor": "AutoFeatureExtractor",
@@ -39,7 +39,7 @@ _TASKS = {
     },
     "video": {
         "kind": "video",
-        "items": "videos",
+        "many": "videos",
         "pipeline": "video-classification",
         "auto_class": "AutoModelForVideoClassification",
         "processor": "AutoImageProcessor",
