@@ -61,6 +61,7 @@ def _check_is_of_images(folder: Path) -> None:
     known = getattr(transformers, kind, None) if isinstance(kind, str) else None
     if isinstance(known, type) and issubclass(known, transformers.SequenceFeatureExtractor):
         raise ValueError(
-            f"'{folder}' holds a feature extractor ({kind}), which is for sounds. Commands take images; measure a model "
-            "of sounds by `hf_layershuffle.score_execution_orders(model, items, orders)`, with items of its feature extractor."
+            f"'{folder}' holds a feature extractor ({kind}), which is for sounds. Commands take images; measure a "
+            "model of sounds by `hf_layershuffle.score_execution_orders(model, items, orders)`, with items of its "
+            "feature extractor."
         )
