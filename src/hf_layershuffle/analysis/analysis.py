@@ -65,7 +65,9 @@ def analyze(
     check_embedding(embedding)
     parts = as_layerwise(model)
     of_texts = takes_texts(parts.model.config)
-    if not of_texts and parts.model.main_input_name != "pixel_values":
+    # Of a video, a token stands for a place in several frames
+    is_video = hasattr(parts.model.config, "num_frames")
+    if not of_texts and (is_video or parts.model.main_input_name != "pixel_values"):
         raise ValueError(
             f"{type(parts.model).__name__} takes neither images nor texts; analyses are of classifiers of these."
         )

@@ -35,7 +35,7 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
 
     Raises:
         `OSError`: if there is none, or it cannot be read.
-        `ValueError`: if it needs code that the model brings.
+        `ValueError`: if it needs code that the model brings, or is of sounds.
     """
     folder = Path(name_or_path)
     kwargs = {"trust_remote_code": False} | kwargs
@@ -54,11 +54,28 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         )
     if folder.is_dir():
         check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
+        _check_is_of_images(folder)
     try:
         with explained_reading(f"The image processor of '{name_or_path}'"):
             return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
         return _load_by_its_file(name_or_path, **kwargs)
+
+
+def _check_is_of_images(folder: Path) -> None:
+    path = folder / _PROCESSOR_FILES[0]
+    if not path.is_file():
+        return
+    with explained_reading(f"The image processor of '{folder}'"):
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+    kind = settings.get("feature_extractor_type")
+    known = getattr(transformers, kind, None) if isinstance(kind, str) else None
+    if isinstance(known, type) and issubclass(known, transformers.SequenceFeatureExtractor):
+        raise ValueError(
+            f"'{folder}' holds a feature extractor ({kind}), which is for sounds. Commands take images; measure a "
+            "model of sounds by `hf_layershuffle.score_execution_orders(model, items, orders)`, with items of its "
+            "feature extractor."
+        )
 
 
 def _load_by_its_file(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

@@ -17,6 +17,8 @@ from .text_dataset import TextClassificationDataset
 
 
 TEXT_INPUT = "input_ids"
+# What a model takes, as a tokenizer or the processor of images, videos or sounds gives it
+MODEL_INPUTS = ("pixel_values", TEXT_INPUT, "input_values", "input_features")
 # What holds labelled images or texts, see [`as_dataloader`]
 LabelledData: TypeAlias = (
     Dataset | torch.utils.data.Dataset | torch.utils.data.DataLoader | Sequence[Mapping[str, Any]]
@@ -42,8 +44,9 @@ def as_dataloader(
     Args:
         data: One of three things. A `datasets.Dataset` has the columns `image` and `label`, as from
             [`load_image_datasets`], or `text` and `label`, as from [`load_text_datasets`] (both need
-            `processing_class`), or those of a tokenizer and `label`. A sequence has `{"pixel_values", "labels"}` or
-            `{"input_ids", ..., "labels"}` items. A DataLoader is taken as it is.
+            `processing_class`), or those of a tokenizer or a feature extractor and `label`. A sequence has
+            `{"pixel_values", "labels"}` items, or those with `input_ids`, `input_values` or `input_features`. A
+            DataLoader is taken as it is.
         processing_class: The image processor or the tokenizer of the model.
         batch_size: Images or texts a batch, at least 1.
         max_samples: How many of them to take, at least 1, drawn by `seed`; all by default. They are the same rows of a
@@ -75,7 +78,7 @@ def as_dataloader(
     if len(items) == 0:
         raise ValueError("The evaluation set is empty; pass at least one image.")
     rows = None if max_samples is None or max_samples >= len(items) else draw_rows(len(items), max_samples, seed)
-    if isinstance(data, Dataset) and TEXT_INPUT in data.column_names:
+    if isinstance(data, Dataset) and _standing_for_images(data):
         items = _tokenized(data if rows is None else data.select(rows))
     elif isinstance(data, Dataset):
         _check_processing_class(data, processing_class)
@@ -112,15 +115,16 @@ def _check_processing_class(data: Dataset, processing_class: ProcessingClass | N
 
 
 def _standing_for_images(data: Dataset) -> set[str]:
-    """Columns that a dataset of texts has in the place of images and their labels."""
-    is_tokenized = TEXT_INPUT in data.column_names and {"label", "labels"} & set(data.column_names)
-    if is_tokenized:
+    """Columns of images that a dataset need not have: it holds what a model takes, and labels."""
+    columns = set(data.column_names)
+    is_prepared = columns & set(MODEL_INPUTS) and {"label", "labels"} & columns and "image" not in columns
+    if is_prepared:
         return {"image", "label"}
-    return {"image"} if "text" in data.column_names else set()
+    return {"image"} if "text" in columns else set()
 
 
 def _tokenized(data: Dataset) -> Dataset:
-    """The columns of numbers of a dataset of texts, as tensors, of which `labels` are the classes."""
+    """The columns of numbers of a dataset, as tensors, of which `labels` are the classes."""
     if "labels" not in data.column_names:
         data = data.rename_column("label", "labels")
     words = [
@@ -154,5 +158,5 @@ def _check_data(data: Any) -> None:
         raise ValueError(f"`data` has the columns {', '.join(data.column_names)}; {allowed}.")
     if isinstance(data, Sequence) and len(data):
         item = data[0]
-        if not (isinstance(item, Mapping) and "labels" in item and {"pixel_values", TEXT_INPUT} & set(item)):
+        if not (isinstance(item, Mapping) and "labels" in item and set(MODEL_INPUTS) & set(item)):
             raise TypeError(f"`data` holds items of type {type(item).__name__}, or without these keys; {allowed}.")

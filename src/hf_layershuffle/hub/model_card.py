@@ -17,13 +17,13 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
-from ..checkpoints.tokenizers import takes_texts
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
 from ..common.tables import markdown_table
 from ..evaluation.report import RobustnessReport, pruning_points
 from .card_files import read_card
+from .card_tasks import card_task
 from .card_text import mark_published, update_card_text
 from .folder_records import METRICS, FolderRecords, hub_id
 
@@ -127,7 +127,7 @@ def build_model_card(
         config=described,
         image_size=f"{size} × {size}" if isinstance(size, int) else " × ".join(map(str, size or ["their model's"])),
         plain=records.is_plain,
-        task=_task(described),
+        task=card_task(described),
         install_command=INSTALL_COMMAND,
         method=_describe_training(described),
         dataset=in_code(dataset) if dataset else None,
@@ -149,32 +149,6 @@ def build_model_card(
         pictures=[(_in_link(name), escape(caption)) for name, caption in records.pictures],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
-
-
-# What a card says of models for images and for texts
-_TASKS = {
-    "image": {
-        "kind": "image",
-        "pipeline": "image-classification",
-        "auto_class": "AutoModelForImageClassification",
-        "processor": "AutoImageProcessor",
-        "inputs": 'images=Image.open("image.png").convert("RGB")',
-        "example": "image.png",
-    },
-    "text": {
-        "kind": "text",
-        "pipeline": "text-classification",
-        "auto_class": "AutoModelForSequenceClassification",
-        "processor": "AutoTokenizer",
-        "inputs": '"A text."',
-        "example": "A text.",
-    },
-}
-
-
-def _task(config: SimpleNamespace) -> dict[str, str]:
-    """What the card says of the task."""
-    return _TASKS["text" if takes_texts(config) else "image"]
 
 
 def _safe_merge(merge: dict) -> dict:
@@ -209,7 +183,7 @@ def _metadata(records: FolderRecords, dataset: str | None, tags: Iterable[str] =
     # The Hub refuses a base model that is not one of its own
     base_models = list(dict.fromkeys(filter(None, map(hub_id, sources))))
     datasets = list(filter(None, {hub_id(dataset): None, hub_id(records.training.get("dataset")): None}))
-    task = _task(records.config)
+    task = card_task(records.config)
     tags = {
         *(["vision-transformer"] if task["kind"] == "image" else []),
         *tags,
@@ -266,7 +240,7 @@ def _eval_results(records: FolderRecords, dataset: str | None) -> list[EvalResul
                 rows.append((f"order {METRICS[name]}", metrics[name], settings if "arbitrary" in name else None))
     return [
         EvalResult(
-            task_type=_task(records.config)["pipeline"],
+            task_type=card_task(records.config)["pipeline"],
             dataset_type=hub_id(dataset) or "unknown",
             dataset_name=dataset or "unknown",
             metric_type="accuracy",

@@ -8,6 +8,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..checkpoints.tokenizers import check_tokenizer, takes_texts
+from ..data.dataloading import MODEL_INPUTS
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
 from ..data.text_dataset import TextClassificationDataset
@@ -20,7 +21,7 @@ def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedCo
 
     Args:
         dataset: A `datasets.Dataset` of images or texts and labels, or with a transform (`with_transform`), or a
-            dictionary of such. All else comes back as it is.
+            dictionary of such. All else comes back as it is, also what holds token ids or features of sounds.
         processing_class: The model's image processor or tokenizer, or None.
         config: The model's configuration, which gives the number of channels and the numbers of the classes. If its
             classes have no names, they get those of the dataset.
@@ -37,7 +38,7 @@ def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedCo
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         return dataset
     columns = dataset.column_names or ["pixel_values"]  # a stream that was mapped does not know its columns
-    if "pixel_values" in columns:
+    if set(MODEL_INPUTS) & set(columns):
         return dataset
     if config is not None and takes_texts(config):
         return _as_tokens(dataset, processing_class, config, name)

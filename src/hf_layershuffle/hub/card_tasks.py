@@ -1,0 +1,63 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a card says of models for images, texts, sounds and videos."""
+
+from types import SimpleNamespace
+
+from ..checkpoints.loading import classifiers_of
+from ..models.auto_classes import plain_type_of
+
+
+_TASKS = {
+    "image": {
+        "kind": "image",
+        "many": "images",
+        "pipeline": "image-classification",
+        "auto_class": "AutoModelForImageClassification",
+        "processor": "AutoImageProcessor",
+        "imports": "from PIL import Image",
+        "inputs": 'images=Image.open("image.png").convert("RGB")',
+        "example": "image.png",
+    },
+    "text": {
+        "kind": "text",
+        "many": "texts",
+        "pipeline": "text-classification",
+        "auto_class": "AutoModelForSequenceClassification",
+        "processor": "AutoTokenizer",
+        "inputs": '"A text."',
+        "example": "A text.",
+    },
+    "audio": {
+        "kind": "audio",
+        "many": "clips",
+        "pipeline": "audio-classification",
+        "auto_class": "AutoModelForAudioClassification",
+        "processor": "AutoFeatureExtractor",
+        "imports": "import soundfile",
+        "inputs": 'soundfile.read("clip.wav")[0], sampling_rate=processor.sampling_rate',
+        "example": "clip.wav",
+    },
+    "video": {
+        "kind": "video",
+        "many": "videos",
+        "pipeline": "video-classification",
+        "auto_class": "AutoModelForVideoClassification",
+        "processor": "AutoImageProcessor",
+        "imports": "from PIL import Image",
+        "inputs": '[Image.open(f"frame-{number}.png").convert("RGB") for number in range(model.config.num_frames)]',
+        "example": "video.mp4",
+    },
+}
+
+
+def card_task(config: SimpleNamespace) -> dict[str, str]:
+    """What the card says of the task, by the classifiers of the family.
+
+    Of a family that is not known: a model of texts has a vocabulary, and no size of images.
+    """
+    classifiers = classifiers_of(plain_type_of(str(getattr(config, "model_type", None))))
+    kinds = [kind for kind, task in _TASKS.items() if task["auto_class"] in classifiers]
+    if kinds in (["audio"], ["video"]):
+        return _TASKS[kinds[0]]
+    takes_text = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
+    return _TASKS["text" if takes_text else "image"]
