@@ -172,12 +172,12 @@ def check_order(encoder: Encoder) -> None:
 
 
 def check_subset(encoder: Encoder) -> None:
-    """So are some of the layers."""
+    """Some of the layers are the plain model that has these layers only."""
     _check_order(encoder, SUBSET)
 
 
 def check_repeat(encoder: Encoder) -> None:
-    """So are layers that run several times."""
+    """Layers that run several times are the plain model that has them several times."""
     _check_order(encoder, REPEAT)
 
 
