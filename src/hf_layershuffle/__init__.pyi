@@ -7,6 +7,7 @@ from .checkpoints.auto_models import LayerShuffleAutoModel as LayerShuffleAutoMo
 from .checkpoints.auto_models import (
     LayerShuffleAutoModelForAudioClassification as LayerShuffleAutoModelForAudioClassification,
 )
+from .checkpoints.auto_models import LayerShuffleAutoModelForCausalLM as LayerShuffleAutoModelForCausalLM
 from .checkpoints.auto_models import (
     LayerShuffleAutoModelForImageClassification as LayerShuffleAutoModelForImageClassification,
 )
@@ -23,6 +24,8 @@ from .compression.pruning import prune_layers as prune_layers
 from .compression.pruning import search_layers as search_layers
 from .data.datasets import load_image_datasets as load_image_datasets
 from .data.image_dataset import ImageClassificationDataset as ImageClassificationDataset
+from .data.text_dataset import TextClassificationDataset as TextClassificationDataset
+from .data.text_datasets import load_text_datasets as load_text_datasets
 from .deployment.plain_vit import to_plain_vit as to_plain_vit
 from .evaluation.report import RobustnessReport as RobustnessReport
 from .evaluation.report import compare_reports as compare_reports

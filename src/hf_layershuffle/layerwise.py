@@ -8,9 +8,11 @@ from typing import Any, Protocol, overload
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints.loading import as_layershuffle, load_classifier
+from .checkpoints.processing_classes import ProcessingClass, check_evaluable
+from .checkpoints.tokenizers import longest_text
 from .data.dataloading import LabelledData, as_dataloader
 from .models.configuration_layershuffle import encoder_config, num_channels_of
 from .models.layer_program import LayerProgram, Run, StandIn, run_program
@@ -198,7 +200,7 @@ class LayerwiseClassifier:
         args, kwargs = self._call_of(index)
         output = self._run.at(self.layers[index], position)(hidden_states, *args, **kwargs)
         position_logits = self._run.position_logits.pop() if self._run.position_logits else None
-        return output[0] if isinstance(output, tuple) else output, position_logits
+        return output[0] if isinstance(output, (tuple, list)) else output, position_logits
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states after any layer to logits of shape `(batch_size, num_labels)`."""
@@ -220,6 +222,14 @@ class LayerwiseClassifier:
         layers = self.model.free_layers
         with run_program(layers, [_Constant(layers[0], hidden_states, bool(self._gives_tuple))]):
             return self.model(**inputs, **self._options).logits
+
+    def mean_over_tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Means over the tokens of the batch embedded last, without padding, of values `(batch_size, tokens, ...)`."""
+        mask = self._inputs.get("attention_mask")
+        if mask is None or mask.shape != values.shape[:2]:
+            return values.mean(1)
+        weights = mask.to(values.dtype).reshape(*mask.shape, *[1] * (values.ndim - 2))
+        return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def _first_input(self) -> dict[str, torch.Tensor]:
         return {name: value[:1] for name, value in self._inputs.items()}
@@ -246,7 +256,7 @@ class _Recorder(StandIn):
         if parts._gives_tuple is None:
             output = parts._run.at(self.layer, 0)(hidden_states, *args, **kwargs)
             parts._run.position_logits.clear()
-            parts._gives_tuple = isinstance(output, tuple)
+            parts._gives_tuple = isinstance(output, (tuple, list))
         return (hidden_states, None) if parts._gives_tuple else hidden_states
 
 
@@ -261,45 +271,19 @@ class _Constant(StandIn):
         return self.output
 
 
-def check_evaluable(config: PreTrainedConfig, image_processor: ImageProcessingMixin | None = None) -> None:
-    """Refuses a model that does not choose one class of several, since it has no accuracy.
-
-    It also refuses an image processor for images with another number of channels than the model takes.
-
-    Raises:
-        `ValueError`: naming the field.
-    """
-    problem = getattr(config, "problem_type", None) or ("regression" if config.num_labels == 1 else None)
-    if problem not in (None, "single_label_classification"):
-        raise ValueError(
-            f"The model is for '{problem}' (`problem_type` and `num_labels`, {config.num_labels}); accuracy is "
-            "measured of models that choose one class of at least two. Take a model for single-label classification."
-        )
-    if image_processor is None or not getattr(image_processor, "do_normalize", False):
-        return
-    num_channels = num_channels_of(config)
-    for name in ("image_mean", "image_std"):
-        value = getattr(image_processor, name, None)
-        if num_channels is not None and isinstance(value, (list, tuple)) and len(value) != num_channels:
-            kind = {1: "grey", 3: "RGB"}.get(num_channels, f"{num_channels}-channel")
-            raise ValueError(
-                f"The model takes {kind} images (`num_channels` is {num_channels}), but `{name}` of its image "
-                f"processor has {len(value)} numbers: {list(value)}. Save the image processor that it was trained "
-                "with beside it."
-            )
-
-
 def batches_for(
-    parts: LayerwiseModel, data: LabelledData, image_processor: ImageProcessingMixin | None = None, **kwargs: Any
+    parts: LayerwiseModel, data: LabelledData, processing_class: ProcessingClass | None = None, **kwargs: Any
 ) -> DataLoader:
-    """Batches for a model that is taken apart, with its channels and its numbers of the classes.
+    """Batches for a model that is taken apart, with its channels, its longest text and its numbers of the classes.
 
     Args:
-        data, image_processor, kwargs: As for [`as_dataloader`].
+        data, processing_class, kwargs: As for [`as_dataloader`].
     """
-    # An object that is only like a `LayerwiseClassifier` need not have a configuration
-    config = parts.model.config if isinstance(parts, LayerwiseClassifier) else None
-    return as_dataloader(data, image_processor, num_channels=parts.num_channels, config=config, **kwargs)
+    if isinstance(parts, LayerwiseClassifier):  # an object that is only like one need not have a configuration
+        kwargs["config"] = parts.model.config
+        if isinstance(processing_class, PreTrainedTokenizerBase):
+            kwargs["max_length"] = longest_text(processing_class, parts.model)
+    return as_dataloader(data, processing_class, num_channels=parts.num_channels, **kwargs)
 
 
 def inputs_on_device(

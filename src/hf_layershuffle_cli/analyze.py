@@ -21,6 +21,8 @@ def analyze(
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="For the numbers and the pictures.")] = Path(
         "outputs/analysis"
@@ -61,8 +63,7 @@ def analyze(
         dataset_name,
         dataset_config_name=dataset_config_name,
         eval_split=eval_split,
-        image_column=image_column_name,
-        label_column=label_column_name,
+        **inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name),
         skip_damaged=skip_damaged,
         max_samples=max_samples,
         seed=seed,
@@ -70,7 +71,7 @@ def analyze(
     report = analysis.analyze(
         loaded.model,
         data,
-        image_processor=loaded.image_processor,
+        processing_class=loaded.processing_class,
         num_orders=num_orders,
         seed=seed,
         batch_size=batch_size,

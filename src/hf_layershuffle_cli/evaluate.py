@@ -22,6 +22,8 @@ def evaluate(
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="For the reports and the pictures.")] = Path(
         "outputs/robustness"
@@ -57,7 +59,7 @@ def evaluate(
     # All is loaded before the first evaluation starts, so that bad input shows at once
     loaded_models = [inputs.load_model(each, device, dtype, revision, trust_remote_code) for each in models]
     dataset_name = inputs.dataset_of(models, dataset_name, revision)
-    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    columns = inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name)
     split: dict[str, Any] = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
     split |= {"skip_damaged": skip_damaged, "max_samples": max_samples, "seed": seed}
     datasets = [inputs.load_evaluation_split(loaded, dataset_name, **split) for loaded in loaded_models]
@@ -75,7 +77,7 @@ def evaluate(
         report = found[name] or evaluate_robustness(
             loaded.model,
             data,
-            image_processor=loaded.image_processor,
+            processing_class=loaded.processing_class,
             max_samples=max_samples,
             batch_size=batch_size,
             model_name=name,
@@ -107,23 +109,14 @@ def find_report(
         `ValueError`: if there is another report.
     """
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.data.datasets import as_dataloader
     from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
     from hf_layershuffle.evaluation.report import REPORT_FILE
-    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
 
     if not (folder / REPORT_FILE).exists():
         return None
     report = RobustnessReport.load(folder)
-    model = loaded.model
-    loader = as_dataloader(
-        data,
-        loaded.image_processor,
-        max_samples=max_samples,
-        seed=expected["seed"],
-        num_channels=num_channels_of(model.config),
-    )
-    other = other_than(report, expected_report(model, loader, loaded.image_processor, **expected))
+    loader = loaded.batches(data, max_samples=max_samples, seed=expected["seed"])
+    other = other_than(report, expected_report(loaded.model, loader, loaded.processing_class, **expected))
     if other is not None:
         raise ValueError(
             f"'{folder}' holds a report of another evaluation ({other}); choose another --output_dir, or add "

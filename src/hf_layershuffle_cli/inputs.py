@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What commands read: models, devices and images. Nothing heavy is imported at module level."""
+"""What commands read: models, devices, images and texts. Nothing heavy is imported at module level."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,31 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+    from hf_layershuffle.checkpoints.processing_classes import ProcessingClass
 
 
 @dataclass
 class LoadedModel:
-    """A model to work on, and its image processor.
+    """A model to work on, and what makes its inputs.
 
     Args:
         name: Its folder or Hub id.
         model: The classifier, as a LayerShuffle model.
-        image_processor: The model's image processor.
+        processing_class: The model's image processor or tokenizer.
     """
 
     name: str
     model: "PreTrainedModel"
-    image_processor: "BaseImageProcessor"
+    processing_class: "ProcessingClass"
+
+    def batches(self, data: "Dataset", **kwargs: Any) -> "DataLoader":
+        """The batches on which the model is evaluated; see [`batches_for`]."""
+        from hf_layershuffle.layerwise import as_layerwise, batches_for
+
+        return batches_for(as_layerwise(self.model), data, self.processing_class, **kwargs)
 
 
 def load_model(
@@ -34,14 +43,14 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """The classifier, as a LayerShuffle model on its device in evaluation mode, and its image processor.
+    """The classifier, as a LayerShuffle model on its device in evaluation mode, and what makes its inputs.
 
     Args:
         name_or_path: Folder or Hub id.
         device: Name of the device. Defaults to the best there is.
         dtype: Dtype of the weights: float32, bfloat16 or float16.
         revision: Branch, tag or commit of a Hub model.
-        trust_remote_code: Whether code that the model or its image processor brings may run.
+        trust_remote_code: Whether code that the model or its image processor or tokenizer brings may run.
 
     Raises:
         `ValueError`: if an argument is not valid, or the model is no classifier of several classes.
@@ -49,8 +58,8 @@ def load_model(
     """
     import torch
 
-    from hf_layershuffle.checkpoints.image_processors import load_image_processor
     from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.checkpoints.processing_classes import load_processing_class
     from hf_layershuffle.layerwise import check_evaluable
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,10 +68,10 @@ def load_model(
     check_model(name_or_path, revision)
     hub: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     model = load_classifier(name_or_path, dtype=dtypes[dtype], **hub)
-    image_processor = load_image_processor(name_or_path, **hub)
-    check_evaluable(model.config, image_processor)
+    processing_class = load_processing_class(name_or_path, model.config, **hub)
+    check_evaluable(model.config, processing_class)
     on_device = cast(Any, model).to(choose_device(device))  # transformers hides what `to` takes
-    return LoadedModel(name_or_path, on_device.eval(), image_processor)
+    return LoadedModel(name_or_path, on_device.eval(), processing_class)
 
 
 def check_model(name_or_path: str, revision: str | None = None) -> None:
@@ -117,7 +126,9 @@ def dataset_of(models: list[str], dataset_name: str | None, revision: str | None
     name = names.pop()
     if not name:
         raise ValueError(f"'{models[0]}' has no training.json that names the dataset it was trained on. {say}")
-    if name == "digits" or Path(name).expanduser().is_dir():
+    from hf_layershuffle.data.dataset_files import BUILT_IN
+
+    if name in BUILT_IN or Path(name).expanduser().exists():
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
@@ -145,20 +156,41 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+def columns_of(image: str | None, text: str | None, text_pair: str | None, label: str | None) -> dict[str, Any]:
+    """The options of columns as [`load_split`] takes them."""
+    return {"image_column": image, "text_column": text, "text_pair_column": text_pair, "label_column": label}
+
+
 def load_split(model: "PreTrainedModel", split: str, dataset_name: str, **kwargs: Any) -> "Dataset":
-    """The images of a split with the columns `image` and `label`, whose labels are as the model numbers its classes.
+    """The images or texts of a split with the columns `image` or `text`, and `label`, numbered as the model's classes.
 
     Args:
         model: The classifier.
-        split: "train", or "test" for the images to evaluate on.
+        split: "train", or "test" for the images or texts to evaluate on.
         dataset_name: Name of the dataset.
-        kwargs: As for [`load_image_datasets`].
-    """
-    from hf_layershuffle.data.datasets import load_image_datasets, match_labels
+        kwargs: As for [`load_image_datasets`] and [`load_text_datasets`]. Columns of images that are None are left out
+            for texts, and the other way round.
 
+    Raises:
+        `ValueError`: if a column of texts is given for a model of images, or the other way round.
+    """
+    from hf_layershuffle.checkpoints.tokenizers import takes_texts
+    from hf_layershuffle.data.datasets import load_image_datasets, match_labels
+    from hf_layershuffle.data.text_datasets import load_text_datasets
+
+    of_texts = takes_texts(model.config)
+    for name in ("image_column",) if of_texts else ("text_column", "text_pair_column"):
+        value = kwargs.pop(name, None)
+        if value is not None:
+            kind = "texts" if of_texts else "images"
+            raise ValueError(
+                f"`{name}` is '{value}', and '{model.config.name_or_path}' is a model of {kind}; leave out "
+                f"--{name}_name."
+            )
     id2label = cast(dict[int, str], model.config.id2label)
     class_names = [str(id2label[index]) for index in range(len(id2label))]
-    splits = load_image_datasets(dataset_name, class_names=class_names, **kwargs)
+    load = load_text_datasets if of_texts else load_image_datasets
+    splits = load(dataset_name, class_names=class_names, **kwargs)
     return match_labels(splits[split], model.config, dataset_name)
 
 
@@ -171,12 +203,13 @@ def load_evaluation_split(
     seed: int = 0,
     **kwargs: Any,
 ) -> "Dataset":
-    """The images to evaluate on.
+    """The images or texts to evaluate on.
 
     Args:
         loaded: The model.
         dataset_name: Name of the dataset.
-        skip_damaged: Whether images that cannot be read are left out; see [`without_damaged`].
+        skip_damaged: Whether images that cannot be read, and rows without a text, are left out; see
+            [`without_damaged`].
         max_samples, seed: As for [`without_damaged`].
         kwargs: As for [`load_image_datasets`].
     """
@@ -185,16 +218,6 @@ def load_evaluation_split(
 
 
 def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | None = None, seed: int = 0) -> "Dataset":
-    """The images that can be read, of all or of as many as `seed` draws. A warning names the others."""
-    from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader
-    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
-
-    loader = as_dataloader(
-        data,
-        loaded.image_processor,
-        skip_damaged=True,
-        max_samples=max_samples,
-        seed=seed,
-        num_channels=num_channels_of(loaded.model.config),
-    )
-    return cast(ImageClassificationDataset, loader.dataset).dataset
+    """The images, or texts, that can be read, of all or of as many as `seed` draws. A warning names the others."""
+    loader = loaded.batches(data, skip_damaged=True, max_samples=max_samples, seed=seed)
+    return cast(Any, loader.dataset).dataset

@@ -53,6 +53,8 @@ def merge(
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
     max_samples: options.MaxSamples = None,
     skip_damaged: options.SkipDamaged = False,
@@ -83,7 +85,7 @@ def merge(
     named = {} if is_plan else name_sources(sources, base)
     drawing: dict[str, Any] = {"num_layers": num_layers, "any_layer": any_layer, "seed": seed}
     if evaluate is not None:
-        columns = {"image_column": image_column_name, "label_column": label_column_name}
+        columns = inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name)
         split = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
         sizes = {"batch_size": batch_size, "max_samples": max_samples, "skip_damaged": skip_damaged}
         drawing |= {"num_merges": num_random, "base": list(named)[base - 1], **sizes}
@@ -228,7 +230,7 @@ def evaluate_merges(
     report = evaluate_random_merges(
         {name: each.model for name, each in loaded.items()},
         data,
-        image_processor=base.image_processor,
+        processing_class=base.processing_class,
         name=output_dir.resolve().name,
         dataset_name=outputs.short_name(dataset_name),
         sources={name: {"path": source.path, "revision": folders[name][1]} for name, source in sources.items()},

@@ -10,8 +10,8 @@ DatasetName = Annotated[
     str | None,
     typer.Option(
         "--dataset_name",
-        help="digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id. Defaults to the "
-        "one that the model's training.json names, if it can be found.",
+        help="digits, python-docs, a folder (Parquet, CSV, one folder a class, IDX, save_to_disk) or a Hub dataset "
+        "id. Defaults to the one that the model's training.json names, if it can be found.",
     ),
 ]
 DatasetConfigName = Annotated[
@@ -26,14 +26,27 @@ EvalSplit = Annotated[
 ImageColumn = Annotated[
     str | None, typer.Option("--image_column_name", help="Column of images. Defaults to the one found.")
 ]
+TextColumn = Annotated[
+    str | None, typer.Option("--text_column_name", help="Column of texts. Defaults to the one found.")
+]
+TextPairColumn = Annotated[
+    str | None,
+    typer.Option("--text_pair_column_name", help="Column of second texts. Defaults to the one found, if any."),
+]
 LabelColumn = Annotated[
     str | None, typer.Option("--label_column_name", help="Column of labels. Defaults to the one found.")
 ]
-MaxSamples = Annotated[int | None, typer.Option("--max_samples", help="Use only this many images, drawn by --seed.")]
-SkipDamaged = Annotated[
-    bool, typer.Option("--skip_damaged", help="Leave out images that cannot be read, instead of stopping at them.")
+MaxSamples = Annotated[
+    int | None, typer.Option("--max_samples", help="Use only this many images or texts, drawn by --seed.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch_size", help="Images in a batch.")]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip_damaged",
+        help="Leave out images that cannot be read and rows without a text, instead of stopping at them.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch_size", help="Images or texts in a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random, at least 0.")]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... Defaults to the best there is.")
@@ -43,6 +56,7 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust_remote_code", help="Run the code that a model or its image processor brings, if you trust it."
+        "--trust_remote_code",
+        help="Run the code that a model, its image processor or its tokenizer brings, if you trust it.",
     ),
 ]

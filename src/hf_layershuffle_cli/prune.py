@@ -23,14 +23,16 @@ def prune(
         int | None, typer.Option("--num_layers", help="For --search: number of layers to keep.")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Drop greedily what costs least on training images of --dataset_name.")
+        bool, typer.Option("--search", help="Drop greedily what costs least on training data of --dataset_name.")
     ] = False,
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
     image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
     max_samples: Annotated[
-        int, typer.Option("--max_samples", help="For --search: training images, drawn by seed.")
+        int, typer.Option("--max_samples", help="For --search: training images or texts, drawn by seed.")
     ] = 512,
     skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
@@ -43,13 +45,14 @@ def prune(
 
     Say which layers stay by one of --keep, --speedup or --search (with --num_layers or --speedup).
     """
-    from hf_layershuffle.checkpoints.image_processors import load_image_processor
     from hf_layershuffle.checkpoints.loading import load_classifier
+    from hf_layershuffle.checkpoints.processing_classes import load_processing_class
     from hf_layershuffle.common.paths import check_links
     from hf_layershuffle.compression.pruning import prune_layers, search_layers
     from hf_layershuffle.hub.card_files import license_of
     from hf_layershuffle.hub.model_card import write_model_card
     from hf_layershuffle.layerwise import check_evaluable
+    from hf_layershuffle.models.configuration_layershuffle import num_layers_of
 
     check_arguments(keep, speedup, search, num_kept)
     inputs.check_model(model, revision)
@@ -58,31 +61,30 @@ def prune(
     with outputs.new_folder(output_dir) as folder:
         hub: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
         whole = load_classifier(model, as_saved=True, dtype="auto", **hub).eval()
-        image_processor = load_image_processor(model, **hub)
-        num_layers = whole.config.num_hidden_layers
+        processing_class = load_processing_class(model, whole.config, **hub)
+        num_layers = num_layers_of(whole.config)
         layers = choose_layers(num_layers, keep, speedup, num_kept)
         if search:
-            check_evaluable(whole.config, image_processor)
+            check_evaluable(whole.config, processing_class)
             data = inputs.load_split(
                 whole,
                 "train",
                 inputs.dataset_of([model], dataset_name, revision),
                 dataset_config_name=dataset_config_name,
-                image_column=image_column_name,
-                label_column=label_column_name,
+                **inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name),
             )
             if max_samples < 1:
                 raise ValueError(f"`max_samples` is {max_samples}; it must be at least 1.")
             data = data.shuffle(seed=seed).select(range(min(max_samples, len(data))))
             if skip_damaged:
-                data = inputs.without_damaged(data, inputs.LoadedModel(model, whole, image_processor))
+                data = inputs.without_damaged(data, inputs.LoadedModel(model, whole, processing_class))
             on_device = cast(Any, whole).to(inputs.choose_device(device))  # transformers hides what `to` takes
             layers = search_layers(
-                on_device, data, len(layers), image_processor=image_processor, batch_size=batch_size
+                on_device, data, len(layers), processing_class=processing_class, batch_size=batch_size
             )
         pruned = prune_layers(whole, layers)
         pruned.save_pretrained(folder)
-        image_processor.save_pretrained(folder)
+        processing_class.save_pretrained(folder)
         write_model_card(folder, repo_id=f"your-name/{output_dir.name}", license=license_of(model, revision))
     before, after = (each.num_parameters() for each in (whole, pruned))
     print(

@@ -42,10 +42,16 @@ def publish(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="List what would be pushed, and change nothing.")] = False,
     plain_vit: Annotated[
-        bool, typer.Option("--plain_vit", help="Also push it as a plain ViT, to the branch plain-vit.")
+        bool,
+        typer.Option(
+            "--plain_vit",
+            "--plain",
+            help="Also push it as a plain ViT, or BERT, ..., to the branch plain-vit, or plain of a model of texts.",
+        ),
     ] = False,
     plain_vit_repo_id: Annotated[
-        str | None, typer.Option("--plain_vit_repo_id", help="Push the plain ViT to this repository instead.")
+        str | None,
+        typer.Option("--plain_vit_repo_id", "--plain_repo_id", help="Push the plain ViT to this repository instead."),
     ] = None,
     execution_order: Annotated[
         str | None,
@@ -55,13 +61,15 @@ def publish(
         str | None,
         typer.Option(
             "--dataset_name",
-            help="Evaluate on it first, unless the folder holds its report, and add example images: digits, a folder "
-            "or a Hub dataset id.",
+            help="Evaluate on it first, unless the folder holds its report, and add examples: digits, python-docs, a "
+            "folder or a Hub dataset id.",
         ),
     ] = None,
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
     image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
     max_samples: options.MaxSamples = None,
     skip_damaged: options.SkipDamaged = False,
@@ -71,7 +79,10 @@ def publish(
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Pushes a model's folder to the Hub in one commit: weights, code, image processor, card, pictures, records."""
+    """Pushes a model's folder to the Hub in one commit.
+
+    That is weights, code, image processor or tokenizer, card, pictures and records.
+    """
     from hf_layershuffle.hub.model_card import card_text, write_model_card
     from hf_layershuffle.hub.publish_plan import check_targets
     from hf_layershuffle.hub.published_files import check_folder
@@ -98,8 +109,7 @@ def publish(
             dataset_name,
             dataset_config_name=dataset_config_name,
             eval_split=eval_split,
-            image_column=image_column_name,
-            label_column=label_column_name,
+            **inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name),
             skip_damaged=skip_damaged and not dry_run,
             max_samples=max_samples,
             seed=seed,
@@ -162,7 +172,7 @@ def _print_plan(
     evaluates: bool,
 ) -> None:
     """Says what would be pushed, where to, and how large it is. What has no size is made before."""
-    from hf_layershuffle.hub.plain_vit_folder import PLAIN_REVISION, planned_plain_files
+    from hf_layershuffle.hub.plain_vit_folder import plain_revision, planned_plain_files
     from hf_layershuffle.hub.publish_plan import planned_files
 
     repo_id = repo_id or "the repository (--repo_id)"
@@ -171,7 +181,7 @@ def _print_plan(
     for name, size in files.items():
         print(f"{'made' if size is None else f'{size:,}':>12} {name}")
     if plain_vit:
-        target = f"{plain_repo_id}, branch main" if plain_repo_id else f"{repo_id}, branch {PLAIN_REVISION}"
+        target = f"{plain_repo_id}, branch main" if plain_repo_id else f"{repo_id}, branch {plain_revision(folder)}"
         print(f"To {target}:")
         print("\n".join(f"{'made':>12} {name}" for name in planned_plain_files(files)))
     print("Nothing was changed (--dry_run).")
@@ -191,14 +201,14 @@ def _evaluate(
         report = evaluate_robustness(
             loaded.model,
             dataset,
-            image_processor=loaded.image_processor,
+            processing_class=loaded.processing_class,
             model_name=outputs.short_name(str(folder)),
             dataset_name=dataset_name,
             **sizes,
         )
         report.save(folder)
     save_report_pictures({report.model: report}, folder)
-    write_examples(folder, dataset, loaded.image_processor)
+    write_examples(folder, dataset, loaded.processing_class)
 
 
 def _find_report(
@@ -206,10 +216,8 @@ def _find_report(
 ) -> "RobustnessReport | None":
     """The report in the folder, if it is of these weights, images and settings. Otherwise it is made anew."""
     from hf_layershuffle import RobustnessReport
-    from hf_layershuffle.data.datasets import as_dataloader
     from hf_layershuffle.evaluation.fingerprint import expected_report, other_than
     from hf_layershuffle.evaluation.report import REPORT_FILE
-    from hf_layershuffle.models.configuration_layershuffle import num_channels_of
 
     if not (folder / REPORT_FILE).exists():
         return None
@@ -218,9 +226,6 @@ def _find_report(
     except ValueError:  # what is no report is replaced by one
         return None
     sizes = {name: settings.pop(name) for name in ("max_samples", "batch_size")}
-    channels = num_channels_of(loaded.model.config)
-    loader = as_dataloader(
-        dataset, loaded.image_processor, num_channels=channels, seed=settings.get("seed", 0), **sizes
-    )
-    expected = expected_report(loaded.model, loader, loaded.image_processor, **settings)
+    loader = loaded.batches(dataset, seed=settings.get("seed", 0), **sizes)
+    expected = expected_report(loaded.model, loader, loaded.processing_class, **settings)
     return report if other_than(report, expected) is None else None

@@ -32,6 +32,7 @@ CASES = {
         "VideoMAEForVideoClassification",
         lambda: transformers.VideoMAEConfig(**SIZES, **VIDEO),
     ),
+    "LayerShuffleAutoModelForCausalLM": ("LlamaForCausalLM", lambda: transformers.LlamaConfig(**SIZES, **TEXT)),
 }
 
 

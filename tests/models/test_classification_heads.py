@@ -133,3 +133,24 @@ def test_only_families_without_a_classifier_have_one_here():
         assert plain_class_of(head.name).__name__ == head.name
     assert plain_class_of("ViTForImageClassification") is transformers.ViTForImageClassification
     assert plain_class_of("NoSuchForImageClassification") is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["dinov3_vit", "clip_vision_model"])
+def test_depth_vectors_are_found_however_deep_the_encoder_is(model_type, tmp_path):
+    flags = {"depth_embedding": True, "position_predictor": True, "residual_init_scale": 0.0}
+    model, inputs = classifier(model_type, **flags), inputs_of(model_type)
+    assert sum("depth_embedding" in name for name, _ in model.named_parameters()) == 1
+    sequential = model(**inputs, execution_order=[0, 1])
+    assert sequential.position_logits.shape == (3, 2, 4)
+    assert not torch.equal(sequential.logits, model(**inputs, execution_order=[1, 0]).logits)
+    pruned = ls.prune_layers(model, [2, 0]).eval()
+    assert pruned._depth_embedding.num_embeddings == 2
+    pruned.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs, execution_order=[2, 0]).logits)
+
+
+def test_there_is_no_plain_export_of_a_family_without_a_plain_classifier():
+    with pytest.raises(ValueError, match="transformers has no image classifier of the family 'dinov3_vit'"):
+        ls.to_plain_vit(classifier("dinov3_vit"))

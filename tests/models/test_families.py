@@ -154,6 +154,17 @@ def test_the_residual_writers_of_a_pre_norm_layer_make_it_the_identity_at_zero(n
     assert same(*(model(**images(), execution_order=order) for order in ([0, 1, 2, 3], [2, 0])))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_whether_a_loss_is_divided_by_the_trainers_count_is_known(name):
+    inputs, model = MODELS[name][2](), free_model(name)
+    labels = torch.tensor([0, 1, 4])
+    mean = model(**inputs, labels=labels).loss
+    counted = model(**inputs, labels=labels, num_items_in_batch=6).loss
+    assert getattr(model, "accepts_loss_kwargs", True) == (not torch.equal(counted, mean))
+    torch.testing.assert_close(counted, mean / 2 if getattr(model, "accepts_loss_kwargs", True) else mean)
+
+
 def test_training_draws_orders_in_every_family():
     for name in MODELS:
         model = free_model(name, shuffle_mode="arbitrary").train()

@@ -26,6 +26,7 @@ def warnings(monkeypatch):
     """What was said of families that were not tested; a new process as far as they are concerned."""
     said = []
     monkeypatch.setattr(order_check, "_TRIED", set())
+    monkeypatch.setattr(order_check, "TESTED_FAMILIES", TESTED_FAMILIES - {"rembert"})
     monkeypatch.setattr(order_check.logger, "warning", lambda text, *args: said.append(text % args))
     return said
 
@@ -272,3 +273,26 @@ def test_a_small_copy_is_small_and_keeps_what_is_no_size():
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.ERROR)
+
+
+@torch.no_grad()
+def test_a_forward_that_goes_through_its_layers_before_it_runs_them():
+    config = transformers.BigBirdConfig(**SIZES, **TEXT, block_size=4, num_random_blocks=1, num_labels=2)
+    plain = transformers.BigBirdForSequenceClassification(config).eval()
+    model = ls.free_order(copy.deepcopy(plain))
+    texts = torch.arange(5, 11)[None]  # shorter than its blocks, so that it changes the kind of attention
+    assert torch.equal(model(texts, execution_order=[0, 1, 2, 3]).logits, plain(texts).logits)
+
+
+def test_flags_for_hidden_states_of_another_shape_are_refused():
+    config = transformers.SqueezeBertConfig(**SIZES, **TEXT, embedding_size=32)
+    for flag in ("depth_embedding", "position_predictor"):
+        with pytest.raises(ValueError, match=r"hidden states of shape `\(batch_size, channels, tokens\)`, for which"):
+            ls.free_order(transformers.SqueezeBertModel(config), **{flag: True})
+
+
+def test_layers_that_give_a_list_predict_their_position():
+    config = transformers.OpenAIGPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=3, n_head=4)
+    model = ls.free_order(transformers.OpenAIGPTModel(config), position_predictor=True, depth_embedding=True)
+    outputs = model(torch.arange(6)[None], execution_order=[2, 0])
+    assert outputs.position_logits.shape == (1, 2, 3) and outputs.last_hidden_state.shape == (1, 6, 32)

@@ -14,12 +14,15 @@ TRAVELLING_FILES = {
     "free_forward.py",
     "free_generation.py",
     "free_layers.py",
+    "initial_weights.py",
+    "layer_lists.py",
     "layer_program.py",
     "modeling_layershuffle.py",
     "order_check.py",
     "position_modules.py",
     "saved_model.py",
     "small_copy.py",
+    "timm_layers.py",
 }
 EXTRAS = {"depth_embedding": True, "position_predictor": True}
 

@@ -24,7 +24,7 @@ import hf_layershuffle as ls
 from hf_layershuffle.data.datasets import typical_image_size
 from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
-from hf_layershuffle.training.model_building import scratch_sizes
+from hf_layershuffle.training.model_sizes import scratch_sizes
 from hf_layershuffle.training.outcome import ARBITRARY_METRICS, next_command, print_table
 from hf_layershuffle.training.script_arguments import ModelArguments
 from hf_layershuffle_cli import main

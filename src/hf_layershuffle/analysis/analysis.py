@@ -7,9 +7,11 @@ from typing import cast
 import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints.identity import describe_model
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
+from ..checkpoints.tokenizers import input_record, takes_texts
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
@@ -27,7 +29,8 @@ def analyze(
     model: PreTrainedModel | LayerwiseClassifier,
     data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     num_orders: int = 32,
     seed: int = 0,
     batch_size: int = 64,
@@ -42,11 +45,12 @@ def analyze(
 
     All images run in `num_orders` orders for [`layer_contributions`]. For the probe, the similarity and the embedding,
     at most 256 of them run in twice as many orders as there are layers; see [`collect_representations`] for the
-    memory. For the attention maps, the first `num_attention_images` run in four orders.
+    memory. For the attention maps, the first `num_attention_images` run in four orders; of texts there are none.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier of at least two layers, or a [`LayerwiseClassifier`].
-        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20 images.
+        model: A classifier of images or texts of at least two layers, or a [`LayerwiseClassifier`].
+        data, processing_class, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; at least 20
+            images or texts.
         num_orders: Number of random orders, at least 1. It is rounded up to a multiple of the number of layers.
         seed: Seed of the orders, the images that `max_samples` draws, the folds of the probe and the embedding, at
             least 0.
@@ -60,17 +64,22 @@ def analyze(
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
     parts = as_layerwise(model)
-    if parts.model.main_input_name != "pixel_values":
-        raise ValueError(f"{type(parts.model).__name__} does not take images; analyses are of image classifiers.")
+    of_texts = takes_texts(parts.model.config)
+    if not of_texts and parts.model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"{type(parts.model).__name__} takes neither images nor texts; analyses are of classifiers of these."
+        )
     if parts.num_layers < 2:
         raise ValueError(
             "The model has one layer, which has one position only; analyse a model of at least two layers."
         )
-    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
+    processing_class = chosen_processing_class(processing_class, image_processor)
+    loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     num_images = len(cast(Sized, loader.dataset))
     if num_images < MIN_IMAGES:
         raise ValueError(
-            f"There are {num_images} images; the analysis needs at least {MIN_IMAGES}; use more of the dataset."
+            f"There are {num_images} {'texts' if of_texts else 'images'}; the analysis needs at least {MIN_IMAGES}; "
+            "use more of the dataset."
         )
     contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
     outputs = collect_representations(parts, loader, seed=seed, progress=progress)
@@ -86,8 +95,8 @@ def analyze(
         probe=probe_position(outputs, seed=seed, progress=progress),
         similarity=output_similarity(outputs),
         embedding=embed_representations(outputs, method=embedding, seed=seed),
-        attention=_attention_of_first_images(parts, loader, num_attention_images, seed),
-        config=describe_model(parts.model),
+        attention=None if of_texts else _attention_of_first_images(parts, loader, num_attention_images, seed),
+        config=describe_model(parts.model) | input_record(parts.model.config),
         environment=describe_environment(parts.model),
     )
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..evaluation.order_plans import balanced_execution_orders
@@ -127,7 +128,8 @@ def layer_contributions(
     model: PreTrainedModel | LayerwiseClassifier,
     data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     num_orders: int = 32,
     seed: int = 0,
     batch_size: int = 64,
@@ -140,8 +142,8 @@ def layer_contributions(
     number of images: it holds one batch of hidden states, and the quantities of one batch in all orders.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
-        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`].
+        model: A classifier of images or texts, or a [`LayerwiseClassifier`].
+        data, processing_class, image_processor, batch_size, max_samples: As for [`evaluate_robustness`].
         num_orders: Number of random orders, at least 1. It is rounded up to a multiple of the number of layers (see
             [`balanced_execution_orders`]).
         seed: Seed of the orders, at least 0.
@@ -151,7 +153,8 @@ def layer_contributions(
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0))
     parts = as_layerwise(model)
-    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
+    processing_class = chosen_processing_class(processing_class, image_processor)
+    loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     orders = balanced_execution_orders(parts.num_layers, num_orders, seed)
     names: list[str] = []
     sums = np.zeros(())
@@ -205,13 +208,14 @@ def _measure_order(
         previous_scores = scores
         scores = _true_class_scores(parts, hidden_states, labels)
         update = hidden_states.float() - before.float()
-        row = {"stream_size": before.float().norm(dim=-1).mean(1)}
+        mean = parts.mean_over_tokens
+        row = {"stream_size": mean(before.float().norm(dim=-1))}
         for name, part in {"update": update, **updates}.items():
             if f"{name}_size" not in names:
                 continue
-            row[f"{name}_size"] = part.float().norm(dim=-1).mean(1)
+            row[f"{name}_size"] = mean(part.float().norm(dim=-1))
             row[f"{name}_norm"] = row[f"{name}_size"] / row["stream_size"]
-        row["cosine"] = torch.cosine_similarity(update, before.float(), dim=-1).mean(1)
+        row["cosine"] = mean(torch.cosine_similarity(update, before.float(), dim=-1))
         row["logit_change"], row["log_probability_change"] = scores - previous_scores
         rows.append(torch.stack([row[name] for name in names]))
     return torch.stack(rows)

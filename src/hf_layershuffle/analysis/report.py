@@ -42,7 +42,7 @@ class AnalysisReport(Report):
         probe: How well the position is read from a layer's output.
         similarity: CKA between the CLS tokens after all (layer, position) pairs.
         embedding: The same CLS tokens in two dimensions.
-        attention: Attention maps of a few images under a few orders.
+        attention: Attention maps of a few images under a few orders. None of a model of texts.
         config: The model's type, its LayerShuffle flags and a digest of its weights.
         environment: Versions, device, dtype, machine, date (ISO 8601, UTC).
     """
@@ -61,7 +61,7 @@ class AnalysisReport(Report):
     probe: PositionProbe
     similarity: Similarity
     embedding: Embedding
-    attention: AttentionMaps
+    attention: AttentionMaps | None
     config: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
 
@@ -72,7 +72,8 @@ class AnalysisReport(Report):
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in _PARTS:
-            values[name] = {key: value for key, value in vars(values[name]).items() if key != "images"}
+            if values[name] is not None:
+                values[name] = {key: value for key, value in vars(values[name]).items() if key != "images"}
         return _json_values(values)
 
     @classmethod
@@ -87,7 +88,10 @@ class AnalysisReport(Report):
         if not required <= set(values) <= names:
             wrong = sorted(required - set(values)) or sorted(set(values) - names)
             raise ValueError(f"This is no analysis: the fields {wrong} are missing or unknown.")
-        parts = {name: part_class(**_arrays(values[name])) for name, part_class in _PARTS.items()}
+        parts = {
+            name: None if values[name] is None and name == "attention" else part_class(**_arrays(values[name]))
+            for name, part_class in _PARTS.items()
+        }
         return cls(**{**values, **parts})
 
     def table(self) -> "Table":
@@ -97,7 +101,9 @@ class AnalysisReport(Report):
 
         found = self.contributions
         sequential = self.contributions.sequential_mean
-        title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {len(found.execution_orders)} orders)"
+        title = (
+            f"{self.model} on {self.dataset} ({self.num_images:,} {self.noun}, {len(found.execution_orders)} orders)"
+        )
         caption = (
             "Update: ‖f(x) − x‖ / ‖x‖ of a layer f. Away/home: size of what the layer adds at other positions than "
             "its own in random orders, by that in sequential order; below 1, it does less there. Logit: change of the "
@@ -105,12 +111,17 @@ class AnalysisReport(Report):
             f"orders; chance {self.probe.chance:.3f}."
         )
         table = Table(title=Text(title, style="table.title"), caption=caption)
+        # A family that normalises after adding has no parts that add up
+        parts = {"attention": "attention", "MLP": "mlp"}
         columns = {
             "update,\nsequential": sequential["update_norm"],
             "update,\nrandom": found.by_layer("update_norm"),
             "away/home:\nlayer": found.away_from_home(),
-            "away/home:\nattention": found.away_from_home("attention_size"),
-            "away/home:\nMLP": found.away_from_home("mlp_size"),
+            **{
+                f"away/home:\n{title}": found.away_from_home(f"{part}_size")
+                for title, part in parts.items()
+                if f"{part}_size" in found.mean
+            },
             "logit,\nsequential": sequential["logit_change"],
             "logit,\nrandom": found.by_layer("logit_change"),
             "position\nread": self.probe.accuracy,

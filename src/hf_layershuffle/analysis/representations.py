@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..evaluation.order_plans import balanced_execution_orders
@@ -93,7 +94,8 @@ def collect_representations(
     model: PreTrainedModel | LayerwiseClassifier,
     data: datasets.Dataset | Dataset | DataLoader | Sequence,
     *,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     seed: int = 0,
     max_images: int = 256,
     max_bytes: int = 2**30,
@@ -107,9 +109,9 @@ def collect_representations(
     bytes, so ViT-Base keeps 256 (453 MB) and ViT-Large 113.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`].
-        data, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader needs a dataset
-            with a length.
+        model: A classifier of images or texts, or a [`LayerwiseClassifier`].
+        data, processing_class, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader
+            needs a dataset with a length.
         seed: Seed of the orders, at least 0.
         max_images: Number of images stored at most, at least 20.
         max_bytes: Bytes stored at most.
@@ -119,7 +121,8 @@ def collect_representations(
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
     parts = as_layerwise(model)
-    loader = batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
+    processing_class = chosen_processing_class(processing_class, image_processor)
+    loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     num_layers = parts.num_layers
     hidden_size = parts.hidden_size
     num_available = len(cast(Sized, loader.dataset))
@@ -149,7 +152,7 @@ def collect_representations(
                 for position, layer in enumerate(group_orders[run, row].tolist()):
                     hidden_states, _ = parts.run_layer(hidden_states, layer, position)
                     cls[rows, run, layer, position] = hidden_states[:, 0].float().cpu().numpy()
-                    mean[rows, run, layer, position] = hidden_states.float().mean(1).cpu().numpy()
+                    mean[rows, run, layer, position] = parts.mean_over_tokens(hidden_states.float()).cpu().numpy()
             done += len(embedded)
     return Representations(cls, mean, np.repeat(np.arange(len(groups)), [len(each) for each in groups]))
 

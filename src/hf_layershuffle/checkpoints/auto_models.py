@@ -134,3 +134,9 @@ class LayerShuffleAutoModelForVideoClassification(LayerShuffleAutoModel):
     """Loads a video classifier of any family with free layer order; see [`LayerShuffleAutoModel`]."""
 
     auto_class = "AutoModelForVideoClassification"
+
+
+class LayerShuffleAutoModelForCausalLM(LayerShuffleAutoModel):
+    """Loads a causal language model of any family with free layer order; see [`LayerShuffleAutoModel`]."""
+
+    auto_class = "AutoModelForCausalLM"

@@ -96,7 +96,11 @@ def check_no_adapter(folder: str | os.PathLike) -> None:
 
 
 def check_complete(
-    what: str, missing: Iterable[str], unexpected: Iterable[str] = (), requested: Iterable[str] = ()
+    what: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str] = (),
+    requested: Iterable[str] = (),
+    input_kind: str = "image",
 ) -> None:
     """Refuses a checkpoint that lacks tensors of its model, which would be random, or that has too many layers.
 
@@ -105,6 +109,7 @@ def check_complete(
         missing: Names of tensors that the model has and the checkpoint lacks.
         unexpected: Names of tensors that the checkpoint has and the model lacks.
         requested: Arguments of `from_pretrained`, such as `depth_embedding`, which may ask for new tensors.
+        input_kind: What the model classifies, "image" or "text".
 
     Raises:
         `ValueError`: naming the tensors and the remedy.
@@ -113,7 +118,8 @@ def check_complete(
     missing = sorted(name for name in missing if not any(part in name for part in by_request))
     if missing:
         raise ValueError(
-            f"{what} is no trained image classifier: its weights lack {_some(missing)}. {_remedy(missing, unexpected)}"
+            f"{what} is no trained {input_kind} classifier: its weights lack {_some(missing)}. "
+            f"{_remedy(missing, unexpected)}"
         )
     surplus = sorted(
         name for name in unexpected if re.search(r"\blayers?\.\d+\.", name) and "position_head" not in name

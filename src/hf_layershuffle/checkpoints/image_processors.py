@@ -1,18 +1,26 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The image processor that a model was trained with."""
+"""Image processors: the one that a model was trained with, new ones as a family has them, and for another size."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
-from transformers import AutoImageProcessor, ImageProcessingMixin
+from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import image_processing_auto
+from transformers.utils import is_torchvision_available
+from transformers.utils.generic import is_timm_config_dict
 
 from ..common.paths import check_links
+from ..models.auto_classes import plain_type_of
+from ..models.configuration_layershuffle import num_channels_of
 from .checks import explained_reading
+from .image_size import as_pair, image_size_of, why_not_images_of
 
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -31,6 +39,12 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
     """
     folder = Path(name_or_path)
     kwargs = {"trust_remote_code": False} | kwargs
+    timm_config = _timm_config(name_or_path, kwargs)
+    if timm_config is not None:
+        try:
+            return _load_by_its_file(name_or_path, **kwargs)
+        except OSError:
+            return timm_image_processor(timm_config)
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise OSError(
             f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model "
@@ -44,7 +58,157 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         with explained_reading(f"The image processor of '{name_or_path}'"):
             return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
-        del kwargs["trust_remote_code"]
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
-        name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
-        return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
+        return _load_by_its_file(name_or_path, **kwargs)
+
+
+def _load_by_its_file(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    del kwargs["trust_remote_code"]
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
+    name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
+    return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
+
+
+def _timm_config(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> dict | None:
+    """How timm prepares images for this model, as its checkpoints say in config.json; None for models of others."""
+    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    except (OSError, ValueError):  # which is said by those who need it
+        return None
+    if not isinstance(config, dict) or not is_timm_config_dict(config):
+        return None
+    return config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else None
+
+
+def timm_image_processor(config: dict[str, Any]) -> Any:
+    """An image processor of transformers that does what timm does in evaluation.
+
+    transformers' own one for timm needs torchvision, and is not saved with the model.
+
+    Args:
+        config: `pretrained_cfg` of one of timm's models: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and
+            `crop_mode`.
+
+    Raises:
+        `ValueError`: if a value is none that timm's vision transformers have.
+    """
+    with explained_reading("`pretrained_cfg` of the model's config.json"):
+        channels, height, width = config.get("input_size") or (3, 224, 224)
+        crop = float(config.get("crop_pct") or 0.875)
+        interpolation = config.get("interpolation") or "bicubic"
+        mode = config.get("crop_mode") or "center"
+        if interpolation not in _RESAMPLING or mode not in ("center", "squash"):
+            raise ValueError(
+                f"`pretrained_cfg` of the model's config.json has interpolation '{interpolation}' and crop_mode "
+                f"'{mode}'; known are {', '.join(_RESAMPLING)}, and center and squash. Save an image processor in the "
+                "model's folder."
+            )
+        whole = [int(side / crop) for side in (height, width)]
+        is_square = mode == "center" and height == width
+        return _without_torchvision("BitImageProcessor")(
+            size={"shortest_edge": whole[0]} if is_square else {"height": whole[0], "width": whole[1]},
+            crop_size={"height": height, "width": width},
+            resample=_RESAMPLING[interpolation],
+            image_mean=list(config.get("mean") or [0.485, 0.456, 0.406]),
+            image_std=list(config.get("std") or [0.229, 0.224, 0.225]),
+            do_convert_rgb=channels == 3,
+        )
+
+
+def new_image_processor(model_type: str, image_size: int, num_channels: int, **normalization: Any) -> Any:
+    """An image processor of the class that a family has, for a model from scratch. It keeps the whole image.
+
+    Args:
+        model_type: The family's type, plain or LayerShuffle.
+        image_size: Pixels of each side.
+        num_channels: Channels of the images: 3, or 1 for grey.
+        normalization: `image_mean`, `image_std` and the like.
+    """
+    name = _processor_name(plain_type_of(model_type))
+    processor_class = _without_torchvision(name)
+    square = {"height": image_size, "width": image_size}
+    defaults = processor_class().to_dict()
+    settings: dict[str, Any] = {"size": square}
+    if "shortest_edge" in (defaults.get("size") or {}):
+        settings = {"size": {"shortest_edge": image_size}, "crop_size": square}
+    if num_channels != 3 and defaults.get("do_convert_rgb"):
+        settings["do_convert_rgb"] = False
+    return processor_class(**settings, **normalization)
+
+
+def _processor_name(plain_type: str) -> str:
+    """The class of image processors of a family, or of the one that it is named after. DeiT has ViT's."""
+    names: Any = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    known = [each for each in names if plain_type.startswith(each) and names[each]]
+    if not known or plain_type in ("deit", "timm_wrapper"):
+        return "ViTImageProcessor"
+    entry = names[max(known, key=len)]
+    name = entry.get("torchvision") or entry["pil"] if isinstance(entry, dict) else entry[0]
+    return name.removesuffix("Fast").removesuffix("Pil")
+
+
+def _without_torchvision(name: str) -> Any:
+    """The class of this name.
+
+    Where there is no torchvision, transformers would warn at every start that it takes the one without it.
+    """
+    without = getattr(transformers, f"{name}Pil", None)
+    return without if without and not is_torchvision_available() else getattr(transformers, name)
+
+
+def resized_image_processor(image_processor: Any, image_size: int) -> Any:
+    """An image processor that does the same for images of another size. What it crops is as large a part as before.
+
+    Args:
+        image_size: Pixels of each side that it gives.
+    """
+    settings = image_processor.to_dict()
+    square = {"height": image_size, "width": image_size}
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    if not settings.get("do_center_crop") or "height" not in crop:
+        settings["size"] = square
+    else:
+        settings["crop_size"] = square
+        settings["size"] = {
+            name: round(pixels * image_size / crop["width" if name == "width" else "height"])
+            for name, pixels in size.items()
+            if pixels is not None
+        }
+    return type(image_processor).from_dict(settings)
+
+
+def processed_shape(image_processor: Any, num_channels: int) -> tuple[int, ...]:
+    """The shape of what an image processor makes of one square image: usually channels, height and width."""
+    blank = np.zeros((num_channels, 64, 64), dtype=np.uint8)
+    pixels = image_processor([blank], input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    return tuple(pixels.shape[1:])
+
+
+def check_fits(image_processor: Any, model: PreTrainedModel, what: str) -> None:
+    """Refuses an image processor that gives a model other images than it takes. It may be another family's.
+
+    Args:
+        what: The model, as the message names it.
+
+    Raises:
+        `ValueError`: naming both sizes.
+    """
+    if hasattr(image_processor, "max_num_patches"):
+        raise ValueError(
+            f"{what} takes lists of patches of images of any shape ({type(image_processor).__name__}), with which it "
+            "cannot be trained here; take a model of images of one size, such as a ViT, a DINOv2 or a SigLIP."
+        )
+    size, channels = image_size_of(model.config), num_channels_of(model.config)
+    if size is None or channels is None or getattr(image_processor, "do_resize", True) is False:
+        return
+    with explained_reading(f"The image processor of {what}"):
+        shape = processed_shape(image_processor, channels)
+    if shape == (channels, *as_pair(size)):
+        return
+    reason = why_not_images_of(model, (shape[0], shape[1], shape[2]))
+    if reason is not None:
+        raise ValueError(
+            f"The image processor of {what} ({type(image_processor).__name__}) gives pixels of shape {shape}, and the "
+            f"model takes {(channels, *as_pair(size))}: {reason}. Save the one that the model was trained with beside "
+            "it, or say which size to train with by --image_size."
+        )

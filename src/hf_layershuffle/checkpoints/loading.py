@@ -14,9 +14,10 @@ from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_typ
 from ..models.classification_heads import plain_class_of
 from ..models.configuration_layershuffle import num_layers_of, set_num_layers
 from ..models.families import check_family
-from ..models.layer_program import find_layers
+from ..models.layer_lists import find_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 from .checks import check_complete, check_finite, check_model_files, explained_reading
+from .tokenizers import takes_texts
 
 
 CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name.endswith("Classification"))
@@ -52,7 +53,8 @@ def load_classifier(
         model, found = model_class.from_pretrained(
             name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )
-    check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs)
+    kind = "text" if takes_texts(model.config) else "image"
+    check_complete(what, found["missing_keys"], found["unexpected_keys"], requested=kwargs, input_kind=kind)
     check_finite(what, model.state_dict().items())
     return model
 

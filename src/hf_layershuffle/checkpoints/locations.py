@@ -13,6 +13,19 @@ from .hub_errors import explained_download
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 
 
 def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
@@ -47,7 +60,7 @@ def resolve_folder(
             raise ValueError(f"Source '{name}' is the folder '{path}'; `revision` ('{revision}') is for Hub ids only.")
         return folder, None
     # Nothing but weights, JSON and the card: a merge never runs code of its sources
-    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, "model*.safetensors", INDEX_FILE, "README.md"]
+    patterns = ["config.json", *IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES, "model*.safetensors", INDEX_FILE, "README.md"]
     with explained_download(path, revision, f"Source '{name}': "):
         folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
     return folder, folder.name  # the cache has one folder a commit

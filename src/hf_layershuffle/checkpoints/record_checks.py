@@ -25,6 +25,7 @@ class TrainingRecord(_Record, total=False):
 
     dataset: str | None
     num_train_images: StrictInt | None
+    num_train_texts: StrictInt | None
     license: str | None
     baseline: BaselineRecord
     base_model: str | None
@@ -55,12 +56,14 @@ class Answer(_Record):
     score: float
 
 
-class Example(_Record):
-    """An entry of `examples/examples.json`."""
+class Example(_Record, total=False):
+    """An entry of `examples/examples.json`: an image's file, or a text."""
 
     src: str
-    example_title: str
-    output: list[Answer]
+    text: str
+    text_pair: str
+    example_title: Required[str]
+    output: Required[list[Answer]]
 
 
 class _Score(TypedDict, total=False):

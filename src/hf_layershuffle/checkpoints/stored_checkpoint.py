@@ -15,7 +15,7 @@ from ..models.auto_classes import plain_class_name, plain_type_of
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, layershuffle_config_class
 from .checks import check_no_adapter, explained_reading
 from .loading import classes_of
-from .locations import IMAGE_PROCESSOR_FILES, INDEX_FILE, WEIGHTS_FILE, resolve_folder
+from .locations import IMAGE_PROCESSOR_FILES, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, resolve_folder
 from .tensor_files import StoredTensor, list_tensors
 
 
@@ -32,6 +32,7 @@ class SourceCheckpoint:
         revision: The commit of a Hub id.
         tensors: The tensors by their names in the LayerShuffle model.
         image_processor: The settings in each file of an image processor.
+        tokenizer: Names of the files of a tokenizer.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SourceCheckpoint:
     config: LayerShuffleConfigMixin
     tensors: dict[str, StoredTensor]
     image_processor: dict[str, dict] = field(default_factory=dict)
+    tokenizer: list[str] = field(default_factory=list)
 
 
 def open_source(name: str, path: str, revision: str | None = None, token: str | None = None) -> SourceCheckpoint:
@@ -57,7 +59,9 @@ def open_source(name: str, path: str, revision: str | None = None, token: str | 
         stored = [tensor for file in _weight_files(name, folder) for tensor in list_tensors(name, file)]
         renamings = _renamings(name, str(config.plain_model_type), [tensor.name for tensor in stored])
         tensors = {_rename(tensor.name, renamings): tensor for tensor in stored}
-    return SourceCheckpoint(name, path, folder, commit, config, tensors, _read_image_processor(name, folder))
+    tokenizer = [file for file in TOKENIZER_FILES if (folder / file).is_file() or (folder / file).is_symlink()]
+    processor = _read_image_processor(name, folder)
+    return SourceCheckpoint(name, path, folder, commit, config, tensors, processor, tokenizer)
 
 
 def read_config(name: str, folder: Path) -> LayerShuffleConfigMixin:
@@ -118,6 +122,30 @@ def check_image_processors(sources: dict[str, SourceCheckpoint]) -> None:
                     f"'{name}', and a merged model has one. Choose by `image_processor: <source>` in the plan, or "
                     "merge models of the same images."
                 )
+
+
+def check_tokenizers(sources: dict[str, SourceCheckpoint]) -> None:
+    """Refuses sources whose tokenizers have other tokens: their embeddings mean other tokens, too."""
+    vocabularies = {name: _vocabulary(source) for name, source in sources.items() if source.tokenizer}
+    for name, vocabulary in vocabularies.items():
+        first, expected = next(iter(vocabularies.items()))
+        if vocabulary != expected:
+            raise ValueError(
+                f"The tokenizers of '{first}' and '{name}' have other tokens, so the models read other texts; merge "
+                "models that were fine-tuned from one checkpoint, or trained with one tokenizer."
+            )
+
+
+def _vocabulary(source: SourceCheckpoint) -> object:
+    """What says the ids of a tokenizer's tokens."""
+    try:
+        if "tokenizer.json" in source.tokenizer:
+            stored = read_json(inside(source.folder, "tokenizer.json"), dict)
+            return stored.get("model", {}).get("vocab"), stored.get("added_tokens")
+        files = [file for file in source.tokenizer if not file.endswith(("_config.json", "_map.json"))]
+        return [inside(source.folder, file).read_bytes() for file in files]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Source '{source.name}': {_said(error)}") from error
 
 
 def _read_image_processor(name: str, folder: Path) -> dict[str, dict]:

@@ -55,6 +55,11 @@ class Report:
         """What was found, in a line."""
         raise NotImplementedError
 
+    @property
+    def noun(self) -> str:
+        """What is counted: "images" or "texts"."""
+        return str(getattr(self, "config", {}).get("inputs", "images"))
+
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes the report's JSON file into `folder`, which is made if missing; returns the file's path."""
         return write_text(Path(folder) / self.file_name, json.dumps(self.to_dict(), indent=self.indent) + "\n")
@@ -88,7 +93,8 @@ class Report:
         return type(self).publishing().push_report(self, repo_id, **kwargs)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model} on {self.dataset}, {self.num_images:,} images: {self._summary()})"
+        data = f"{self.dataset}, {self.num_images:,} {self.noun}"
+        return f"{type(self).__name__}({self.model} on {data}: {self._summary()})"
 
     def __str__(self) -> str:
         return render(self.table())

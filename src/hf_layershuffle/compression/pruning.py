@@ -13,15 +13,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.paths import public_name
 from ..common.progress import silenceable
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
 from ..models.configuration_layershuffle import encoder_config, set_num_layers
-from ..models.layer_program import check_places, find_layers
+from ..models.layer_lists import check_places, find_layers
+from ..models.layer_program import same_kind_of_list
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np.ndarray) -> PreTrainedModel:
@@ -48,9 +50,9 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     check_places(_layers_at(model, path), kept, getattr(encoder_config(model.config), "layer_types", None))
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
-    layers = type(old_layers)([old_layers[layer] for layer in kept])
+    layers: Any = same_kind_of_list(old_layers, [old_layers[layer] for layer in kept])
     pruned.set_submodule(path, layers)
-    depth_embedding = getattr(pruned.base_model, "depth_embedding", None)
+    depth_embedding = getattr(pruned, "_depth_embedding", None)
     if depth_embedding is not None:
         _keep_rows(depth_embedding, len(kept))
         depth_embedding.num_embeddings = len(depth_embedding.weight)
@@ -152,17 +154,18 @@ def search_layers(
     data: datasets.Dataset | Dataset | DataLoader | Sequence,
     num_kept: int,
     *,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> list[int]:
     """Drops greedily, one at a time, the layer whose absence costs least loss on a calibration set.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier.
-        data: The calibration set. Use training images, not those on which the pruned model will be judged.
+        model: A classifier of images or texts.
+        data: The calibration set. Use training images or texts, not those on which the pruned model will be judged.
         num_kept: Number of layers to keep, from 1 to the model's number.
-        image_processor: As for [`score_execution_orders`].
+        processing_class, image_processor: As for [`score_execution_orders`].
         kwargs: `batch_size`, `max_samples` and `seed`, as for [`score_execution_orders`].
 
     Returns:
@@ -178,7 +181,7 @@ def search_layers(
         )
     # One model taken apart and one loader for all rounds, which decodes the images once
     parts = as_layerwise(model)
-    loader = batches_for(parts, data, image_processor, **kwargs)
+    loader = batches_for(parts, data, chosen_processing_class(processing_class, image_processor), **kwargs)
     keep = list(range(num_layers))
     for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
         candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]

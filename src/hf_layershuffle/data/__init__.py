@@ -1,17 +1,21 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Labelled images as the models take them."""
+"""Labelled images and texts as the models take them."""
 
 from ..checkpoints.image_processors import load_image_processor
 from .class_labels import match_labels
 from .dataloading import as_dataloader
 from .datasets import load_image_datasets
 from .image_dataset import ImageClassificationDataset
+from .text_dataset import TextClassificationDataset
+from .text_datasets import load_text_datasets
 
 
 __all__ = [
     "ImageClassificationDataset",
+    "TextClassificationDataset",
     "as_dataloader",
     "load_image_datasets",
     "load_image_processor",
+    "load_text_datasets",
     "match_labels",
 ]

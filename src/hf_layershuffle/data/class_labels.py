@@ -26,7 +26,10 @@ def quoted(names: Iterable, limit: int | None = None) -> str:
 
 
 def with_class_labels(
-    splits: Mapping[str, Dataset], dataset_name: str, class_names: Sequence[str] | None = None
+    splits: Mapping[str, Dataset],
+    dataset_name: str,
+    class_names: Sequence[str] | None = None,
+    input_kind: str = "image",
 ) -> dict[str, Dataset]:
     """The splits with one and the same `ClassLabel`, that of the training split.
 
@@ -39,6 +42,7 @@ def with_class_labels(
         dataset_name: The dataset's name, for messages.
         class_names: Names of the classes 0, 1, ..., where labels are integers. Names that are numbers themselves are
             not used, since the values say as much.
+        input_kind: What is labelled, "image" or "text", for messages.
 
     Raises:
         `ValueError`: if labels are missing, of different kinds or outside the classes, or if a split holds a class
@@ -75,7 +79,7 @@ def with_class_labels(
             _check_range(values, len(names), where)
             numbered[name] = values
         else:
-            numbered[name] = _number_by_name(values, names, where)
+            numbered[name] = _number_by_name(values, names, where, input_kind)
     feature = ClassLabel(names=[str(name) for name in names])
     return {name: replace_labels(split, numbered[name], feature) for name, split in splits.items()}
 
@@ -140,15 +144,15 @@ def _check_range(values: list, num_classes: int, where: str) -> None:
         )
 
 
-def _number_by_name(values: list, names: Sequence, where: str) -> list[int]:
+def _number_by_name(values: list, names: Sequence, where: str, input_kind: str) -> list[int]:
     index_of = {name: index for index, name in enumerate(names)}
     unknown = [row for row, value in enumerate(values) if value not in index_of]
     if unknown:
         found = sorted({str(values[row]) for row in unknown})
         raise ValueError(
             f"In {where} {len(unknown)} rows, first row {unknown[0]}, are of classes that the split used for 'train' "
-            f"lacks: {quoted(found, 5)}; it has {quoted(names, 10)}. Leave these rows out, or add such images to the "
-            f"training split."
+            f"lacks: {quoted(found, 5)}; it has {quoted(names, 10)}. Leave these rows out, or add such "
+            f"{input_kind}s to the training split."
         )
     return [index_of[value] for value in values]
 

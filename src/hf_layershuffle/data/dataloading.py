@@ -3,15 +3,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import ImageProcessingMixin, PreTrainedConfig
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..checkpoints.processing_classes import ProcessingClass
 from .class_labels import match_labels
 from .image_dataset import STREAM, ImageClassificationDataset, collate_images
 from .image_reading import draw_rows
+from .text_dataset import TextClassificationDataset
 
 
 TEXT_INPUT = "input_ids"
@@ -23,31 +25,36 @@ LabelledData: TypeAlias = (
 
 def as_dataloader(
     data: LabelledData,
-    image_processor: ImageProcessingMixin | None = None,
+    processing_class: ProcessingClass | None = None,
     *,
     batch_size: int = 64,
     max_samples: int | None = None,
     seed: int = 0,
     num_channels: int | None = 3,
     config: PreTrainedConfig | None = None,
+    max_length: int | None = None,
     skip_damaged: bool = False,
 ) -> torch.utils.data.DataLoader:
     """Batches `{"pixel_values", "labels"}`, always in the same order, of anything that holds labelled images.
 
+    Of labelled texts they are `{"input_ids", "attention_mask", ..., "labels"}`.
+
     Args:
         data: One of three things. A `datasets.Dataset` has the columns `image` and `label`, as from
-            [`load_image_datasets`] (it needs `image_processor`), or those of a tokenizer, all of one length, and
-            `label`. A sequence has `{"pixel_values", "labels"}` or `{"input_ids", ..., "labels"}` items. A DataLoader
-            is taken as it is.
-        image_processor: The image processor of the model.
-        batch_size: Images a batch, at least 1.
-        max_samples: How many images to take, at least 1, drawn by `seed`; all by default. They are the same rows of a
+            [`load_image_datasets`], or `text` and `label`, as from [`load_text_datasets`] (both need
+            `processing_class`), or those of a tokenizer and `label`. A sequence has `{"pixel_values", "labels"}` or
+            `{"input_ids", ..., "labels"}` items. A DataLoader is taken as it is.
+        processing_class: The image processor or the tokenizer of the model.
+        batch_size: Images or texts a batch, at least 1.
+        max_samples: How many of them to take, at least 1, drawn by `seed`; all by default. They are the same rows of a
             `datasets.Dataset` and of a sequence. Not for a DataLoader, whose sampler decides.
         seed: Seed of that draw, at least 0.
         num_channels: Channels of the model's images, for a `datasets.Dataset` of images.
         config: A model's configuration. The labels of a `datasets.Dataset` whose classes have names are then numbered
             as the model's classes (see [`match_labels`]).
-        skip_damaged: Whether to leave out images that cannot be read, as in [`ImageClassificationDataset`].
+        max_length: Tokens after which a text is cut off, as in [`TextClassificationDataset`].
+        skip_damaged: Whether to leave out images that cannot be read, as in [`ImageClassificationDataset`], and rows
+            without a text.
 
     Raises:
         `TypeError`: if the data is of another type.
@@ -71,21 +78,45 @@ def as_dataloader(
     if isinstance(data, Dataset) and TEXT_INPUT in data.column_names:
         items = _tokenized(data if rows is None else data.select(rows))
     elif isinstance(data, Dataset):
-        if image_processor is None:
-            raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
+        _check_processing_class(data, processing_class)
         data = data if rows is None else data.select(rows)
         if config is not None and isinstance(data.features["label"], ClassLabel):
             data = match_labels(data, config)
-        items = ImageClassificationDataset(data, image_processor, num_channels=num_channels, skip_damaged=skip_damaged)
+        if isinstance(processing_class, PreTrainedTokenizerBase):
+            texts = TextClassificationDataset(data, processing_class, max_length=max_length, skip_damaged=skip_damaged)
+            return torch.utils.data.DataLoader(texts, batch_size=batch_size, collate_fn=texts.collate)
+        items = ImageClassificationDataset(
+            data, cast(Any, processing_class), num_channels=num_channels, skip_damaged=skip_damaged
+        )
     elif rows is not None:
         items = torch.utils.data.Subset(items, rows)
-    return torch.utils.data.DataLoader(items, batch_size=batch_size, collate_fn=collate_images)
+    collate: Any = collate_images
+    if isinstance(processing_class, PreTrainedTokenizerBase):  # tokens, of texts that need not be equally long
+        collate = DataCollatorWithPadding(processing_class)
+    return torch.utils.data.DataLoader(items, batch_size=batch_size, collate_fn=collate)
+
+
+def _check_processing_class(data: Dataset, processing_class: ProcessingClass | None) -> None:
+    """Raises a `ValueError` unless what makes the inputs of a model is for what the dataset holds."""
+    holds_texts = "image" not in data.column_names
+    if processing_class is None:
+        if holds_texts:
+            raise ValueError("A `datasets.Dataset` of texts needs a `processing_class`, the model's own tokenizer.")
+        raise ValueError("A `datasets.Dataset` of images needs an `image_processor`, as the model's own.")
+    if isinstance(processing_class, PreTrainedTokenizerBase) != holds_texts:
+        held, taken = ("texts", "images") if holds_texts else ("images", "texts")
+        raise ValueError(
+            f"`data` holds {held}, and a {type(processing_class).__name__} is for {taken}; pass a dataset of {taken}, "
+            f"or a model of {held} with what makes its inputs."
+        )
 
 
 def _standing_for_images(data: Dataset) -> set[str]:
     """Columns that a dataset of texts has in the place of images and their labels."""
     is_tokenized = TEXT_INPUT in data.column_names and {"label", "labels"} & set(data.column_names)
-    return {"image", "label"} if is_tokenized else set()
+    if is_tokenized:
+        return {"image", "label"}
+    return {"image"} if "text" in data.column_names else set()
 
 
 def _tokenized(data: Dataset) -> Dataset:
@@ -106,8 +137,8 @@ def _check_data(data: Any) -> None:
         `ValueError`: if a dataset lacks the columns, or is a stream.
     """
     allowed = (
-        "pass a `datasets.Dataset` with the columns `image` and `label`, a sequence of {'pixel_values', 'labels'} "
-        "items, or a DataLoader of such batches"
+        "pass a `datasets.Dataset` with the columns `image` and `label`, or `text` and `label`, a sequence of "
+        "{'pixel_values', 'labels'} items, or a DataLoader of such batches"
     )
     if isinstance(data, (IterableDataset, IterableDatasetDict)):
         raise ValueError(STREAM)

@@ -28,6 +28,7 @@ from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .array_datasets import load_digits_dataset, load_idx_folder
 from .class_labels import quoted
+from .python_docs import load_python_docs
 
 
 logger = logging.getLogger(__name__)
@@ -42,22 +43,40 @@ _TABLES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "jso
 _BUILDER_ARGUMENTS = ("data_dir", "data_files", "cache_dir", "features", "revision", "token", "storage_options")
 
 
-def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -> tuple[dict[str, Dataset], list[str]]:
+# Datasets that every installation has, by name
+BUILT_IN = {"digits": load_digits_dataset, "python-docs": load_python_docs}
+_TO_PASS = {
+    "image": "'digits', a folder of Parquet files, images or IDX files, or a dataset id on the Hub",
+    "text": "'python-docs', a CSV, JSON or Parquet file or a folder of such files, what `save_to_disk` wrote, or a "
+    "dataset id on the Hub",
+}
+
+
+def load_splits(
+    dataset_name: str, config_name: str | None, load_kwargs: dict, input_kind: str = "image"
+) -> tuple[dict[str, Dataset], list[str]]:
     """All splits that a dataset has, and the names of those of a folder that were left out since they have no labels.
+
+    Args:
+        dataset_name, config_name, load_kwargs: As for [`load_image_datasets`].
+        input_kind: What is looked for, "image" or "text", for messages.
 
     Raises:
         `ValueError`: if there is no such dataset, or it cannot be read.
     """
-    if dataset_name == "digits":
-        return {"train": load_digits_dataset()}, []
+    if dataset_name in BUILT_IN:
+        return {"train": BUILT_IN[dataset_name]()}, []
     folder = Path(dataset_name).expanduser()
-    if not folder.is_dir() and is_local(dataset_name):
+    is_table = folder.suffix.lower() in _TABLES and folder.is_file()
+    if not folder.is_dir() and not is_table and is_local(dataset_name):
         raise ValueError(f"There is no dataset folder '{dataset_name}'.")
     if folder.is_dir() and any(folder.glob("*-idx3-ubyte*")):
         return load_idx_folder(folder), []
     unlabelled: list[str] = []
     try:
-        if not folder.is_dir():
+        if is_table:
+            loaded = _load_each({"train": [folder.resolve()]}, load_kwargs)
+        elif not folder.is_dir():
             if not datasets.config.HF_HUB_OFFLINE:
                 check_hub_answers(dataset_name)
             loaded = load_dataset(dataset_name, config_name, **load_kwargs)
@@ -67,8 +86,7 @@ def load_splits(dataset_name: str, config_name: str | None, load_kwargs: dict) -
             loaded, unlabelled = _load_folder(folder, config_name, load_kwargs)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         raise ValueError(
-            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass 'digits', a folder of "
-            "Parquet files, images or IDX files, or a dataset id on the Hub."
+            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass {_TO_PASS[input_kind]}."
         ) from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     for split in splits.values():

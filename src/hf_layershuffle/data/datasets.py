@@ -1,19 +1,18 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Image classification data: by name, Hub id, Parquet or image folder, or MNIST-style IDX files."""
 
-import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Image, Value
 
 from ..checkpoints.image_processors import load_image_processor
-from .class_labels import has_labels, match_labels, quoted, with_class_labels
+from .class_labels import match_labels
 from .dataloading import as_dataloader
-from .dataset_files import IMAGE_SUFFIXES, image_files, load_splits
+from .dataset_files import IMAGE_SUFFIXES, image_files
 from .image_dataset import ImageClassificationDataset
 from .image_reading import typical_image_size
+from .labelled_splits import InputKind, find_column, find_label_column, load_labelled_splits, standard_columns
 
 
 __all__ = [
@@ -25,11 +24,8 @@ __all__ = [
     "typical_image_size",
 ]
 
-logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 PATH_COLUMNS = ("file_name", "filename", "file", "path", "filepath", "image_path", "image_file")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 
 
 def load_image_datasets(
@@ -69,55 +65,20 @@ def load_image_datasets(
         `ValueError`: if there is no such dataset, split or column, if a split is empty, or labels are missing, outside
             the classes, or of a class that the training split lacks.
     """
-    if not 0 < eval_fraction < 1:
-        raise ValueError(f"`eval_fraction` is {eval_fraction}; it must be a fraction in (0, 1).")
-    splits, unlabelled = load_splits(dataset_name, dataset_config_name, load_kwargs)
-    for requested in (train_split, eval_split):
-        if requested in unlabelled:
-            raise ValueError(
-                f"The images in split '{requested}' of dataset '{dataset_name}' lie in no class folders, so they "
-                f"have no labels. Choose another split; splits with labels: {quoted(splits)}."
-            )
-        if requested is not None and requested not in splits:
-            raise ValueError(f"Dataset '{dataset_name}' has no split '{requested}'; it has {quoted(splits)}.")
-    if len(splits[train_split]) == 0:
-        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'train'.")
-    features = splits[train_split].features
-    image_column = _find_image_column(features, image_column, dataset_name)
-    label_column = _find_column(features, label_column, LABEL_COLUMNS, _is_class_label, "label", dataset_name)
-    if eval_split is None:
-        eval_split = _default_eval_split(splits, train_split, label_column, dataset_name)
-    chosen = {"train": splits[train_split]} | ({"test": splits[eval_split]} if eval_split != train_split else {})
-    if len(chosen.get("test", [None])) == 0:
-        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
-    chosen = {name: _standard_columns(split, image_column, label_column, name) for name, split in chosen.items()}
-    chosen = {name: _with_images(split, dataset_name) for name, split in chosen.items()}
-    chosen = with_class_labels(chosen, dataset_name, class_names)
-    if "test" not in chosen:
-        try:
-            held_out = chosen["train"].train_test_split(eval_fraction, seed=seed, stratify_by_column="label")
-        except ValueError as error:
-            raise ValueError(
-                f"Dataset '{dataset_name}' has one split only, and {eval_fraction:.0%} of it cannot be held out for "
-                f"evaluation: {error} Give an evaluation split, or more images of each class."
-            ) from error
-        chosen = {"train": held_out["train"], "test": held_out["test"]}
-    return DatasetDict(chosen)
 
+    def find_columns(features: Features, name: str) -> dict[str, str]:
+        return {"image": _find_image_column(features, image_column, name)}
 
-def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_column: str, dataset_name: str) -> str:
-    """The first usual split with labels, or else `train_split`, of which a part is then held out."""
-    for name in EVALUATION_SPLITS:
-        if name in splits and (len(splits[name]) == 0 or has_labels(splits[name], label_column)):
-            return name
-        if name in splits:
-            logger.warning("Split '%s' of dataset '%s' has no labels and is left out.", name, dataset_name)
-    return train_split
+    return load_labelled_splits(
+        InputKind("image", find_columns, _with_images), dataset_name, dataset_config_name, label_column=label_column,
+        train_split=train_split, eval_split=eval_split, eval_fraction=eval_fraction, seed=seed,
+        class_names=class_names, **load_kwargs,
+    )  # fmt: skip
 
 
 def _find_image_column(features: Features, requested: str | None, dataset_name: str) -> str:
     names = (*IMAGE_COLUMNS, *PATH_COLUMNS) if requested is None else IMAGE_COLUMNS
-    return _find_column(features, requested, names, _holds_images, "image", dataset_name)
+    return find_column(features, requested, names, _holds_images, "image", dataset_name)
 
 
 def _holds_images(feature: Any) -> bool:
@@ -132,43 +93,6 @@ def _is_file_struct(feature: Any) -> bool:
     return isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}
 
 
-def _is_class_label(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel)
-
-
-def _find_column(
-    features: Features,
-    requested: str | None,
-    usual_names: Sequence[str],
-    has_type: Callable[[Any], bool],
-    kind: str,
-    dataset_name: str,
-) -> str:
-    if requested is not None:
-        if requested not in features:
-            raise ValueError(f"Dataset '{dataset_name}' has no column '{requested}'; it has {quoted(features)}.")
-        return requested
-    by_name = [name for name in usual_names if name in features]
-    by_type = [name for name, feature in features.items() if has_type(feature)]
-    # A usual name of the right type, else the one column of that type, else a usual name
-    candidates = [name for name in by_name if name in by_type] or by_type or by_name
-    if not candidates:
-        raise ValueError(
-            f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
-            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name)."
-        )
-    return candidates[0]
-
-
-def _standard_columns(split: Dataset, image_column: str, label_column: str, name: str) -> Dataset:
-    for column in (image_column, label_column):
-        if column not in split.features:
-            raise ValueError(f"The split used for '{name}' has no column '{column}'; it has {quoted(split.features)}.")
-    split = split.select_columns([image_column, label_column])
-    new_names = {image_column: "image", label_column: "label"}
-    return split.rename_columns({old: new for old, new in new_names.items() if old != new})
-
-
 def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
     """A dataset with the columns `image` and `label`, which are found by types and names.
 
@@ -176,8 +100,8 @@ def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
         `ValueError`: naming the dataset, if there are no such columns.
     """
     image_column = _find_image_column(dataset.features, None, name)
-    label_column = _find_column(dataset.features, None, LABEL_COLUMNS, _is_class_label, "label", name)
-    return _with_images(_standard_columns(dataset, image_column, label_column, name), name)
+    columns = {"image": image_column, "label": find_label_column(dataset.features, None, name)}
+    return _with_images(standard_columns(dataset, columns, name), name)
 
 
 def _with_images(split: Dataset, dataset_name: str) -> Dataset:

@@ -13,7 +13,7 @@ from transformers import ImageProcessingMixin, default_data_collator
 
 from .augmentation import crop_indices, finish_batch
 from .image_reading import damaged_message, read_images, to_pil
-from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
+from .pixel_cache import CHUNK, DamagedImagesError, load_pixels, unequal_sizes
 
 
 logger = logging.getLogger(__name__)
@@ -191,10 +191,30 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             return torch.zeros(len(indices), *self._shape, dtype=torch.uint8), damaged
         channels = {"input_data_format": "channels_first"} if self.mode == "L" else {}
         arrays = [np.asarray(image)[None] if self.mode == "L" else image for image in images]
-        decoded = self.image_processor(
-            arrays, do_rescale=False, do_normalize=False, return_tensors="pt", **channels
-        ).pixel_values
-        return decoded.clamp(0, 255).to(torch.uint8), damaged
+        return self._processed(arrays, channels).clamp(0, 255).to(torch.uint8), damaged
+
+    def _processed(self, arrays: list, channels: dict[str, str]) -> torch.Tensor:
+        """Resized and cropped, of shape `(len(arrays), num_channels, height, width)`.
+
+        Raises:
+            `ValueError`: if the image processor does not bring all images to one size.
+        """
+        settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt", **channels}
+        try:
+            pixels = self.image_processor(arrays, **settings).pixel_values
+        except ValueError as error:
+            shapes = sorted(
+                {tuple(self.image_processor([each], **settings).pixel_values.shape[1:]) for each in arrays}
+            )
+            if len(shapes) == 1:
+                raise
+            raise ValueError(unequal_sizes(shapes[0], shapes[-1])) from error
+        if pixels.ndim != 4:
+            raise ValueError(
+                f"{type(self.image_processor).__name__} makes lists of patches of images, which are not taken here; "
+                "take a model of images of one size, such as a ViT or a SigLIP, and its image processor."
+            )
+        return pixels
 
     def _read_one_by_one(self, indices: list[int]) -> tuple[list, list[int]]:
         images = {}

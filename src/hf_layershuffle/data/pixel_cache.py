@@ -127,14 +127,18 @@ def _decode_all(
             pixels, damaged = decode(indices)
             is_damaged[damaged] = 1
             if tuple(pixels.shape[1:]) != tuple(image_shape):
-                raise ValueError(
-                    f"Images come out of the image processor as {list(image_shape)} and as {list(pixels.shape[1:])}; "
-                    "it must resize all to one size: set its `do_resize` and `size`."
-                )
+                raise ValueError(unequal_sizes(image_shape, tuple(pixels.shape[1:])))
             yield pixels
             progress.update(len(indices))
     if is_damaged.any() and not keep_damaged:
         raise DamagedImagesError(np.flatnonzero(is_damaged).tolist())
+
+
+def unequal_sizes(one: tuple[int, ...], another: tuple[int, ...]) -> str:
+    return (
+        f"Images come out of the image processor as {list(one)} and as {list(another)}; it must resize all to one "
+        "size: set its `do_resize` and `size`, or its `do_center_crop` and `crop_size`."
+    )
 
 
 def _write(path: Path, nbytes: int, chunks: Iterator[torch.Tensor], is_damaged: np.ndarray) -> Path | None:

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""LayerShuffle models as plain ViT or DeiT models, which run without code of this package."""
+"""LayerShuffle models as plain models of their families, which run without code of this package."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -9,11 +10,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.loading import as_layershuffle
+from ..checkpoints.tokenizers import takes_texts
 from ..models.auto_classes import plain_type_of
 from ..models.classification_heads import HEADS
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of, set_num_layers
 from ..models.execution_order import ExecutionOrder, check_execution_order
-from ..models.layer_program import check_places
+from ..models.layer_lists import check_places
 from ..models.modeling_layershuffle import LayerShuffleMixin
 from ..models.position_modules import PositionedLayerMixin
 
@@ -22,13 +24,13 @@ _DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"ar
 
 
 def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder | None = None) -> PreTrainedModel:
-    """A plain `ViTForImageClassification` (or `DeiT...`) whose layers stand in one fixed order, with the same logits.
+    """A plain `ViTForImageClassification`, or another of its family, whose layers stand in one fixed order.
 
-    It needs neither this package nor `trust_remote_code`. Layers that the order leaves out are gone, repeated ones are
-    copied, and position heads, which change no logit, are dropped. The weights are copies.
+    It gives the same logits. It needs neither this package nor `trust_remote_code`. Layers that the order leaves out
+    are gone, repeated ones are copied, and position heads, which change no logit, are dropped. The weights are copies.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT classifier without depth embedding.
+        model: A classifier of any family, without depth embedding.
         execution_order: `"sequential"` or layer indices, subsets and repeats included. Defaults to
             `model.config.execution_order`.
 
@@ -53,7 +55,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
         copy.deepcopy(layers[index]) if index in order[:position] else layers[index]
         for position, index in enumerate(order)
     ]
-    plain.set_submodule(free.layers_path, nn.ModuleList(map(_plain_layer, ordered)))
+    plain.set_submodule(free.layers_path, _plain_list(layers, map(_plain_layer, ordered)))
     config = _plain_config(free.config, len(order))
     for module in [*plain.modules()]:
         if isinstance(module, LayerShuffleMixin):
@@ -63,6 +65,10 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
             module.config = config
     plain.config = config
     return plain
+
+
+def _plain_list(layers: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
+    return nn.Sequential(*modules) if isinstance(layers, nn.Sequential) else nn.ModuleList(modules)
 
 
 def _plain_layer(layer: nn.Module) -> nn.Module:
@@ -91,9 +97,10 @@ def check_exportable(config: PreTrainedConfig, execution_order: str | ExecutionO
         `ValueError`: as in [`to_plain_vit`].
     """
     if getattr(config, "depth_embedding", False):
+        plain = "plain ViT" if not takes_texts(config) else "plain model"
         raise ValueError(
-            "A model with `depth_embedding=True` cannot become a plain ViT: each of its layers first adds a "
-            "projection of its position's vector and of every token to the hidden states, and a plain ViT layer has "
+            f"A model with `depth_embedding=True` cannot become a {plain}: each of its layers first adds a "
+            f"projection of its position's vector and of every token to the hidden states, and a {plain} layer has "
             "no such path. Publish it with its code files (`trust_remote_code=True`), or train one without depth "
             "embedding."
         )

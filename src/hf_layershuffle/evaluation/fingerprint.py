@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What a result belongs to: digests of the images and labels that a model saw, and of how images became its pixels."""
+"""What a result belongs to: digests of the inputs and labels that a model saw, and of what made these inputs."""
 
 import json
 import zlib
@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import ImageProcessingMixin, PreTrainedModel
+from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints.identity import weights_digest
+from ..checkpoints.processing_classes import ProcessingClass
+from ..checkpoints.tokenizers import takes_texts, tokenizer_digest
 from ..data.image_dataset import ImageClassificationDataset
+from ..data.text_dataset import TextClassificationDataset
 from .report import RobustnessReport
 
 
@@ -32,12 +35,13 @@ _PIXEL_FIELDS = (
 _OTHER = {
     "weights": "it is of other weights",
     "image_processor": "the image processor had other settings",
+    "tokenizer": "it was made with another tokenizer",
     "data": "it is of other images or labels, as of another dataset, split or column, or of changed files",
 }
 
 
 def data_digest(loader: DataLoader) -> str:
-    """A digest of the labels and of the pixels as the model gets them, which tells evaluation sets apart.
+    """A digest of the labels and of the pixels or tokens as the model gets them, which tells evaluation sets apart.
 
     Args:
         loader: Batches `{"pixel_values", "labels"}` of any size, as from [`as_dataloader`]. They are read once.
@@ -60,8 +64,15 @@ def data_digest(loader: DataLoader) -> str:
 
 
 def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Batches with images as uint8 where they can be had, which are the same on every machine and fewer bytes."""
+    """Batches with images as uint8 where they can be had, which are the same on every machine and fewer bytes.
+
+    Texts come one by one, since their padding depends on the size of a batch.
+    """
     dataset = loader.dataset
+    if isinstance(dataset, TextClassificationDataset):
+        for item in map(dataset.__getitem__, range(len(dataset))):
+            yield {name: torch.tensor(value, dtype=torch.int64) for name, value in item.items()}
+        return
     if not isinstance(dataset, ImageClassificationDataset):
         yield from loader
         return
@@ -82,6 +93,17 @@ def processor_digest(image_processor: ImageProcessingMixin | None) -> str | None
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True, default=_plain).encode()):08x}"
 
 
+def processing_record(
+    processing_class: ProcessingClass | None, config: PreTrainedConfig | None = None
+) -> dict[str, str | None]:
+    """What a report says of the image processor or the tokenizer that made the inputs of its model."""
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return {"tokenizer": tokenizer_digest(processing_class)}
+    if processing_class is None and config is not None and takes_texts(config):
+        return {"tokenizer": None}
+    return {"image_processor": processor_digest(processing_class)}
+
+
 def _plain(value: Any) -> Any:
     """A size as a dictionary of what is set, and numbers of other kinds as Python's."""
     if hasattr(value, "items"):
@@ -90,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def expected_report(
-    model: PreTrainedModel, loader: DataLoader, image_processor: ImageProcessingMixin | None, **settings: Any
+    model: PreTrainedModel, loader: DataLoader, processing_class: ProcessingClass | None, **settings: Any
 ) -> dict[str, Any]:
     """What a report of `model` on the data of `loader` with these settings would say of itself, for [`other_than`]."""
     dataset: Any = loader.dataset
@@ -98,7 +120,7 @@ def expected_report(
         "num_images": len(dataset),
         "weights": weights_digest(model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "image_processor": processor_digest(image_processor),
+        **processing_record(processing_class, model.config),
         "data": data_digest(loader),
     }
 
@@ -107,7 +129,7 @@ def other_than(report: RobustnessReport, expected: dict[str, Any]) -> str | None
     """Why a report is not the one that is `expected`, in words. None if it is."""
     found = {**report.to_dict(), **report.config, **report.environment}
     for name, value in expected.items():
-        if name in ("image_processor", "data") and name not in found:
+        if name in ("image_processor", "tokenizer", "data") and name not in found:
             return "it was made by an earlier version, which did not record of which images it is"
         if found.get(name) != value:
             return _OTHER.get(name, f"`{name}` is {found.get(name)!r} there and {value!r} here")

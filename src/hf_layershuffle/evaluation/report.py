@@ -24,7 +24,7 @@ class RobustnessReport(Report):
 
     Args:
         model, dataset: Names, for people.
-        num_images: Number of images of the evaluation set.
+        num_images: Number of images, or texts, of the evaluation set.
         num_classes, num_layers: Numbers of classes and layers of the model.
         num_orders: Number of arbitrary orders.
         num_subsets: Number of random subsets for each number of layers.
@@ -37,8 +37,8 @@ class RobustnessReport(Report):
         neighbour_swaps: Item i is the score in sequential order with layers i and i + 1 swapped.
         position_prediction: How well the layers know their position. None without position predictor.
         config: The model's type and its LayerShuffle flags. It also says what the numbers belong to, by digests of the
-            weights (`weights`), of the settings of the image processor (`image_processor`) and of the images and
-            labels (`data`).
+            weights (`weights`), of the settings of the image processor (`image_processor`) or of the tokenizer
+            (`tokenizer`), and of the images or texts and labels (`data`).
         environment: Versions, device, dtype, machine and date (ISO 8601, UTC).
     """
 
@@ -100,7 +100,7 @@ class RobustnessReport(Report):
         from rich.text import Text
 
         # `Text`: brackets in a name are not markup
-        title = f"{self.model} on {self.dataset} ({self.num_images:,} images, {self.num_layers} layers)"
+        title = f"{self.model} on {self.dataset} ({self.num_images:,} {self.noun}, {self.num_layers} layers)"
         table = Table(title=Text(title, style="table.title"))
         table.add_column("execution order")
         for name in ("accuracy", "std", "min", "max", "95 % interval", "loss"):
@@ -155,7 +155,8 @@ def compare_reports(reports: dict[str, RobustnessReport]) -> "Table":
         found = ", ".join(f"{name} ({images} images)" for name, images in sorted(datasets)) or "none"
         raise ValueError(f"The reports to compare must be of one and the same dataset; they are of: {found}.")
     dataset, num_images = datasets.pop()
-    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} images)", style="table.title"))
+    noun = next(iter(reports.values())).noun
+    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} {noun})", style="table.title"))
     table.add_column("execution order")
     for name in reports:
         table.add_column(Text(name), justify="right", overflow="fold")

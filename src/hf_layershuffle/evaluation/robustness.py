@@ -14,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import ImageProcessingMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints.checks import check_finite
 from ..checkpoints.identity import describe_model
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
+from ..checkpoints.tokenizers import input_record
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
 from ..layerwise import LayerwiseClassifier, LayerwiseModel, as_layerwise, batches_for, check_evaluable
 from ..models.execution_order import ExecutionOrder, check_execution_order
-from .fingerprint import data_digest, processor_digest
+from .fingerprint import data_digest, processing_record
 from .order_plans import plan_orders
 from .order_tree import Tallies, distinct_tree, mark_positions, run_tree
 from .report import RobustnessReport
@@ -40,7 +42,8 @@ def score_execution_orders(
     data: LabelledData,
     execution_orders: Sequence[ExecutionOrder],
     *,
-    image_processor: ImageProcessingMixin | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     batch_size: int = 64,
     max_samples: int | None = None,
     seed: int = 0,
@@ -52,14 +55,15 @@ def score_execution_orders(
     The numbers are those of `model(pixel_values, execution_order=order)`, one order at a time.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier, or a [`LayerwiseClassifier`] or like object.
-        data: A `datasets.Dataset` with the columns `image` and `label` (needs `image_processor`), a sequence of
-            `{"pixel_values", "labels"}` items, or a DataLoader of such batches. The classes of a `datasets.Dataset`
-            are matched with the model's by name (see [`match_labels`]).
+        model: A classifier of images or texts, plain or LayerShuffle, or a [`LayerwiseClassifier`] or like object.
+        data: A `datasets.Dataset` with the columns `image` (or `text`) and `label` (needs `processing_class`), a
+            sequence of `{"pixel_values", "labels"}` items, or a DataLoader of such batches. The classes of a
+            `datasets.Dataset` are matched with the model's by name (see [`match_labels`]).
         execution_orders: Lists of layer indices. Subsets and repeats are allowed.
-        image_processor: The image processor of the model.
-        batch_size: Images a batch. Not for a DataLoader.
-        max_samples: How many images to take, drawn by `seed`; all by default. Not for a DataLoader.
+        processing_class: The image processor or the tokenizer of the model. `image_processor` is another name of this
+            argument.
+        batch_size: Images or texts a batch. Not for a DataLoader.
+        max_samples: How many of them to take, drawn by `seed`; all by default. Not for a DataLoader.
         seed: Seed of that draw, at least 0.
         description: Text beside the progress bar.
         progress: Whether to show the bar.
@@ -71,7 +75,8 @@ def score_execution_orders(
     """
     parts = as_layerwise(model)
     orders = [check_execution_order(order, parts.num_layers) for order in execution_orders]
-    loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
+    processing_class = chosen_processing_class(processing_class, image_processor)
+    loader = _loader(parts, data, processing_class, batch_size, max_samples, seed)
     distinct, tree = distinct_tree(orders)
     tallies = run_tree(parts, loader, tree, len(distinct), description=description, progress=progress)
     scores = _scores(tallies, list(distinct), parts.num_labels)
@@ -83,7 +88,8 @@ def evaluate_robustness(
     model: PreTrainedModel | LayerwiseClassifier,
     data: LabelledData,
     *,
-    image_processor: ImageProcessingMixin | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     num_orders: int = 32,
     num_subsets: int = 8,
     seed: int = 0,
@@ -102,8 +108,8 @@ def evaluate_robustness(
     heads know. Use `model.to(device, dtype)` before the call to choose both.
 
     Args:
-        model: A LayerShuffle, ViT or DeiT image classifier (see [`score_execution_orders`]).
-        data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
+        model: A classifier of images or texts (see [`score_execution_orders`]).
+        data, processing_class, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
         num_orders: Number of arbitrary orders, at least 1.
         num_subsets: Number of random subsets for each number of layers, at least 1.
         seed: Seed of the random orders, subsets and, with `max_samples`, images, at least 0.
@@ -121,20 +127,20 @@ def evaluate_robustness(
     config = parts.model.config
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
-    loader = _loader(parts, data, image_processor, batch_size, max_samples, seed)
-    belongs_to = {"image_processor": processor_digest(image_processor), "data": data_digest(loader)}
+    processor = chosen_processing_class(processing_class, image_processor)
+    loader = _loader(parts, data, processor, batch_size, max_samples, seed)
+    belongs_to = processing_record(processor, config) | {"data": data_digest(loader)}
     plan = plan_orders(parts.num_layers, num_orders, num_subsets, seed)
     distinct, tree = distinct_tree([order for orders in plan.values() for order in orders])
     if config.position_predictor:
         for order in plan["arbitrary"]:
             mark_positions(tree, order)
-    described = describe_model(parts.model)
+    described = describe_model(parts.model) | input_record(config)
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file,
         key=json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)]),
     )  # fmt: skip
-
     scores = _scores(tallies, list(distinct), parts.num_labels)
     found = {name: [scores[distinct[tuple(order)]] for order in orders] for name, orders in plan.items()}
     pruning = {
@@ -171,14 +177,14 @@ def evaluate_robustness(
 def _loader(
     parts: LayerwiseModel,
     data: LabelledData,
-    image_processor: ImageProcessingMixin | None,
+    processing_class: ProcessingClass | None,
     batch_size: int,
     max_samples: int | None,
     seed: int,
 ) -> torch.utils.data.DataLoader:
     if isinstance(parts, LayerwiseClassifier):  # an object that is only like one need not have a configuration
-        check_evaluable(parts.model.config, image_processor)
-    return batches_for(parts, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
+        check_evaluable(parts.model.config, processing_class)
+    return batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
 
 
 def _scores(tallies: Tallies, orders: list[tuple[int, ...]], num_labels: int) -> list[OrderScore]:

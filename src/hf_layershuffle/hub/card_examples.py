@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Example images for a model card, with what the model says to them.
+"""Example images or texts for a model card, with what the model says to them.
 
-The Hub shows them where no provider serves the model, as is so for models with custom code. Only images that the model
+The Hub shows them where no provider serves the model, as is so for models with custom code. Only those that the model
 classifies correctly are taken, as the card says.
 """
 
@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,28 +18,33 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints.loading import load_classifier
+from ..checkpoints.processing_classes import ProcessingClass
+from ..checkpoints.tokenizers import longest_text
 from ..common.files import replaced_folder, write_text
 from ..common.paths import inside
 from ..data.image_reading import is_grey, read_images, to_pil
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, read_examples
 
 
-TRIED_IMAGES = 20  # of a class
+TRIED_IMAGES = 20  # of a class; texts too
+LONGEST_TEXT = 500  # characters of a text that a card shows
 SMALLEST_SIZE = 96  # pixels; smaller images are enlarged, or the Hub shows a dot
 
 
 def write_examples(
     folder: str | os.PathLike,
     dataset: datasets.Dataset,
-    image_processor: BaseImageProcessor,
+    processing_class: ProcessingClass,
     *,
     num_examples: int = 4,
     top_k: int = 5,
 ) -> list[dict]:
     """Writes images of different classes into `folder/examples`, and the model's answers into `examples.json`.
+
+    Texts stand in `examples.json` themselves. Those that the model would cut off, and long ones, are passed over.
 
     Images smaller than 96 pixels are enlarged by a whole factor without smoothing. The answers are to the files as
     they are, decoded and resized by the image processor as a `pipeline` does. Of each class, in their order, the first
@@ -47,14 +52,14 @@ def write_examples(
 
     Args:
         folder: The model's folder.
-        dataset: Images with the columns `image` and `label`, numbered as the model's classes.
-        image_processor: The model's image processor.
-        num_examples: Number of images, at least 1.
+        dataset: Images or texts with the columns `image` or `text`, and `label`, numbered as the model's classes.
+        processing_class: The model's image processor or tokenizer.
+        num_examples: Number of images or texts, at least 1.
         top_k: Number of classes in an answer.
 
     Returns:
-        The entries of the card's `widget`: `src`, `example_title` and `output`, a list of `label` and `score` in [0,
-        1]. None, and no folder, if the model classifies nothing correctly.
+        The entries of the card's `widget`: `src` or `text`, `example_title` and `output`, a list of `label` and
+        `score` in [0, 1]. None, and no folder, if the model classifies nothing correctly.
 
     Raises:
         `ValueError`: if `num_examples` is out of range.
@@ -69,21 +74,27 @@ def write_examples(
     entries: list[dict] = []
     with _examples_folder(folder) as target:
         for label, rows in sorted(rows_of.items()):
-            file = target / f"{len(entries)}.png"
-            output = _first_correct(model, image_processor, dataset, rows[:TRIED_IMAGES], label, file, top_k)
-            if output is not None:
-                src = f"{EXAMPLES_FOLDER}/{file.name}"
-                entries.append({"src": src, "example_title": f"Class {names[label]}", "output": output})
+            tried = rows[:TRIED_IMAGES]
+            if isinstance(processing_class, PreTrainedTokenizerBase):
+                example = _first_correct_text(model, processing_class, dataset, tried, label, top_k)
+            else:
+                file = target / f"{len(entries)}.png"
+                image_processor = cast(BaseImageProcessor, processing_class)
+                output = _first_correct(model, image_processor, dataset, tried, label, file, top_k)
+                example = None if output is None else ({"src": f"{EXAMPLES_FOLDER}/{file.name}"}, output)
+            if example is not None:
+                shown, output = example
+                entries.append({**shown, "example_title": f"Class {names[label]}", "output": output})
             if len(entries) == num_examples:
                 break
         _write_entries(target, entries)
     return entries
 
 
-def copy_examples(source: str | os.PathLike, folder: str | os.PathLike, image_processor: BaseImageProcessor) -> None:
-    """Copies the example images of a model's folder, if there are any, to another model's folder.
+def copy_examples(source: str | os.PathLike, folder: str | os.PathLike, processing_class: ProcessingClass) -> None:
+    """Copies the examples of a model's folder, if there are any, to another model's folder.
 
-    The other model is asked. Images to which it gives another answer are left out.
+    The other model is asked. Examples to which it gives another answer are left out.
     """
     entries = read_examples(source)
     if not entries:
@@ -92,10 +103,15 @@ def copy_examples(source: str | os.PathLike, folder: str | os.PathLike, image_pr
     copied = []
     with _examples_folder(folder) as target:
         for entry in entries:
-            file = inside(source, entry["src"])
-            output = _answer(model, image_processor, file, len(entry["output"]))
+            top_k = len(entry["output"])
+            if isinstance(processing_class, PreTrainedTokenizerBase):
+                output = _answer_to_text(model, processing_class, _text_of(entry), top_k)
+            else:
+                file = inside(source, entry["src"])
+                output = _answer(model, cast(BaseImageProcessor, processing_class), file, top_k)
             if output[0]["label"] == entry["output"][0]["label"]:
-                shutil.copyfile(file, target / file.name)
+                if "src" in entry:
+                    shutil.copyfile(file, target / file.name)
                 copied.append({**entry, "output": output})
         _write_entries(target, copied)
 
@@ -124,6 +140,39 @@ def _first_correct(
     return None
 
 
+def _first_correct_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: datasets.Dataset,
+    rows: Sequence[int],
+    label: int,
+    top_k: int,
+) -> tuple[dict, list[dict]] | None:
+    """The first of the rows' texts that is classified correctly, as an entry names it, and the model's answer."""
+    class_names = cast(dict[int, str], model.config.id2label)
+    longest = longest_text(tokenizer, model) or LONGEST_TEXT
+    for row in dataset.select(rows):
+        entry = {name: row[name] for name in ("text", "text_pair") if name in row}
+        # What YAML and the Hub's widget show as it is
+        is_short = all(text and text.isprintable() and len(text) <= LONGEST_TEXT for text in entry.values())
+        if not is_short or len(tokenizer(*entry.values(), verbose=False)["input_ids"]) > longest:
+            continue
+        output = _answer_to_text(model, tokenizer, [*entry.values()], top_k)
+        if output[0]["label"] == class_names[label]:
+            return entry, output
+    return None
+
+
+def _text_of(entry: dict) -> list[str]:
+    return [entry[name] for name in ("text", "text_pair") if name in entry]
+
+
+def _answer_to_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], top_k: int
+) -> list[dict]:
+    return _likeliest(model, tokenizer(*texts, return_tensors="pt"), top_k)
+
+
 def _answer(model: PreTrainedModel, image_processor: BaseImageProcessor, file: Path, top_k: int) -> list[dict]:
     """The likeliest classes of the image in a file: `label` and `score`."""
     mode = {1: "L"}.get(model.config.num_channels, "RGB")
@@ -131,6 +180,11 @@ def _answer(model: PreTrainedModel, image_processor: BaseImageProcessor, file: P
         image = to_pil(opened, mode)
     layout: dict[str, Any] = {"input_data_format": "channels_first"} if mode == "L" else {}
     inputs = image_processor(np.asarray(image)[None] if mode == "L" else image, return_tensors="pt", **layout)
+    return _likeliest(model, inputs, top_k)
+
+
+def _likeliest(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], top_k: int) -> list[dict]:
+    """The likeliest classes of one image or text: `label` and `score`."""
     with torch.inference_mode():
         scores = model(**inputs).logits[0].softmax(-1)
     values, classes = scores.topk(min(top_k, len(scores)))

@@ -169,7 +169,11 @@ def _merge_model_index(current: object, ours: list[dict]) -> list[dict]:
 
 
 def _is_our_example(entry: object) -> bool:
-    return isinstance(entry, dict) and str(entry.get("src", "")).startswith("examples/")
+    """Whether an entry of `widget` is ours: an image of the folder, or a text with the title that ours have."""
+    if not isinstance(entry, dict):
+        return False
+    is_our_text = "text" in entry and str(entry.get("example_title", "")).startswith("Class ") and "output" in entry
+    return is_our_text or str(entry.get("src", "")).startswith("examples/")
 
 
 def _as_list(value: object) -> list:

@@ -22,7 +22,7 @@ from ..checkpoints.checks import explained_reading
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import classes_of, load_classifier
-from ..checkpoints.locations import IMAGE_PROCESSOR_FILES
+from ..checkpoints.locations import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES
 from ..checkpoints.record_checks import (
     Example,
     ExportRecord,
@@ -31,6 +31,7 @@ from ..checkpoints.record_checks import (
     TrainingRecord,
     check_record,
 )
+from ..checkpoints.tokenizers import load_tokenizer, tokenizer_digest
 from ..common import yaml_files
 from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
@@ -80,6 +81,7 @@ def record_training(
     arguments: dict,
     dataset: str | None = None,
     num_train_images: int | None = None,
+    num_train_texts: int | None = None,
     base_model: str | None = None,
     teacher: str | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -91,7 +93,7 @@ def record_training(
         folder: The model's folder.
         arguments: Training arguments, as from `TrainingArguments.to_dict`. The ones that matter are kept.
         dataset: Name of the dataset.
-        num_train_images: Number of images that it was trained on.
+        num_train_images, num_train_texts: Number of images, or of texts, that it was trained on.
         base_model: Hub id, or folder, of the model that was fine-tuned.
         teacher: Hub id, or folder, of the model that it was distilled from.
         metrics: `eval_accuracy` and the like, as fractions in [0, 1], and `num_orders`, the number of arbitrary
@@ -103,7 +105,9 @@ def record_training(
     kept.pop("max_steps" if kept.get("max_steps", 0) <= 0 else "num_train_epochs", None)  # the one that did not count
     record = {
         "dataset": public_dataset(dataset),
-        "num_train_images": num_train_images,
+        **(
+            {"num_train_images": num_train_images} if num_train_texts is None else {"num_train_texts": num_train_texts}
+        ),
         "base_model": public_name(base_model),
         "teacher": public_name(teacher),
         "license": license_of(base_model) if base_model else None,
@@ -269,6 +273,12 @@ def _check_report(folder: Path, report: RobustnessReport) -> None:
     again = "Evaluate again (`hf-layershuffle publish --dataset_name ...`), or remove it."
     if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
         raise ValueError(f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. {again}")
+    tokenizer = report.config.get("tokenizer")
+    if tokenizer is not None and any((folder / name).exists() for name in TOKENIZER_FILES):
+        if tokenizer_digest(load_tokenizer(folder)) != tokenizer:
+            raise ValueError(
+                f"'{folder / REPORT_FILE}' was made with another tokenizer than the one beside it. {again}"
+            )
     processor = report.config.get("image_processor")
     if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
         if processor_digest(load_image_processor(folder)) != processor:
@@ -288,7 +298,7 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_examples(folder: str | os.PathLike) -> list[dict]:
-    """The entries of `examples/examples.json`, whose images are in the folder; none without the file.
+    """The entries of `examples/examples.json`, texts or images in the folder; none without the file.
 
     Raises:
         `ValueError`: if the file is something else, or an image is not in the folder.
@@ -297,7 +307,10 @@ def read_examples(folder: str | os.PathLike) -> list[dict]:
     entries = yaml_files.read_json(path, list) if path.exists() else []
     check_record(entries, list[Example], f"'{path}'")
     for entry in entries:
-        inside(folder, entry["src"])
+        if ("src" in entry) == ("text" in entry):
+            raise ValueError(f"'{path}' is not what its name says: an entry has either `src` or `text`.")
+        if "src" in entry:
+            inside(folder, entry["src"])
     return entries
 
 

@@ -23,8 +23,8 @@ def merge(
     """Writes the merged model into a new folder.
 
     The folder holds the weights, the configuration with the plan (`config.merge_plan`), the plan as `merge_plan.yaml`,
-    an image processor, the code for `trust_remote_code=True`, and a card. The card states the sources' licence if the
-    cards of all of them state the same.
+    an image processor or a tokenizer, the code for `trust_remote_code=True`, and a card. The card states the sources'
+    licence if the cards of all of them state the same.
 
     Memory holds a piece of a tensor at a time, whatever the number and size of the sources. A tensor keeps its dtype.
     Where tensors of its kind (the same one of any layer) have several dtypes, it gets the widest of them.

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..checkpoints.tokenizers import takes_texts
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
@@ -172,9 +173,8 @@ _TASKS = {
 
 
 def _task(config: SimpleNamespace) -> dict[str, str]:
-    """What the card says of the task: a model of texts has a vocabulary, and no size of images."""
-    takes_text = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
-    return _TASKS["text" if takes_text else "image"]
+    """What the card says of the task."""
+    return _TASKS["text" if takes_texts(config) else "image"]
 
 
 def _safe_merge(merge: dict) -> dict:
@@ -220,7 +220,14 @@ def _metadata(records: FolderRecords, dataset: str | None, tags: Iterable[str] =
         "library_name": "transformers",
         "pipeline_tag": task["pipeline"],
         "tags": sorted(
-            tags | ({"plain-vit-export"} if records.export else set() if records.is_plain else {"layershuffle"})
+            tags
+            | (
+                {f"plain-{'vit' if task['kind'] == 'image' else 'model'}-export"}
+                if records.export
+                else set()
+                if records.is_plain
+                else {"layershuffle"}
+            )
         ),
         "datasets": datasets or None,
         "base_model": base_models[0] if len(base_models) == 1 else base_models or None,

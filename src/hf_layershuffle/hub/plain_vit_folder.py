@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""A plain ViT made of a model, as a folder and on the Hub."""
+"""A plain model of its family, such as a ViT or a BERT, made of a model: as a folder and on the Hub."""
 
 import json
 import os
@@ -11,8 +11,10 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from transformers import AutoConfig
 
-from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import load_classifier
+from ..checkpoints.locations import TOKENIZER_FILES
+from ..checkpoints.processing_classes import load_processing_class
+from ..checkpoints.tokenizers import takes_texts
 from ..common.files import write_text
 from ..common.paths import public_name
 from ..deployment.plain_vit import check_exportable, fixed_execution_order, to_plain_vit
@@ -23,7 +25,10 @@ from .published_files import check_folder, matches
 from .publishing import publish, publish_folder
 
 
-PLAIN_REVISION = "plain-vit"
+def plain_revision(folder: str | os.PathLike) -> str:
+    """The branch of a repository that holds its model as a plain one: `plain-vit`, or `plain` of a model of texts."""
+    of_texts = takes_texts(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return "plain" if of_texts else "plain-vit"
 
 
 def save_plain_vit(
@@ -33,7 +38,9 @@ def save_plain_vit(
     source: str,
     execution_order: str | list[int] | None = None,
 ) -> None:
-    """Saves the model of `folder` as a plain ViT with its image processor and example images.
+    """Saves the model of `folder` as a plain ViT, or a plain model of its family, with what makes its inputs.
+
+    Its examples go with it.
 
     `export.json` records its origin, and the licence that the folder's card states.
 
@@ -49,7 +56,7 @@ def save_plain_vit(
     model = load_classifier(str(folder)).eval()
     order = fixed_execution_order(model.config, execution_order)
     to_plain_vit(model, order).save_pretrained(plain_folder)
-    processor = load_image_processor(folder)
+    processor = load_processing_class(folder, model.config)
     processor.save_pretrained(plain_folder)
     export = {"source": public_name(source), "execution_order": order, "license": read_license(folder)}
     write_text(Path(plain_folder) / EXPORT_FILE, json.dumps(export, indent=1) + "\n")
@@ -71,8 +78,8 @@ def publish_with_plain_vit(
     Args:
         folder: The model's folder.
         repo_id: Repository of the LayerShuffle model.
-        plain_repo_id: A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of
-            `repo_id`.
+        plain_repo_id: A repository of its own for the plain ViT. Defaults to the branch `plain-vit` of `repo_id`,
+            which is called `plain` of a model of texts.
         execution_order: The plain ViT's fixed order. Defaults to the configuration's.
         revision, commit_message: Branch and message of the LayerShuffle model.
         kwargs: As for [`publish`]. They hold for both.
@@ -88,8 +95,9 @@ def publish_with_plain_vit(
         save_plain_vit(folder, plain_folder, source=repo_id, execution_order=execution_order)
         commit = publish(folder, repo_id, revision=revision, commit_message=commit_message, **kwargs)
         go_on = f"'{folder}' is complete and the LayerShuffle model is on the Hub: publish again when that is mended"
-        plain_revision = None if plain_repo_id else PLAIN_REVISION
-        kwargs |= {"commit_message": "Upload plain ViT", "revision": plain_revision}
+        branch = plain_revision(folder)
+        kwargs["commit_message"] = f"Upload plain {'model' if branch == 'plain' else 'ViT'}"
+        kwargs["revision"] = None if plain_repo_id else branch
         return commit, publish_folder(plain_folder, target, go_on, **kwargs)
 
 
@@ -104,5 +112,5 @@ def check_plain_vit(folder: Path, execution_order: str | list[int] | None = None
 
 def planned_plain_files(files: Iterable[str]) -> list[str]:
     """The planned files of a model that its plain ViT has too, and the record of its origin."""
-    shared = ("README.md", "config.json", "*processor_config.json", f"{EXAMPLES_FOLDER}/*")
+    shared = ("README.md", "config.json", "*processor_config.json", *TOKENIZER_FILES, f"{EXAMPLES_FOLDER}/*")
     return sorted([*(name for name in files if matches(name, shared)), EXPORT_FILE, "model.safetensors"])

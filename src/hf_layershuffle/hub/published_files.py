@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.loading import classes_of
+from ..checkpoints.locations import TOKENIZER_FILES
 from ..checkpoints.stored_checkpoint import open_source
 from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
@@ -36,6 +37,7 @@ PUBLISHED = (
     "CITATION.cff",
     f"{EXAMPLES_FOLDER}/*.png",
     f"{EXAMPLES_FOLDER}/*.json",
+    *TOKENIZER_FILES,
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same

@@ -18,13 +18,21 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..checkpoints.loading import classes_of
 from ..checkpoints.locations import INDEX_FILE
-from ..checkpoints.stored_checkpoint import SourceCheckpoint, check_image_processors, open_source
+from ..checkpoints.stored_checkpoint import (
+    SourceCheckpoint,
+    check_image_processors,
+    check_tokenizers,
+    open_source,
+)
 from ..checkpoints.tensor_files import write_safetensors
+from ..checkpoints.tokenizers import takes_texts
 from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
 from ..common.paths import inside
+from ..common.yaml_files import read_json
 from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
 from .merged_tensors import MergedTensor, inputs_of, result_dtypes
@@ -41,6 +49,8 @@ COMPARED_FIELDS = (
     "patch_size",
     "image_size",
     "num_channels",
+    "vocab_size",
+    "max_position_embeddings",
     "hidden_act",
     "layer_norm_eps",
     "qkv_bias",
@@ -106,6 +116,7 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
     _check_agreement(sources, plan)
     if plan.image_processor is None:
         check_image_processors(sources)
+    check_tokenizers(sources)
     for index, parts in enumerate(plan.layers):
         for part in parts:
             depth = num_layers_of(sources[part.source].config)
@@ -274,6 +285,9 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config.auto_map = auto_map
     config.save_pretrained(folder)
     prepared.plan.model_validate(prepared.plan.to_record()).save(folder / PLAN_FILE)
+    if takes_texts(config):
+        _write_tokenizer(prepared, folder)
+        return
     giver = prepared.plan.image_processor or prepared.plan.base_name
     files = prepared.sources[giver].image_processor
     for file, settings in files.items():
@@ -286,3 +300,18 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     if not files:
         what = "source" if prepared.plan.image_processor else "base"
         logger.warning("The %s '%s' has no image processor, so the merged model has none.", what, giver)
+
+
+def _write_tokenizer(prepared: PreparedMerge, folder: Path) -> None:
+    """The base's tokenizer, and its class, which is else told by the type of the model."""
+    base = prepared.sources[prepared.plan.base_name]
+    for file in base.tokenizer:
+        shutil.copyfile(inside(base.folder, file), folder / file)
+    if not base.tokenizer:
+        logger.warning("The base '%s' has no tokenizer, so the merged model has none.", base.name)
+        return
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path, dict) if path.exists() else {}
+    tokenizer_class = TOKENIZER_MAPPING_NAMES.get(str(base.config.plain_model_type))
+    if settings.get("tokenizer_class") is None and isinstance(tokenizer_class, str):
+        write_text(path, json.dumps({**settings, "tokenizer_class": tokenizer_class}, indent=2) + "\n")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import datasets
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints.checks import check_finite
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
+from ..checkpoints.tokenizers import input_record
 from ..common.environment import describe_environment
 from ..common.paths import public_name
 from ..common.progress import silenceable
@@ -35,7 +37,7 @@ class MergePool(LayerwiseClassifier):
     So a merge is an execution order over the pool.
 
     Args:
-        models: LayerShuffle, ViT or DeiT classifiers by name.
+        models: Classifiers of images or texts by name, all of one family.
         base: Name of the model that gives everything but the layers. Defaults to the first.
 
     Raises:
@@ -131,6 +133,11 @@ class RandomMergeReport(Report):
     source_scores: dict[str, OrderScore]
     merges: list[MergeScore]
     environment: dict = field(default_factory=dict)
+    inputs: str = "images"
+
+    @property
+    def noun(self) -> str:
+        return self.inputs
 
     def accuracies(self) -> dict[str, list[float]]:
         """Accuracies of the sources and of the merges, by the row of the table and of the picture."""
@@ -155,7 +162,10 @@ class RandomMergeReport(Report):
 
     def to_dict(self) -> dict:
         """JSON types only; NaN and infinity as None."""
-        return json_values(asdict(self))
+        values = asdict(self)
+        if self.inputs == "images":  # as of all reports of earlier versions
+            del values["inputs"]
+        return json_values(values)
 
     @classmethod
     def from_dict(cls, values: dict) -> "RandomMergeReport":
@@ -175,7 +185,8 @@ def evaluate_random_merges(
     num_layers: int | None = None,
     any_layer: bool = False,
     base: str | None = None,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     batch_size: int = 64,
     max_samples: int | None = None,
     name: str = "random merges",
@@ -188,8 +199,8 @@ def evaluate_random_merges(
     Merges that begin with the same layers share the computation of their beginning.
 
     Args:
-        models: LayerShuffle, ViT or DeiT classifiers by name, all on one device.
-        data, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
+        models: Classifiers of images or texts by name, all of one family and on one device.
+        data, processing_class, image_processor, batch_size, max_samples, progress: As for [`score_execution_orders`].
         num_merges: Number of merges, at least 1.
         seed, num_layers, any_layer, base: As for [`MergePlan.random`]. Merge i has the seed `seed + i`. `seed` also
             draws the images of `max_samples`.
@@ -200,15 +211,16 @@ def evaluate_random_merges(
     """
     if isinstance(num_merges, bool) or not isinstance(num_merges, int) or num_merges < 1:
         raise ValueError(f"`num_merges` is {num_merges!r}; it must be an integer of at least 1.")
+    processing_class = chosen_processing_class(processing_class, image_processor)
     pool = MergePool(models, base)
     for model, part in pool.parts.items():
         check_finite(f"'{model}'", part.model.state_dict().items())
-        check_evaluable(part.model.config, image_processor)
+        check_evaluable(part.model.config, processing_class)
     base = base or next(iter(models))
     depths = {model: part.num_layers for model, part in pool.parts.items()}
     num_layers = depths[base] if num_layers is None else num_layers
     draws = [draw_layers(depths, seed + index, num_layers, any_layer) for index in range(num_merges)]
-    loader = batches_for(pool, data, image_processor, batch_size=batch_size, max_samples=max_samples, seed=seed)
+    loader = batches_for(pool, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
 
     source_scores = {}
     for model, part in pool.parts.items():
@@ -236,6 +248,7 @@ def evaluate_random_merges(
         source_scores=source_scores,
         merges=merges,
         environment=describe_environment(pool.model),
+        **input_record(pool.model.config),
     )
 
 
@@ -260,7 +273,7 @@ def random_merge_table(reports: Sequence[RandomMergeReport]) -> "Table":
         found = ", ".join(f"{dataset} ({images} images)" for dataset, images in sorted(datasets)) or "none"
         raise ValueError(f"Reports to compare must be of one and the same dataset; they are of: {found}.")
     dataset, num_images = datasets.pop()
-    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} images)", style="table.title"))
+    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} {reports[0].noun})", style="table.title"))
     table.add_column("models")
     for column in ("number", "mean", "std", "min", "max", "95 % interval of the mean"):
         table.add_column(column, justify="right")

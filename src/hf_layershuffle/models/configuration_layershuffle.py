@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
-from .layer_program import TOWERS
+from .layer_lists import TOWERS
 
 
 # A configuration's class is made of the mixin and the family's, which is the one that comes from transformers
@@ -76,6 +76,8 @@ def set_num_layers(config: Any, num_layers: int) -> None:
     features."""
     encoder = encoder_config(config)
     encoder.num_hidden_layers = num_layers
+    if hasattr(config, "model_args"):  # of a model of timm
+        config.model_args = {**(config.model_args or {}), "depth": num_layers}
     if getattr(encoder, "stage_names", None) is not None:
         encoder.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, num_layers + 1))]
         encoder.set_output_features_output_indices(out_features=None, out_indices=None)
@@ -144,6 +146,8 @@ class LayerShuffleConfigMixin(_FamilyConfig):
                 f"`tower` is '{self.tower}', and {type(self).__name__} has no `{self.tower}_config`; "
                 "leave it None, or name a tower that the model has."
             )
+        if not hasattr(encoder_config(self), "num_hidden_layers"):
+            return  # of a model of timm, which says it when it is built
         num_layers = num_layers_of(self)
         if self.shuffle_mode == "window" and self.shuffle_window is None:
             raise ValueError(
@@ -185,6 +189,10 @@ class LayerShuffleConfigMixin(_FamilyConfig):
                 f"`shuffle_window` is {kwargs['shuffle_window']!r}, which `shuffle_mode={mode!r}` does not use; pass "
                 "`shuffle_mode='window'` with it, or leave it out."
             )
+        if isinstance(config_dict.get("model_args"), dict):
+            # timm records the number of classes there too, and transformers passes its own
+            model_args = {name: value for name, value in config_dict["model_args"].items() if name != "num_classes"}
+            config_dict = {**config_dict, "model_args": model_args}
         return super().from_dict(config_dict, **kwargs)
 
 

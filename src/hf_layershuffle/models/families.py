@@ -36,6 +36,8 @@ _CONVOLUTIONAL = """
 _ENCODER_DECODERS = """
     bart mbart plbart mvp bigbird_pegasus pegasus marian blenderbot m2m_100 t5gemma t5gemma2 led
     """.split()
+# Families whose hidden states are of shape `(batch_size, channels, tokens)`
+CHANNELS_FIRST = frozenset({"squeezebert"})
 # Why a family is refused, and what to take instead
 REFUSED_FAMILIES: dict[str, tuple[str, str]] = {
     **dict.fromkeys(_STAGED, (_STAGES, _VISION)),
@@ -43,7 +45,6 @@ REFUSED_FAMILIES: dict[str, tuple[str, str]] = {
     **dict.fromkeys(_ENCODER_DECODERS, (_TWO_STACKS, "an encoder such as roberta or modernbert")),
     **dict.fromkeys(("t5", "mt5", "umt5"), (_FIRST_LAYER, "bert or modernbert")),
     **dict.fromkeys(("xlm", "flaubert"), (_BY_INDEX, "xlm-roberta or camembert")),
-    "squeezebert": (_BY_INDEX, "distilbert"),
     "wavlm": (_FIRST_LAYER, "hubert or wav2vec2"),
     "yolos": (
         "it adds position embeddings between its layers, one for each index, so the layers cannot change places",
@@ -71,4 +72,5 @@ def check_family(model_type: str | None, what: str) -> None:
     plain_type = plain_type_of(model_type or "")
     if plain_type in REFUSED_FAMILIES:
         reason, instead = REFUSED_FAMILIES[plain_type]
-        raise ValueError(f"{what} ('{plain_type}') cannot run its layers in any order: {reason}. Take {instead}.")
+        named = what if f"'{plain_type}'" in what else f"{what} ('{plain_type}')"
+        raise ValueError(f"{named} cannot run its layers in any order: {reason}. Take {instead}.")

@@ -5,6 +5,7 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -72,6 +73,20 @@ _REPEAT_IN_CACHE = (
     "`execution_order` is {order}, which holds a layer more than once, and a cache has one place for the keys and "
     "values of a layer. Pass `use_cache=False` and no `past_key_values`, to `generate` too."
 )
+
+
+def averages_loss_itself(plain_class: type[PreTrainedModel]) -> bool:
+    """Whether a forward divides its loss by the Trainer's count of labels.
+
+    transformers' Trainer believes it of every forward that takes more arguments than it names. Where it is not so, a
+    step of several micro-batches would add up their losses instead of averaging them.
+    """
+    try:
+        source = inspect.getsource(inspect.unwrap(plain_class.forward))
+    except OSError:  # no source at hand
+        return True
+    return re.search(r"loss_function\((?:[^()]|\([^()]*\))*\*\*\w+", source) is not None
+
 
 _EXECUTION_ORDER_DOC = """
         execution_order (`str`, `list[int]` or `torch.LongTensor` of shape `(positions,)`, *optional*):

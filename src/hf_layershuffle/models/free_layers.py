@@ -71,7 +71,9 @@ class FreeLayersMixin(_FamilyModel):
 
     @property
     def _depth_embedding(self) -> nn.Embedding | None:
-        return getattr(self.base_model, "depth_embedding", None)
+        encoder: Any = self.base_model
+        is_free = encoder is not self and isinstance(encoder, FreeLayersMixin)
+        return encoder._depth_embedding if is_free else getattr(encoder, "depth_embedding", None)
 
     def resolve_execution_order(self, execution_order: str | ExecutionOrder | None = None) -> list[int]:
         """The order of the next forward pass.

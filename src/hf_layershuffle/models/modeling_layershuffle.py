@@ -7,6 +7,7 @@ beside the weights: it may import `from .x import y` only.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -30,10 +30,13 @@ from .configuration_layershuffle import (
     layershuffle_config_class,
 )
 from .execution_order import ExecutionOrderStream
-from .free_forward import free_forward
+from .families import CHANNELS_FIRST
+from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
-from .layer_program import LayerProgram, Run, find_layers
-from .order_check import check_untested_family, residual_writers
+from .initial_weights import InitialWeightsMixin
+from .layer_lists import find_layers
+from .layer_program import LayerProgram, Run
+from .order_check import check_untested_family
 from .position_modules import (
     DepthProjection,
     PositionedLayerMixin,
@@ -43,9 +46,10 @@ from .position_modules import (
     positioned_layer_class,
 )
 from .saved_model import SavedModelMixin
+from .timm_layers import TIMM_MODEL_TYPE, TimmLayersMixin
 
 
-class LayerShuffleMixin(SavedModelMixin):
+class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
     """What every model with free layer order has beside its transformers class.
 
     New modules start as no-ops, random orders come from one stream, and loading refuses what it cannot read.
@@ -73,8 +77,7 @@ class LayerShuffleMixin(SavedModelMixin):
         _check_own_layerdrop(self)
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
-        is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
-        if encoder is not self and is_inside and encoder.config is self.config:
+        if self._is_around_encoder(encoder):
             # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
             if not isinstance(encoder, LayerShuffleMixin):
                 _change_class(encoder, layershuffle_class(type(encoder)))
@@ -93,8 +96,21 @@ class LayerShuffleMixin(SavedModelMixin):
             names = {layer_class.plain_class.__name__: layer_class.__name__}
             self._no_split_modules = {names.get(name, name) for name in self._no_split_modules or ()}
 
+    def _is_around_encoder(self, encoder: Any) -> bool:
+        """Whether the layers are in a model inside this one that takes the same inputs."""
+        is_inside = self.layers_path.startswith(f"{self.base_model_prefix}.")
+        if encoder is self or not is_inside or getattr(encoder, "config", None) is not self.config:
+            return False
+        # DINOv3's is of its own class too, but takes hidden states
+        return encoder.main_input_name in inspect.signature(encoder.forward).parameters
+
     def _add_position_modules(self) -> None:
         config = self.config
+        if config.plain_model_type in CHANNELS_FIRST:
+            raise ValueError(
+                f"{type(self).__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there "
+                "is no depth embedding and no position predictor; set both flags to False."
+            )
         encoder = encoder_config(config)
         layers: Any = self.free_layers
         eps = getattr(encoder, "layer_norm_eps", 1e-6)
@@ -109,56 +125,13 @@ class LayerShuffleMixin(SavedModelMixin):
                 PositionHead(encoder.hidden_size, len(layers), eps) if config.position_predictor else None
             )
         if config.depth_embedding:
-            others = dict(self._modules)
-            self._modules.clear()
+            owner: Any = self.base_model
+            others = dict(owner._modules)
+            owner._modules.clear()
             # First of all: optimizers' states of runs of earlier versions go by the order of the parameters
-            self.depth_embedding = nn.Embedding(len(layers), config.depth_embedding_dim)
-            mark(self.depth_embedding, "starts_at_zero")
-            self._modules.update(others)
-
-    def _mark_residual_writers(self) -> None:
-        try:
-            names = residual_writers(self.plain_class, self.config)
-        except ValueError as error:
-            raise ValueError(
-                f"`residual_init_scale` is {self.config.residual_init_scale}, but what it would scale in "
-                f"{self.plain_class.__name__} could not be found: {error}. Set it to 1.0."
-            ) from error
-        for layer in self.free_layers:
-            for module in map(layer.get_submodule, names):
-                mark(module, "writes_to_residual")
-                if getattr(module, "_is_hf_initialized", False):  # by the plain encoder of a classifier
-                    self._scale_residual_weight(module)
-
-    @torch.no_grad()
-    def _scale_residual_weight(self, module: nn.Module) -> None:
-        for parameter in module.parameters():
-            parameter.mul_(self.config.residual_init_scale)
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """transformers passes over modules of custom code that have no weights of their own, by which some families
-        initialise the weights of their children. Ours are initialised as the family's."""
-        return False
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        # Some families initialise maps from the modules above them, so that these are scaled when all is done
-        writers = [module for module in self.modules() if getattr(module, "writes_to_residual", False)]
-        new = [
-            module
-            for module in writers
-            if not any(getattr(each, "_is_hf_initialized", False) for each in (module, *module.parameters()))
-        ]
-        super().initialize_weights()
-        for module in new:
-            self._scale_residual_weight(module)
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)
-        if getattr(module, "starts_at_zero", False):
-            init.zeros_(module.weight)
+            owner.depth_embedding = nn.Embedding(len(layers), config.depth_embedding_dim)
+            mark(owner.depth_embedding, "starts_at_zero")
+            owner._modules.update(others)
 
     def _finish(
         self, outputs: Any, run: Run, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
@@ -203,7 +176,12 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
             "forward": free_forward(plain_class),
             **generation_methods(plain_class),
         }
-        made: Any = type(f"LayerShuffle{plain_class.__name__}", (LayerShuffleMixin, plain_class), body)
+        if not averages_loss_itself(plain_class):
+            body["accepts_loss_kwargs"] = False
+        bases: tuple[type, ...] = (LayerShuffleMixin, plain_class)
+        if plain_class.config_class.model_type == TIMM_MODEL_TYPE:
+            bases = (TimmLayersMixin, *bases)
+        made: Any = type(f"LayerShuffle{plain_class.__name__}", bases, body)
         _MADE[plain_class] = made
         _register_conversion(made)
         auto_class = auto_class_of(plain_class)
@@ -241,8 +219,11 @@ def _register_conversion(made: type[LayerShuffleMixin]) -> None:
     """
     plain: Any = made.plain_class
     mapping = get_checkpoint_conversion_mapping(plain.__name__)
-    if mapping is None and plain.__name__ == plain_class_name("AutoModel", plain.config_class.model_type):
-        mapping = get_checkpoint_conversion_mapping(plain.config_class.model_type)
+    model_type = plain.config_class.model_type
+    # A model of timm is no encoder with a head, but one module
+    is_whole = model_type == TIMM_MODEL_TYPE or plain.__name__ == plain_class_name("AutoModel", model_type)
+    if mapping is None and is_whole:
+        mapping = get_checkpoint_conversion_mapping(model_type)
     if mapping is not None:
         register_checkpoint_conversion_mapping(made.__name__, mapping, overwrite=True)
 

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .families import TESTED_FAMILIES
-from .layer_program import LayerProgram, find_layers, run_program
+from .layer_lists import find_layers
+from .layer_program import LayerProgram, run_program, same_kind_of_list
 from .small_copy import on_small_copy
 
 
@@ -63,14 +64,14 @@ def order_fault(model: Any, inputs: dict) -> str | None:
     """
     path = find_layers(model)
     layers = list(model.get_submodule(path).children())
-    kind: Any = type(model.get_submodule(path))
+    like = model.get_submodule(path)
     sequential = list(range(len(layers)))
     _outputs(model, inputs)  # what fails here has nothing to do with orders
     for order in (sequential, sequential[::-1]):
         try:
-            model.set_submodule(path, kind([layers[index] for index in order]))
+            model.set_submodule(path, same_kind_of_list(like, [layers[index] for index in order]))
             expected = _outputs(model, inputs)
-            program = LayerProgram.mark(kind(layers))
+            program = LayerProgram.mark(same_kind_of_list(like, layers))
             model.set_submodule(path, program)
             taken: list[nn.Module] = []
             with run_program(program, _noted((layers[index] for index in order), taken)):

@@ -80,7 +80,7 @@ class PositionedLayerMixin(_FamilyLayer):
         output = super().forward(hidden_states, *args, **kwargs)
         if self.position_head is None:
             return output
-        if isinstance(output, tuple):
+        if isinstance(output, (tuple, list)):
             # Of at least two, since one alone would look like a layer that gives a tensor
             output = output if len(output) > 1 else (*output, None)
             return (*output, self.position_head(output[0]))

@@ -88,6 +88,8 @@ def _shrink(config: Any, fields: dict[str, int]) -> PreTrainedConfig:
             setattr(config, name, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}.get(name, 3))
         elif name == "layer_types" and isinstance(value, list):
             setattr(config, name, value[:NUM_LAYERS])
+    if hasattr(config, "model_args"):  # of timm, whose configuration names an architecture
+        config.model_args = {**(config.model_args or {}), "depth": NUM_LAYERS}
     # Fewer patches. What else depends on their number is built from these
     patch, size = getattr(config, "patch_size", None), getattr(config, "image_size", None)
     if "hidden_size" in fields and isinstance(patch, int) and isinstance(size, int):

@@ -192,6 +192,8 @@ def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Seq
     a whole report says of which model and on which dataset.
     """
     attention = report.attention if isinstance(report, AnalysisReport) else report
+    if attention is None:
+        raise ValueError("The analysis is of texts, and attention maps are of images.")
     num_images, num_orders = attention.maps.shape[:2]
     num_columns = num_orders + (attention.images is not None)
     figure = Figure(
@@ -231,13 +233,14 @@ def plot_attention_maps(report: AnalysisReport | AttentionMaps, class_names: Seq
 
 def analysis_pictures(report: AnalysisReport, class_names: Sequence[str] | None = None) -> Pictures:
     """All pictures of an analysis, by name."""
+    attention = {} if report.attention is None else {"attention_maps": plot_attention_maps(report, class_names)}
     return Pictures(
         layer_position_maps=plot_layer_position_maps(report),
         updates_by_position=plot_updates_by_position(report),
         position_probe=plot_position_probe(_named(report)),
         output_similarity=plot_output_similarity(report),
         embedding=plot_embedding(report),
-        attention_maps=plot_attention_maps(report, class_names),
+        **attention,
     )
 
 

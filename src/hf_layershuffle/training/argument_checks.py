@@ -13,6 +13,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 4096),
     "patch_size": (1, 4096),
     "num_channels": (1, 1024),
+    "vocab_size": (1, 2**24),
+    "max_length": (3, 2**20),  # with the special tokens before and after
     "hidden_size": (1, 2**16),
     "intermediate_size": (1, 2**20),
     "num_hidden_layers": (1, 10_000),

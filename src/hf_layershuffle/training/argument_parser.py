@@ -18,10 +18,11 @@ from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
 from .recipes import PRESETS, SCRATCH_DEFAULTS, initializer_range_of
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+from .tasks import TASKS, ImageClassification, Task
 
 
 SUFFIXES = (".json", ".yaml", ".yml")
-DESCRIPTION = """Trains a LayerShuffle image classifier and prints its accuracy in sequential order and over arbitrary
+DESCRIPTION = """Trains a LayerShuffle {kind} classifier and prints its accuracy in sequential order and over arbitrary
 orders.
 
 All options of transformers' TrainingArguments are options too; they come last. The same command goes on with a run
@@ -37,16 +38,18 @@ class ArgumentParser(HfArgumentParser):
     An error is one line instead of a usage of two hundred options.
     """
 
-    def __init__(self, prog: str | None = None):
+    def __init__(self, prog: str | None = None, task: type[Task] = ImageClassification):
+        self.task = task
         super().__init__(
-            cast(
-                Any, (ModelArguments, DataArguments, ScriptTrainingArguments)
-            ),  # annotated as an unbound type variable
+            cast(Any, task.argument_classes),  # annotated as an unbound type variable
             prog=prog,
             usage="%(prog)s [arguments.yaml] [--option value ...]",
-            description=DESCRIPTION,
+            description=DESCRIPTION.format(kind=task.noun.removesuffix("s")),
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
+        )
+        self.add_argument(
+            "--task", choices=TASKS, default=task.name, help=f"{' or '.join(TASKS)}; each has options of its own."
         )
         for action in self._actions:
             if action.type is string_to_bool:  # `--flag` for `--flag True`, also where the default is None
@@ -55,11 +58,12 @@ class ArgumentParser(HfArgumentParser):
         self._group_options()
 
     def _group_options(self) -> None:
-        order = [field.name for cls in (ModelArguments, DataArguments) for field in dataclasses.fields(cls)]
+        model_class, data_class, _ = self.task.argument_classes
+        order = ["task", *(each.name for cls in (model_class, data_class) for each in dataclasses.fields(cls))]
         own_training = [*ScriptTrainingArguments.__annotations__, *LayerShuffleTrainingArguments.__annotations__]
         groups = {
-            "model": {field.name for field in dataclasses.fields(ModelArguments)},
-            "data": {field.name for field in dataclasses.fields(DataArguments)},
+            "model": {"task", *(field.name for field in dataclasses.fields(model_class))},
+            "data": {field.name for field in dataclasses.fields(data_class)},
             "training": set(own_training),
             "of transformers' TrainingArguments": {field.name for field in dataclasses.fields(TrainingArguments)},
         }
@@ -87,7 +91,8 @@ class ArgumentParser(HfArgumentParser):
             raise ValueError(
                 f"There is no option {unknown[0]}{self._suggestion(unknown[0])} (--help lists all options)"
             )
-        return cast(Parsed, self.parse_args_into_dataclasses(argv, look_for_args_file=False))
+        # The last is what belongs to no dataclass: the task
+        return cast(Parsed, self.parse_args_into_dataclasses(argv, look_for_args_file=False)[:3])
 
     def _suggestion(self, option: str) -> str:
         name = option.split("=")[0].replace("-", "_").lstrip("_")
@@ -116,18 +121,46 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def parse_arguments(argv: list[str], prog: str | None = None) -> Parsed:
-    """The arguments of a run, with those of its preset filled in.
+    """The arguments of a run, as [`parse_task`] gives them."""
+    return parse_task(argv, prog)[1]
+
+
+def parse_task(
+    argv: list[str], prog: str | None = None, task: str = ImageClassification.name
+) -> tuple[type[Task], Parsed]:
+    """The task and the arguments of a run, with those of its preset filled in.
 
     Args:
         argv: Arguments as on the command line. They may start with a JSON or YAML file.
         prog: Name of the program in `--help`.
+        task: The task, where the arguments name none.
+
+    Returns:
+        The task, and the arguments of the model, of the data and of the training.
 
     Raises:
         `ValueError`: if an option does not exist, or a value is not allowed.
     """
     if argv and not argv[0].startswith("-") and argv[0].endswith(SUFFIXES):
         argv = [*read_argument_file(Path(argv[0])), *argv[1:]]  # of two values of one argument, the later counts
-    parser = ArgumentParser(prog)
+    chosen = _task_of(argv, task)
+    return chosen, _parse(ArgumentParser(prog, chosen), argv)
+
+
+def _task_of(argv: list[str], default: str) -> type[Task]:
+    """The task that a command line names, by which it is known which other options there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--task", default=default)
+    try:
+        name = parser.parse_known_args(argv)[0].task
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error} (--help lists all options)") from None
+    if name not in TASKS:
+        raise ValueError(f"`task` is '{name}'; choose from {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     model_args, data_args, args = parser.parse(argv)
     check_numbers(model_args, data_args, args)
     check_consistency(model_args, args)
@@ -173,7 +206,7 @@ def read_argument_file(path: Path) -> list[str]:
         `ValueError`: if the file does not hold one mapping.
     """
     values = read_mapping(path, "one mapping from arguments to values")
-    check_kinds(values, (ModelArguments, DataArguments, ScriptTrainingArguments), f"'{path}'")
+    check_kinds(values, [each for task in TASKS.values() for each in task.argument_classes], f"'{path}'")
     argv = []
     for name, value in values.items():
         if isinstance(value, list):

@@ -7,8 +7,10 @@ from typing import Any, cast
 from datasets import DatasetDict
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from ..checkpoints.image_size import as_pair, image_size_of
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
 from ..data.image_reading import is_grey, read_images
+from ..models.configuration_layershuffle import num_channels_of
 from .script_arguments import DataArguments
 
 
@@ -31,13 +33,18 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None) -> Da
         eval_fraction=args.eval_fraction,
         class_names=class_names,
     )
+    return with_checkpoint_classes(splits, class_names, args.dataset_name)
+
+
+def with_checkpoint_classes(splits: DatasetDict, class_names: list[str] | None, dataset_name: str) -> DatasetDict:
+    """The splits numbered as a checkpoint numbers its classes, if they have the same ones."""
     names = splits["train"].features["label"].names
     if class_names is None or set(names) != set(class_names) or len(names) != len(class_names):
         return splits
     # As much of a configuration as numbers classes
     known = SimpleNamespace(id2label=dict(enumerate(class_names)), num_labels=len(class_names))
     config = cast(PreTrainedConfig, known)
-    return DatasetDict({name: match_labels(split, config, args.dataset_name) for name, split in splits.items()})
+    return DatasetDict({name: match_labels(split, config, dataset_name) for name, split in splits.items()})
 
 
 def build_datasets(
@@ -53,18 +60,9 @@ def build_datasets(
         `ValueError`: if the model has another number of classes, or a number is out of range.
     """
     config = model.config
-    if config.num_labels != splits["train"].features["label"].num_classes:
-        raise ValueError(
-            f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
-            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new "
-            "classifier."
-        )
-    for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
-        if limit is not None:
-            if limit < 1:
-                raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
-            splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
-    size = config.image_size if isinstance(config.image_size, int) else min(config.image_size)
+    check_num_classes(args, splits, config)
+    limit_samples(args, splits, seed)
+    size = min(as_pair(image_size_of(config) or 0))
     padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
     is_colour = not is_grey(*read_images(splits["train"], [0]))
     flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
@@ -73,7 +71,7 @@ def build_datasets(
         raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
     common: dict[str, Any] = {
         "image_processor": image_processor,
-        "num_channels": config.num_channels,
+        "num_channels": num_channels_of(config),
         "max_cached_bytes": int(args.max_cached_gib * 2**30),
         "skip_damaged": args.skip_damaged,
     }
@@ -81,3 +79,26 @@ def build_datasets(
         ImageClassificationDataset(splits["train"], **common, **augmentation, description="Decoding training images"),
         ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
     )
+
+
+def check_num_classes(args: DataArguments, splits: DatasetDict, config: PreTrainedConfig) -> None:
+    """Raises a `ValueError` if the model has another number of classes than the dataset."""
+    if config.num_labels != splits["train"].features["label"].num_classes:
+        raise ValueError(
+            f"The model has {config.num_labels} classes and dataset '{args.dataset_name}' has "
+            f"{splits['train'].features['label'].num_classes}; add --ignore_mismatched_sizes to start a new "
+            "classifier."
+        )
+
+
+def limit_samples(args: DataArguments, splits: DatasetDict, seed: int) -> None:
+    """Keeps as many rows of the splits as the arguments say, drawn by `seed`.
+
+    Raises:
+        `ValueError`: if a number is out of range.
+    """
+    for name, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"The number of {name} samples is {limit}; it must be at least 1.")
+            splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))

@@ -2,13 +2,15 @@
 """Knowledge distillation: a trained classifier's softened answers as targets (Hinton et al., arXiv 1503.02531)."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import logging
+
+from ..checkpoints.image_size import as_pair, image_size_of, why_not_images_of
+from ..models.configuration_layershuffle import num_channels_of
 
 
 logger = logging.get_logger(__name__)
@@ -39,18 +41,20 @@ def distillation_loss(
 
 
 def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Raises a `ValueError` unless the teacher classifies the same images into the same classes as the model.
+    """Raises a `ValueError` unless the teacher classifies the same images or texts into the same classes as the model.
 
     The teacher's weights must be finite.
 
     Args:
-        teacher: The image classifier that teaches.
+        teacher: The classifier that teaches.
         model: The model to train.
     """
-    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != "pixel_values":
+    if not isinstance(teacher, PreTrainedModel) or teacher.main_input_name != model.main_input_name:
+        of_texts = model.main_input_name == "input_ids"
+        kind, auto_class = ("a text", "SequenceClassification") if of_texts else ("an image", "ImageClassification")
         raise ValueError(
-            f"`teacher_model` is a {type(teacher).__name__}; pass an image classifier of transformers, such as "
-            "AutoModelForImageClassification.from_pretrained(...) gives."
+            f"`teacher_model` is a {type(teacher).__name__}; pass {kind} classifier of transformers, such as "
+            f"AutoModelFor{auto_class}.from_pretrained(...) gives."
         )
     if teacher.base_model is teacher:
         raise ValueError(
@@ -71,13 +75,7 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             "Distillation needs a single label of two classes or more; the model has `problem_type` "
             f"{ours.problem_type!r} and {ours.num_labels} classes."
         )
-    for name in ("num_labels", "image_size", "num_channels"):
-        value, expected = getattr(theirs, name, None), getattr(ours, name, None)
-        if value is not None and expected is not None and _pair(value) != _pair(expected):
-            raise ValueError(
-                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
-                "for the same classes, so it must be equal."
-            )
+    _check_same_sizes(teacher, model)
     names, class_names = _class_names(theirs), _class_names(ours)
     shared = set(names) & set(class_names)
     if any(names.index(name) != class_names.index(name) for name in shared):
@@ -94,9 +92,28 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
         )
 
 
+def _check_same_sizes(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
+    ours: Any = model.config
+    theirs: Any = teacher.config
+    compared = {
+        "num_labels": (theirs.num_labels, ours.num_labels),
+        "image_size": (image_size_of(theirs), image_size_of(ours)),
+        "num_channels": (num_channels_of(theirs), num_channels_of(ours)),
+        "vocab_size": (getattr(theirs, "vocab_size", None), getattr(ours, "vocab_size", None)),
+    }
+    for name, (value, expected) in compared.items():
+        if value is not None and expected is not None and as_pair(value) != as_pair(expected):
+            if name == "image_size" and _takes(teacher, expected, num_channels_of(ours)):
+                continue  # some families interpolate position embeddings by themselves
+            raise ValueError(
+                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
+                "for the same classes, so it must be equal."
+            )
+
+
+def _takes(teacher: PreTrainedModel, image_size: Any, num_channels: int | None) -> bool:
+    return why_not_images_of(teacher, (num_channels or 3, *as_pair(image_size))) is None
+
+
 def _class_names(config: Any) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
-
-
-def _pair(value: int | Iterable[int]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)

@@ -15,6 +15,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..checkpoints.hub_errors import explained_errors
+from ..checkpoints.locations import TOKENIZER_FILES
+from ..checkpoints.tokenizers import takes_texts
 from ..hub.folder_records import record_training
 from ..hub.model_card import write_model_card
 from ..hub.published_files import matches, published_files
@@ -24,7 +26,7 @@ from .trainer_part import TrainerPart
 
 # Pickled arguments hold the token of the Hub
 NOT_OF_CHECKPOINTS = ("training_args.bin",)
-_BESIDE_ADAPTERS = ("README.md", "*processor_config.json")
+_BESIDE_ADAPTERS = ("README.md", "*processor_config.json", *TOKENIZER_FILES)
 
 
 def adapter_files(folder: str | os.PathLike, adapter_names: Iterable[str]) -> list[str]:
@@ -141,13 +143,14 @@ class HubMixin(TrainerPart):
         if metrics is None:
             metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
             metrics = metrics | {"num_orders": num_orders} if num_orders else metrics
+        noun = "texts" if takes_texts(self.accelerator.unwrap_model(self.model).config) else "images"
         teacher = self.teacher_model
         folder = str(self.args.output_dir)
         record_training(
             folder,
             arguments=self.args.to_dict(),
             dataset=dataset,
-            num_train_images=_length(self.train_dataset),
+            **{f"num_train_{noun}": _length(self.train_dataset)},
             metrics=metrics,
             base_model=kwargs.get("finetuned_from"),
             teacher=None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,

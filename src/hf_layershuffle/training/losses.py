@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The loss of a training step: of the classes, of the layers' positions, and of a teacher's answers."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -90,7 +91,7 @@ class TrainingLossMixin(TrainerPart):
             loss = self._with_position_loss(loss, [outputs], labels, num_items_in_batch)
         if distills:
             weight = self._argument("distillation_weight")
-            distilled = self._distillation_loss(outputs.logits, inputs["pixel_values"], labels, num_items_in_batch)
+            distilled = self._distillation_loss(outputs.logits, inputs, labels, num_items_in_batch)
             loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
 
@@ -106,13 +107,13 @@ class TrainingLossMixin(TrainerPart):
     def _distillation_loss(
         self,
         logits: torch.Tensor,
-        pixel_values: torch.Tensor,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         teacher = cast(PreTrainedModel, self.teacher_model)
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = teacher(pixel_values=pixel_values.to(teacher.dtype)).logits
+            teacher_logits = teacher(**_inputs_of(teacher, inputs)).logits
         if labels is not None:  # nothing is learnt of the others
             teacher_logits = torch.where((labels != -100)[:, None], teacher_logits, 0.0)
         self._watch.note(self.state.global_step + 1, "teacher's answer", teacher_logits.abs().max())
@@ -173,3 +174,11 @@ class TrainingLossMixin(TrainerPart):
         if self._base_precision is not None and self.accelerator.mixed_precision == "no":
             stack.enter_context(torch.autocast(self.args.device.type, self._base_precision))
         return stack
+
+
+def _inputs_of(teacher: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher takes of the model's inputs: images in its dtype, or all that it knows of texts."""
+    if teacher.main_input_name == "pixel_values":
+        return {"pixel_values": inputs["pixel_values"].to(teacher.dtype)}
+    known = inspect.signature(teacher.forward).parameters
+    return {name: value for name, value in inputs.items() if name in known and name != "labels"}

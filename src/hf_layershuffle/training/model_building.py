@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -15,19 +14,30 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import is_torchvision_available, logging
+from transformers.utils import is_timm_available
+from transformers.utils.generic import is_timm_config_dict
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.identity import weights_digest
-from ..checkpoints.image_processors import load_image_processor
+from ..checkpoints.image_processors import (
+    check_fits,
+    load_image_processor,
+    new_image_processor,
+    resized_image_processor,
+)
+from ..checkpoints.image_size import as_pair, image_size_of, with_image_size
 from ..checkpoints.loading import classes_of
+from ..checkpoints.processing_classes import load_processing_class
+from ..checkpoints.tokenizers import takes_texts
 from ..models.auto_classes import is_free_model_type, plain_type_of
+from ..models.configuration_layershuffle import encoder_config, num_channels_of
 from ..models.execution_order import parse_execution_order
+from ..models.timm_layers import TIMM_MODEL_TYPE
+from .model_sizes import TIMM, scratch_values
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 
 
-logger = logging.get_logger(__name__)
 LAYERSHUFFLE_FLAGS = (
     "shuffle_mode",
     "shuffle_window",
@@ -41,7 +51,6 @@ LAYERSHUFFLE_FLAGS = (
 # The flag without which another flag would do nothing
 PARTS = {"depth_embedding_dim": "depth_embedding", "position_loss_weight": "position_predictor"}
 SCRATCH_ONLY = (
-    "image_size",
     "patch_size",
     "num_channels",
     "hidden_size",
@@ -52,9 +61,6 @@ SCRATCH_ONLY = (
     "residual_init_scale",
 )
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of an image processor
-# The most that is chosen without being asked for
-LARGEST_PATCH = 16  # pixels of a patch
-MOST_PATCHES = 32  # patches a side
 
 
 def layershuffle_flags(args: ModelArguments) -> dict:
@@ -101,31 +107,27 @@ def _build_from_scratch(
     args: ModelArguments, flags: dict, labels: dict, image_size: tuple[int, int], normalization: dict
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
-    _, model_class = classes_of(name, f"`architecture` is '{name}', which")
-    config = _config_class_of(model_class).from_dict(
-        {"shuffle_mode": "arbitrary", **labels, **scratch_sizes(args, image_size)}, **flags
-    )
+    model_type = TIMM_MODEL_TYPE if name.startswith(TIMM) else name
+    if model_type == TIMM_MODEL_TYPE and not is_timm_available():
+        raise ImportError(f"`architecture` is '{name}', which needs timm and torchvision: pip install timm")
+    _, model_class = classes_of(model_type, f"`architecture` is '{name}', which")
+    config_class = _config_class_of(model_class)
+    values = scratch_values(config_class, args, image_size)
+    if model_type == TIMM_MODEL_TYPE:
+        values["num_classes"] = len(labels["id2label"])
+    config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **values}, **flags)
     model = model_class._from_config(config, **_attention(args))
-    channels = config.num_channels
+    channels = num_channels_of(model.config) or 3
+    size, _ = as_pair(image_size_of(model.config) or 0)
     normalization = normalization or {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
-    size = {"height": config.image_size, "width": config.image_size}
-    return model, _vit_image_processor(size=size, **normalization)
+    return model, new_image_processor(model_type, size, channels, **normalization)
 
 
 def _config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
     return cast(type[PreTrainedConfig], model_class.config_class)
 
 
-def _vit_image_processor(**kwargs: Any) -> BaseImageProcessor:
-    """The image processor of a ViT.
-
-    Where there is no torchvision, transformers would warn at every start that it takes the one without it.
-    """
-    without = getattr(transformers, "ViTImageProcessorPil", None)
-    return (without if without and not is_torchvision_available() else transformers.ViTImageProcessor)(**kwargs)
-
-
-def _stored_config(args: ModelArguments) -> dict:
+def stored_config(args: ModelArguments) -> dict:
     """The values of the checkpoint's `config.json`."""
     with explained_reading(f"'{args.model_name_or_path}'"):
         stored, _ = PreTrainedConfig.get_config_dict(
@@ -141,13 +143,19 @@ def _load_checkpoint(
     hub = {"revision": args.model_revision, "token": args.token}
     what = f"'{name_or_path}'"
     check_model_files(name_or_path)
-    stored = _stored_config(args)
-    model_type = str(stored.get("model_type"))
+    stored = stored_config(args)
+    model_type = _model_type_of(stored)
     _, model_class = classes_of(model_type, what)
     config_class = _config_class_of(model_class)
     with explained_reading(what):
         config = config_class.from_dict({**stored, "model_type": config_class.model_type})
-    _refuse_scratch_options(args, config, model_type)
+    if plain_type_of(model_type) != TIMM_MODEL_TYPE:  # which says its sizes when it is built
+        _refuse_scratch_options(args, config, model_type)
+    if args.hidden_dropout_prob is not None and not hasattr(config, "hidden_dropout_prob"):
+        raise ValueError(
+            f"`hidden_dropout_prob` is {args.hidden_dropout_prob}, which {what} of type '{model_type}' does not have; "
+            "leave out --hidden_dropout_prob."
+        )
     if not is_free_model_type(model_type):
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
@@ -164,10 +172,29 @@ def _load_checkpoint(
             **_attention(args),
             **hub,
         )
+    if plain_type_of(model_type) == TIMM_MODEL_TYPE:
+        _refuse_scratch_options(args, model.config, model_type)
     # What is missing is refused there, but for a classifier, which may start anew
-    check_complete(what, (), found["unexpected_keys"], requested=flags)
+    # A text tower has no place in a classifier of images
+    unexpected = [name for name in found["unexpected_keys"] if not name.startswith("text_model.")]
+    check_complete(what, (), unexpected, requested=flags)
     check_finite(what, model.named_parameters())
-    return model, load_image_processor(name_or_path, trust_remote_code=args.trust_remote_code, **hub)
+    processing_class = load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
+    if takes_texts(config):
+        return model, processing_class
+    # timm's, for which transformers would not read the image processor that is saved with the model
+    vars(model.config).pop("pretrained_cfg", None)
+    if args.image_size is not None:
+        model = with_image_size(model, args.image_size)
+        processing_class = resized_image_processor(processing_class, args.image_size)
+    check_fits(processing_class, model, what)
+    return model, processing_class
+
+
+def _model_type_of(stored: dict) -> str:
+    """The type that a `config.json` names. timm's checkpoints name none."""
+    is_timm = "model_type" not in stored and is_timm_config_dict(stored)
+    return TIMM_MODEL_TYPE if is_timm else str(stored.get("model_type"))
 
 
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
@@ -178,7 +205,8 @@ def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     if args.model_name_or_path is None or args.ignore_mismatched_sizes:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
-        labels = _stored_config(args).get("id2label") or {}
+        stored = stored_config(args)
+        labels = stored.get("id2label") or dict(enumerate(stored.get("label_names") or ()))  # the latter of timm
         names = [str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
     return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
@@ -192,7 +220,7 @@ def _refuse_scratch_options(args: ModelArguments, config: PreTrainedConfig, mode
     architecture = plain_type_of(model_type)
     for name in ("architecture", *SCRATCH_ONLY):
         given = getattr(args, name)
-        value = architecture if name == "architecture" else getattr(config, name, None)
+        value = architecture if name == "architecture" else _size_in(config, name)
         same = given == value or (isinstance(value, (list, tuple)) and set(value) == {given})
         if given is not None and not same:
             raise ValueError(
@@ -201,93 +229,12 @@ def _refuse_scratch_options(args: ModelArguments, config: PreTrainedConfig, mode
             )
 
 
-def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
-    """The sizes of a model from scratch, as its configuration names them.
-
-    Args:
-        args: The arguments of the run. What is None gets its default.
-        image_size: Height and width of the dataset's images, in pixels.
-
-    Raises:
-        `ValueError`: if sizes do not fit together.
-    """
-    size, patch = choose_image_size(args, image_size)
-    defaults = {name: value for name, value in SCRATCH_DEFAULTS.items() if name != "architecture"}
-    given = {name: getattr(args, name) for name in (*defaults, "num_attention_heads", "intermediate_size")}
-    sizes: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
-    sizes = {"image_size": size, "patch_size": patch, **sizes}
-    sizes.setdefault("num_attention_heads", max(1, sizes["hidden_size"] // 32))
-    sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
-    for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
-        if sizes[name] < 1:
-            raise ValueError(f"`{name}` is {sizes[name]}; it must be at least 1.")
-    if not 0 < sizes["initializer_range"] < float("inf"):
-        raise ValueError(f"`initializer_range` is {sizes['initializer_range']}; it must be a finite number above 0.")
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise ValueError(
-            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width "
-            f"{sizes['hidden_size']}."
-        )
-    return sizes
-
-
-def choose_image_size(args: ModelArguments, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of the square image and of a patch.
-
-    What is given is kept. The dataset's size is rounded to a multiple of the patch.
-
-    Raises:
-        `ValueError`: if a given size is not positive, or no patch divides a given image size.
-    """
-    for name in ("image_size", "patch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
-    if args.image_size is not None:
-        patch = args.patch_size or _patch_that_divides(args.image_size)
-        if args.image_size % patch:
-            raise ValueError(f"`patch_size` is {patch}; it must divide the image size {args.image_size}.")
-        return args.image_size, patch
-    size = min(*image_size, 224)
-    patch = args.patch_size or _usual_patch(size) or min(-(-size // 8), LARGEST_PATCH)
-    if patch > size:
-        raise ValueError(
-            f"`patch_size` is {patch}, and the dataset's images have {size} pixels; choose a smaller one, or give an "
-            "--image_size that it divides."
-        )
-    rounded = max(1, round(size / patch)) * patch
-    if rounded != size:
-        logger.warning(
-            "Images of %d pixels become %d, a multiple of the patch of %d; see --image_size and --patch_size.",
-            size,
-            rounded,
-            patch,
-        )
-    return rounded, patch
-
-
-def _usual_patch(size: int) -> int | None:
-    """An eighth, a quarter or a seventh of the image, at most 16 pixels, if that divides it.
-
-    Such as 8 -> 2, 28 -> 7, 32 -> 4, 224 -> 16.
-    """
-    patches = (min(size // parts, LARGEST_PATCH) for parts in (8, 4, 7) if size % parts == 0 and size // parts >= 2)
-    return next((patch for patch in patches if size % patch == 0), None)
-
-
-def _patch_that_divides(size: int) -> int:
-    """The largest patch that is sensible for images of exactly this size."""
-    patches = [_usual_patch(size), *range(min(LARGEST_PATCH, -(-size // 4)), 0, -1)]
-    for patch in patches:
-        if patch and size % patch == 0 and (size // patch <= MOST_PATCHES or patch == LARGEST_PATCH):
-            return patch
-    near = size // LARGEST_PATCH * LARGEST_PATCH
-    raise ValueError(
-        f"`image_size` is {size}, which no patch of at most {LARGEST_PATCH} pixels divides into at most "
-        f"{MOST_PATCHES} a side; choose {near} or {near + LARGEST_PATCH}, or give a --patch_size that divides it."
-    )
-
-
-# --- The teacher ---
+def _size_in(config: Any, name: str) -> Any:
+    """A size of a checkpoint's configuration: of the whole model, or of its image tower."""
+    encoder: Any = encoder_config(config)
+    if name == "intermediate_size" and hasattr(encoder, "mlp_ratio") and not hasattr(encoder, name):
+        return int(encoder.hidden_size * encoder.mlp_ratio)
+    return getattr(config, name, getattr(encoder, name, None))
 
 
 @dataclass
@@ -320,7 +267,7 @@ def load_teacher(args: ModelArguments) -> Teacher:
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name, **hub).model_type
     is_vit = plain_type_of(model_type) in ("vit", "deit")
-    is_known = is_vit or model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    is_known = plain_type_of(model_type) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if not is_known and not args.trust_remote_code:
         raise ValueError(f"{what} is a model of type '{model_type}', which is no image classifier.")
     with explained_reading(what):

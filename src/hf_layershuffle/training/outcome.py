@@ -10,14 +10,15 @@ from rich.text import Text
 from .script_arguments import ARBITRARY_METRICS, DataArguments, ScriptTrainingArguments
 
 
-def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -> None:
+def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, noun: str = "images") -> None:
     """Prints the accuracies of the models.
 
     Args:
         rows: Metrics of the evaluation and its number of arbitrary orders, by the model's name.
         is_sequential: Whether the models' own evaluation order (`config.execution_order`) is the sequential one.
+        noun: What was classified, "images" or "texts".
     """
-    table = Table(title="Fraction of the evaluation images classified correctly")
+    table = Table(title=f"Fraction of the evaluation {noun} classified correctly")
     table.add_column("model", overflow="fold")
     for name in ("sequential" if is_sequential else "as configured", "arbitrary: mean", "std", "min", "orders"):
         table.add_column(name, justify="right")
@@ -28,11 +29,11 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True) -
 
 
 def next_command(data_args: DataArguments, args: ScriptTrainingArguments) -> str:
-    """The command that evaluates what was trained, on the same images: with layers missing too, and with pictures."""
+    """The command that evaluates what was trained, on the same data: with layers missing too, and with pictures."""
     command = ["hf-layershuffle", "evaluate", str(args.output_dir)]
     command += [str(args.folder / "baseline")] if args.baseline else []
-    names = ("dataset_name", "dataset_config_name", "image_column_name", "label_column_name", "eval_split")
-    for name in names:
-        value = getattr(data_args, name)
+    columns = ("image_column_name", "text_column_name", "text_pair_column_name", "label_column_name")
+    for name in ("dataset_name", "dataset_config_name", *columns, "eval_split"):
+        value = getattr(data_args, name, None)
         command += [] if value is None else [f"--{name}", str(value)]
     return shlex.join([*command, "--output_dir", f"{args.output_dir}-robustness"])

@@ -1,43 +1,49 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Datasets of the `datasets` library as a model takes them, where they hold images that are not prepared yet."""
+"""Datasets of the `datasets` library as a model takes them, where they hold images or texts as they are."""
 
 from typing import Any, cast
 
 import datasets
 import torch
-from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..checkpoints.tokenizers import check_tokenizer, takes_texts
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
+from ..data.text_dataset import TextClassificationDataset
+from ..data.text_datasets import with_text_columns
 from ..models.configuration_layershuffle import num_channels_of
 
 
-def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedConfig | None, name: str) -> Any:
-    """The dataset, or one made of it, whose items hold `pixel_values`.
+def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedConfig | None, name: str) -> Any:
+    """The dataset, or one made of it, whose items hold `pixel_values` or `input_ids`.
 
     Args:
-        dataset: A `datasets.Dataset` of images and labels, or with a transform (`with_transform`), or a dictionary of
-            such. All else comes back as it is.
-        image_processor: The model's image processor, or None.
+        dataset: A `datasets.Dataset` of images or texts and labels, or with a transform (`with_transform`), or a
+            dictionary of such. All else comes back as it is.
+        processing_class: The model's image processor or tokenizer, or None.
         config: The model's configuration, which gives the number of channels and the numbers of the classes. If its
             classes have no names, they get those of the dataset.
         name: Name for messages, such as `"train_dataset"`.
 
     Raises:
-        `ValueError`: if there are images and no image processor, or a transform that gives no `pixel_values`.
+        `ValueError`: if there are images and no image processor, texts and no tokenizer, or a transform that gives no
+            `pixel_values`.
     """
     if isinstance(dataset, dict):
         return {
-            key: as_model_inputs(each, image_processor, config, f"{name}['{key}']") for key, each in dataset.items()
+            key: as_model_inputs(each, processing_class, config, f"{name}['{key}']") for key, each in dataset.items()
         }
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         return dataset
     columns = dataset.column_names or ["pixel_values"]  # a stream that was mapped does not know its columns
     if "pixel_values" in columns:
         return dataset
+    if config is not None and takes_texts(config):
+        return _as_tokens(dataset, processing_class, config, name)
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
         return TransformedImages(dataset, name)
-    if isinstance(dataset, datasets.IterableDataset) or not isinstance(image_processor, BaseImageProcessor):
+    if isinstance(dataset, datasets.IterableDataset) or not isinstance(processing_class, BaseImageProcessor):
         raise ValueError(
             f"`{name}` has the columns {', '.join(columns)} and no `pixel_values`. Pass the model's image processor "
             "as `processing_class`, or an `ImageClassificationDataset(dataset, image_processor)`; or give the "
@@ -47,7 +53,24 @@ def as_model_inputs(dataset: Any, image_processor: object, config: PreTrainedCon
     dataset = with_standard_columns(dataset, name)
     known = cast(PreTrainedConfig, config)
     dataset = _number_classes(dataset, known, name)
-    return ImageClassificationDataset(dataset, image_processor, num_channels=num_channels_of(known))
+    return ImageClassificationDataset(dataset, processing_class, num_channels=num_channels_of(known))
+
+
+def _as_tokens(dataset: Any, processing_class: object, config: PreTrainedConfig, name: str) -> Any:
+    """A dataset that is tokenized already, or has a transform, as it is, and one of texts tokenized."""
+    columns = dataset.column_names
+    is_stream = isinstance(dataset, datasets.IterableDataset)
+    if "input_ids" in columns or (not is_stream and dataset.format["type"] == "custom"):
+        return dataset
+    if is_stream or not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"`{name}` has the columns {', '.join(columns)} and no `input_ids`. Pass the model's tokenizer as "
+            "`processing_class`, or a dataset that is tokenized: dataset.map(lambda rows: tokenizer(rows['text'], "
+            "truncation=True), batched=True)."
+        )
+    check_tokenizer(processing_class, config)
+    dataset = _number_classes(with_text_columns(dataset, name), config, name)
+    return TextClassificationDataset(dataset, processing_class)
 
 
 def _number_classes(dataset: datasets.Dataset, config: PreTrainedConfig, name: str) -> datasets.Dataset:

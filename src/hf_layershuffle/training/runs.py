@@ -24,6 +24,7 @@ from .checkpointing import (
 )
 from .model_building import LAYERSHUFFLE_FLAGS, Teacher
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+from .text_arguments import TextDataArguments
 
 
 logger = logging.get_logger(__name__)
@@ -33,13 +34,19 @@ COMPARED_SIZES = (
     "image_size",
     "patch_size",
     "num_channels",
+    "vocab_size",
+    "max_position_embeddings",
     "hidden_size",
     "num_hidden_layers",
     "intermediate_size",
+    "mlp_ratio",
     "num_attention_heads",
     "hidden_dropout_prob",
     "initializer_range",
     "residual_init_scale",
+    # of timm's models
+    "architecture",
+    "model_args",
 )
 # The other arguments that decide the weights are recorded in the output folder when a run starts
 RECORDED_ARGUMENTS = {
@@ -91,6 +98,13 @@ RECORDED_ARGUMENTS = {
         "dataloader_drop_last",
     ),
 }
+_OF_TEXTS = ("text_column_name", "text_pair_column_name")
+_NOT_OF_TEXTS = ("image_column_name", "crop_padding", "horizontal_flip")
+RECORDED_TEXT_ARGUMENTS = {
+    "model": (*RECORDED_ARGUMENTS["model"], "vocab_size", "max_length"),
+    "data": (*_OF_TEXTS, *(name for name in RECORDED_ARGUMENTS["data"] if name not in _NOT_OF_TEXTS)),
+    "training": RECORDED_ARGUMENTS["training"],
+}
 
 
 def recorded_arguments(
@@ -109,7 +123,8 @@ def recorded_arguments(
         teacher: The teacher, if there is one.
     """
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
-    values = {name: given[kind][name] for kind, names in RECORDED_ARGUMENTS.items() for name in names}
+    recorded = RECORDED_TEXT_ARGUMENTS if isinstance(data_args, TextDataArguments) else RECORDED_ARGUMENTS
+    values = {name: given[kind][name] for kind, names in recorded.items() for name in names}
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     if teacher is None or teacher.model is None:
@@ -198,8 +213,14 @@ def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested: obje
 
 def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConfig) -> None:
     names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
-    stored, ours = read_json(checkpoint / "config.json") or {}, json.loads(config.to_json_string())
+    stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
+    ours = _sizes_on_top(json.loads(config.to_json_string()))
     refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+
+
+def _sizes_on_top(config: dict) -> dict:
+    """A configuration's values, with those of its image tower, if it has one."""
+    return {**(config.get("vision_config") or {}), **config}
 
 
 def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:

@@ -35,7 +35,10 @@ class ModelArguments:
         },
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "ViT, DeiT or LayerShuffle checkpoint to fine-tune: a folder or a Hub id."}
+        default=None,
+        metadata={
+            "help": "Checkpoint of a vision transformer to fine-tune, plain or LayerShuffle: a folder or a Hub id."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub checkpoint."})
     teacher_model_name_or_path: str | None = field(
@@ -84,7 +87,14 @@ class ModelArguments:
     hidden_dropout_prob: float | None = field(
         default=None, metadata={"help": "Dropout, fraction in [0, 1]. Defaults to the checkpoint's, or to 0."}
     )
-    architecture: str | None = field(default=None, metadata={"help": "From scratch: vit or deit (vit)."})
+    architecture: str | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: vit, deit, dinov2, dinov2_with_registers, siglip, clip, beit, ijepa or another "
+            "model type of transformers with one list of equal layers; or timm/ and one of timm's models, such as "
+            "timm/vit_tiny_patch16_224, whose sizes count unless they are given (vit)."
+        },
+    )
     hidden_size: int | None = field(default=None, metadata={"help": "From scratch: width (64)."})
     num_hidden_layers: int | None = field(default=None, metadata={"help": "From scratch: depth (6)."})
     num_attention_heads: int | None = field(
@@ -109,7 +119,11 @@ class ModelArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "From scratch: pixels. Defaults to the dataset's, at most 224, as a multiple of the patch."},
+        metadata={
+            "help": "Pixels of each side. From scratch it defaults to the dataset's, at most 224, as a multiple of "
+            "the patch. With a checkpoint it defaults to the checkpoint's; for another one, position embeddings are "
+            "interpolated once."
+        },
     )
     patch_size: int | None = field(
         default=None,

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""A training session: what `hf-layershuffle train` and examples/train.py do around the Trainer."""
+"""A training session: what `hf-layershuffle train`, examples/train.py and train_text.py do around the Trainer."""
 
 import copy
 import logging
@@ -13,24 +13,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.trainer_callback import TrainerState
 
-from ..data.datasets import typical_image_size
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
-from .argument_parser import parse_arguments
+from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
-from .data_building import build_datasets, load_splits
-from .distillation import check_teacher
-from .model_building import (
-    Teacher,
-    build_model,
-    check_same_pixels,
-    checkpoint_class_names,
-    layershuffle_flags,
-    load_teacher,
-)
+from .model_building import Teacher, layershuffle_flags
 from .outcome import next_command, print_table
 from .recipes import default_output_dir, method_name
 from .runs import (
@@ -43,6 +33,7 @@ from .runs import (
     recorded_arguments,
 )
 from .script_arguments import DataArguments, ScriptTrainingArguments
+from .tasks import ImageClassification
 from .trainer import LayerShuffleTrainer
 
 
@@ -59,7 +50,7 @@ class Run:
     Args:
         name: Name for the table, such as layershuffle-depth.
         model: The model to train. It has the trained weights if `state` is given.
-        image_processor: The model's image processor.
+        processing_class: The model's image processor or tokenizer.
         teacher: The model to distill from, if there is one.
         args: The arguments of the run.
         arguments: What is recorded of the run, as from [`recorded_arguments`].
@@ -71,7 +62,7 @@ class Run:
 
     name: str
     model: PreTrainedModel
-    image_processor: BaseImageProcessor
+    processing_class: Any
     teacher: Teacher
     args: ScriptTrainingArguments
     arguments: dict
@@ -80,27 +71,35 @@ class Run:
     state: TrainerState | None = None
     is_finished: bool = False
 
+    @property
+    def image_processor(self) -> Any:
+        """`processing_class`, by the name that scripts for images know."""
+        return self.processing_class
+
 
 class TrainingSession:
-    """The runs of one command, prepared: arguments checked, folders claimed, models built, images decoded.
+    """The runs of one command, prepared: arguments checked, folders claimed, models built, images decoded
+    or texts tokenized.
 
     Use it as a context manager, which sets the folders free at the end.
 
     Args:
         argv: Arguments as on the command line.
         prog: Name of the program in `--help`.
+        task: "image-classification" or "text-classification", where the arguments name none.
 
     Attributes:
         runs: The model, and with `--baseline` the plain one.
-        train_dataset, eval_dataset: The images to train on and to evaluate on.
+        train_dataset, eval_dataset: The images or texts to train on and to evaluate on.
         rows: Metrics of the runs so far, by name.
 
     Raises:
         `ValueError`, `OSError`: for what a user can mend.
     """
 
-    def __init__(self, argv: list[str], prog: str | None = None):
-        self.model_args, self.data_args, self.args = parse_arguments(argv, prog)
+    def __init__(self, argv: list[str], prog: str | None = None, task: str = ImageClassification.name):
+        self.task_class, arguments = parse_task(argv, prog, task)
+        self.model_args, self.data_args, self.args = arguments
         self.rows: dict[str, dict[str, float]] = {}
         self.failures: list[str] = []
         self._claims = ExitStack()
@@ -123,31 +122,26 @@ class TrainingSession:
 
     def _prepare(self) -> None:
         set_seed(self.args.seed)
-        splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
-        class_names = splits["train"].features["label"].names
-        image_size = typical_image_size(splits["train"])
-        teacher = load_teacher(self.model_args)
+        self.task = task = self.task_class(self.model_args, self.data_args)
+        teacher = task.teacher
         variants = [(layershuffle_flags(self.model_args), self.args, teacher)]
         if self.args.baseline:
             baseline_args = copy.copy(self.args)
             baseline_args.push_to_hub = False
-            variants.append((PLAIN, baseline_args, Teacher()))
+            variants.append((PLAIN, baseline_args, type(teacher)()))
         self.runs: list[Run] = []
         for flags, args, variant_teacher in variants:
             set_seed(self.args.seed)  # the same initial weights for the baseline
-            model, image_processor = build_model(
-                self.model_args, flags, class_names, image_size, teacher.normalization
-            )
+            model, processing_class = task.build_model(flags)
             self._choose_output_dir(args, model.config, variant_teacher)
             if variant_teacher.model is not None:
-                check_teacher(variant_teacher.model, model)
-                check_same_pixels(image_processor, teacher.normalization, self.model_args)
+                task.check_teacher(model, processing_class)
             # Refuses what it must before the images are decoded, and on all processes before one of them writes
-            self.runs.append(self._claim(model, image_processor, args, variant_teacher, teacher))
+            self.runs.append(self._claim(model, processing_class, args, variant_teacher, teacher))
         self._choose_threads(self.runs[0].model)
         with self.args.main_process_first(desc="decoding images"):  # the others then read its file
-            self.train_dataset, self.eval_dataset = build_datasets(
-                self.data_args, splits, self.runs[0].model, image_processor, self.args.seed
+            self.train_dataset, self.eval_dataset = task.build_datasets(
+                self.runs[0].model, processing_class, self.args.seed
             )
 
     def _choose_output_dir(self, args: ScriptTrainingArguments, config: PreTrainedConfig, teacher: Teacher) -> None:
@@ -165,7 +159,7 @@ class TrainingSession:
     def _claim(
         self,
         model: PreTrainedModel,
-        image_processor: BaseImageProcessor,
+        processing_class: Any,
         args: ScriptTrainingArguments,
         teacher: Teacher,
         any_teacher: Teacher,
@@ -177,7 +171,7 @@ class TrainingSession:
         arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
         if args.should_save:
             self._claims.enter_context(claimed_run_folder(folder))
-        run = Run(self._name(model.config, teacher), model, image_processor, teacher, args, arguments, model.dtype)
+        run = Run(self._name(model.config, teacher), model, processing_class, teacher, args, arguments, model.dtype)
         run.checkpoint = find_checkpoint(args, model.config, arguments)
         run.is_finished = is_finished_run(folder, run.checkpoint)
         if not args.do_train and not run.is_finished:
@@ -284,7 +278,7 @@ class TrainingSession:
             if any(self.rows.values()):
                 rows = {name: (metrics, self.args.final_eval_orders) for name, metrics in self.rows.items()}
                 orders = [run.model.config.execution_order for run in self.runs]
-                print_table(rows, is_sequential=all(order == "sequential" for order in orders))
+                print_table(rows, all(order == "sequential" for order in orders), self.task.noun)
             print(f"Saved to {self.args.output_dir}")
             if self.data_args.eval_fraction == DataArguments.eval_fraction:  # or it would evaluate on other images
                 print(f"Next: {next_command(self.data_args, self.args)}")
@@ -320,7 +314,7 @@ def run(argv: list[str], prog: str | None = None) -> None:
                 args=each.args,
                 train_dataset=session.train_dataset,
                 eval_dataset=session.eval_dataset,
-                processing_class=each.image_processor,
+                processing_class=each.processing_class,
                 compute_metrics=ls.compute_metrics,
             )
             session.train_and_evaluate(trainer, each)

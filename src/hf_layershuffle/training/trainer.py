@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import finish_batch
 from ..data.image_dataset import ImageBatch, collate_for_device
+from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
 from .callback import LayerShuffleCallback
@@ -49,18 +50,21 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     Args:
         teacher_model:
-            A trained image classifier with the same classes and images, of any architecture, such as the plain ViT.
+            A trained classifier with the same classes and inputs, of any architecture, such as the plain ViT. One of
+            texts reads the same tokens.
             The model learns from its answers beside the labels (arXiv 1503.02531): see `distillation_weight` and
             `distillation_temperature` of the arguments. The teacher is moved to the device, set to evaluation, and run
             in its own evaluation order. It is not trained, and evaluation losses are without it. With a weight of 1,
             images need no labels. A subclass with a `compute_loss` of its own must call this class's.
-        args, kwargs: As for [`Trainer`]. A `datasets.Dataset` of images and labels is prepared by `processing_class`,
-            if that is the model's image processor. One with a transform is taken as it is.
+        args, kwargs: As for [`Trainer`]. A `datasets.Dataset` of images, or of texts, and labels is prepared by
+            `processing_class`, if that is the model's image processor or tokenizer. One with a transform, or one that
+            is tokenized, is taken as it is.
 
     Raises:
-        `ValueError`: if the teacher is no image classifier, or has other classes, another image size or number of
-            channels, or weights that are not finite (how pixels are normalised is the dataset's affair: it must suit
-            the teacher too); if a `datasets.Dataset` holds images and there is no image processor.
+        `ValueError`: if the teacher is no classifier of the model's kind, or has other classes, another image size,
+            number of channels or vocabulary, or weights that are not finite (how pixels are normalised is the
+            dataset's affair: it must suit the teacher too); if a `datasets.Dataset` holds images or texts as they are
+            and there is no image processor or tokenizer.
     """
 
     def __init__(self, *args: Any, teacher_model: PreTrainedModel | None = None, **kwargs: Any):
@@ -235,9 +239,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
-        orders = arbitrary_execution_orders(
-            self._config("num_hidden_layers"), num_orders, seed=self._argument("eval_orders_seed")
-        )
+        config = cast(PreTrainedConfig, self.accelerator.unwrap_model(model).config)
+        orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name not in self.label_names}

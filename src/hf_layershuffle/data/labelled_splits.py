@@ -1,0 +1,151 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The labelled splits of a dataset, of images or of texts: which to take, which columns, and one numbering."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+
+from .class_labels import has_labels, quoted, with_class_labels
+from .dataset_files import load_splits
+
+
+logger = logging.getLogger(__name__)
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What is labelled: images or texts.
+
+    Args:
+        name: "image" or "text".
+        find_columns: Takes the features of a split and the dataset's name, and gives the columns of the inputs by
+            their standard names.
+        prepare: Takes a split with standard columns and the dataset's name, and gives it as the models' datasets
+            take it.
+    """
+
+    name: str
+    find_columns: Callable[[Features, str], dict[str, str]]
+    prepare: Callable[[Dataset, str], Dataset]
+
+
+def load_labelled_splits(
+    kind: InputKind,
+    dataset_name: str,
+    dataset_config_name: str | None = None,
+    *,
+    label_column: str | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    eval_fraction: float = 0.2,
+    seed: int = 0,
+    class_names: list[str] | None = None,
+    **load_kwargs: Any,
+) -> DatasetDict:
+    """`{"train", "test"}` with the standard columns of the inputs and `label`, both with the same `ClassLabel`.
+
+    Args:
+        kind: What is labelled.
+        dataset_name, dataset_config_name, label_column, train_split, eval_split, eval_fraction, seed, class_names,
+            load_kwargs: As for [`load_image_datasets`].
+
+    Raises:
+        `ValueError`: as in [`load_image_datasets`].
+    """
+    if not 0 < eval_fraction < 1:
+        raise ValueError(f"`eval_fraction` is {eval_fraction}; it must be a fraction in (0, 1).")
+    splits, unlabelled = load_splits(dataset_name, dataset_config_name, load_kwargs, kind.name)
+    for requested in (train_split, eval_split):
+        if requested in unlabelled:
+            raise ValueError(
+                f"The {kind.name}s in split '{requested}' of dataset '{dataset_name}' lie in no class folders, so "
+                f"they have no labels. Choose another split; splits with labels: {quoted(splits)}."
+            )
+        if requested is not None and requested not in splits:
+            raise ValueError(f"Dataset '{dataset_name}' has no split '{requested}'; it has {quoted(splits)}.")
+    if len(splits[train_split]) == 0:
+        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'train'.")
+    features = splits[train_split].features
+    columns = kind.find_columns(features, dataset_name)
+    label_column = find_label_column(features, label_column, dataset_name)
+    if eval_split is None:
+        eval_split = _default_eval_split(splits, train_split, label_column, dataset_name)
+    chosen = {"train": splits[train_split]} | ({"test": splits[eval_split]} if eval_split != train_split else {})
+    if len(chosen.get("test", [None])) == 0:
+        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
+    columns["label"] = label_column
+    chosen = {name: standard_columns(split, columns, name) for name, split in chosen.items()}
+    chosen = {name: kind.prepare(split, dataset_name) for name, split in chosen.items()}
+    chosen = with_class_labels(chosen, dataset_name, class_names, kind.name)
+    if "test" not in chosen:
+        try:
+            held_out = chosen["train"].train_test_split(eval_fraction, seed=seed, stratify_by_column="label")
+        except ValueError as error:
+            raise ValueError(
+                f"Dataset '{dataset_name}' has one split only, and {eval_fraction:.0%} of it cannot be held out for "
+                f"evaluation: {error} Give an evaluation split, or more {kind.name}s of each class."
+            ) from error
+        chosen = {"train": held_out["train"], "test": held_out["test"]}
+    return DatasetDict(chosen)
+
+
+def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_column: str, dataset_name: str) -> str:
+    """The first usual split with labels, or else `train_split`, of which a part is then held out."""
+    for name in EVALUATION_SPLITS:
+        if name in splits and (len(splits[name]) == 0 or has_labels(splits[name], label_column)):
+            return name
+        if name in splits:
+            logger.warning("Split '%s' of dataset '%s' has no labels and is left out.", name, dataset_name)
+    return train_split
+
+
+def find_label_column(features: Features, requested: str | None, dataset_name: str) -> str:
+    """The column of labels: the requested one, or the one found by its type, then by usual names."""
+    return find_column(features, requested, LABEL_COLUMNS, _is_class_label, "label", dataset_name)
+
+
+def _is_class_label(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel)
+
+
+def find_column(
+    features: Features,
+    requested: str | None,
+    usual_names: Sequence[str],
+    has_type: Callable[[Any], bool],
+    kind: str,
+    dataset_name: str,
+) -> str:
+    """The requested column, or the one found by its type, then by usual names.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    if requested is not None:
+        if requested not in features:
+            raise ValueError(f"Dataset '{dataset_name}' has no column '{requested}'; it has {quoted(features)}.")
+        return requested
+    by_name = [name for name in usual_names if name in features]
+    by_type = [name for name, feature in features.items() if has_type(feature)]
+    # A usual name of the right type, else the one column of that type, else a usual name
+    candidates = [name for name in by_name if name in by_type] or by_type or by_name
+    if not candidates:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
+            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name)."
+        )
+    return candidates[0]
+
+
+def standard_columns(split: Dataset, columns: dict[str, str], name: str) -> Dataset:
+    """The split with these columns only, under their standard names, which are the keys."""
+    for column in columns.values():
+        if column not in split.features:
+            raise ValueError(f"The split used for '{name}' has no column '{column}'; it has {quoted(split.features)}.")
+    split = split.select_columns([*columns.values()])
+    return split.rename_columns({old: new for new, old in columns.items() if old != new})

@@ -1,0 +1,72 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The first weights of a model: those of the plain one, but for what starts at zero or is scaled.
+
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .free_layers import FreeLayersMixin
+from .order_check import residual_writers
+from .position_modules import mark
+
+
+class InitialWeightsMixin(FreeLayersMixin):
+    """Initialises depth vectors and projections to zero, and scales what writes into the residual stream."""
+
+    if TYPE_CHECKING:
+        plain_class: ClassVar[type[PreTrainedModel]]
+
+    def _mark_residual_writers(self) -> None:
+        try:
+            names = residual_writers(self.plain_class, self.config)
+        except ValueError as error:
+            raise ValueError(
+                f"`residual_init_scale` is {self.config.residual_init_scale}, but what it would scale in "
+                f"{self.plain_class.__name__} could not be found: {error}. Set it to 1.0."
+            ) from error
+        for layer in self.free_layers:
+            for module in map(layer.get_submodule, names):
+                mark(module, "writes_to_residual")
+                if getattr(module, "_is_hf_initialized", False):  # by the plain encoder of a classifier
+                    self._scale_residual_weight(module)
+
+    @torch.no_grad()
+    def _scale_residual_weight(self, module: nn.Module) -> None:
+        for parameter in module.parameters():
+            parameter.mul_(self.config.residual_init_scale)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """transformers passes over modules of custom code that have no weights of their own, by which some families
+        initialise the weights of their children. Ours are initialised as the family's."""
+        return False
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        # Some families initialise maps from the modules above them, and a plain encoder inside this model does not
+        # know what starts at zero. So both come when all is done
+        new: list[Any] = [
+            module
+            for module in self.modules()
+            if not any(getattr(each, "_is_hf_initialized", False) for each in (module, *module.parameters(False)))
+        ]
+        parent: Any = super()
+        parent.initialize_weights()
+        for module in new:
+            if getattr(module, "writes_to_residual", False):
+                self._scale_residual_weight(module)
+            if getattr(module, "starts_at_zero", False):
+                init.zeros_(module.weight)
+
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        parent: Any = super()
+        parent._init_weights(module)
+        if getattr(module, "starts_at_zero", False):
+            init.zeros_(module.weight)

@@ -1,0 +1,137 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a training session does in its own way for images and for texts."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from datasets import ClassLabel, DatasetDict
+from transformers import PreTrainedModel
+
+from ..checkpoints.checks import check_model_files, explained_reading
+from ..checkpoints.loading import classes_of
+from ..checkpoints.tokenizers import takes_texts
+from ..data.datasets import typical_image_size
+from .data_building import build_datasets, load_splits
+from .distillation import check_teacher
+from .model_building import (
+    Teacher,
+    build_model,
+    check_same_pixels,
+    checkpoint_class_names,
+    load_teacher,
+    stored_config,
+)
+from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+from .text_arguments import TextDataArguments, TextModelArguments, TextTrainingArguments
+from .text_data_building import build_text_datasets, load_text_splits
+from .text_model_building import TextTeacher, build_text_model, load_text_teacher
+
+
+class Task:
+    """Loads the data and the teacher of a session, and builds its models.
+
+    Args:
+        model_args, data_args: The arguments of the session.
+
+    Attributes:
+        splits: The labelled splits "train" and "test".
+        teacher: The teacher, if there is one.
+
+    Raises:
+        `ValueError`, `OSError`: for what a user can mend.
+    """
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    argument_classes: ClassVar[tuple[type, type, type]]
+    splits: DatasetDict
+    teacher: Teacher
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments):
+        self.model_args = model_args
+        self.data_args = data_args
+        self._check_checkpoint()
+        self._load()
+
+    def _check_checkpoint(self) -> None:
+        """Refuses a checkpoint of the other task before anything else is read."""
+        name = self.model_args.model_name_or_path
+        if name is None:
+            return
+        what = f"'{name}'"
+        check_model_files(name)
+        with explained_reading(what):
+            model_type = str(stored_config(self.model_args).get("model_type"))
+        _, model_class = classes_of(model_type, what)
+        other = "texts" if takes_texts(cast(Any, model_class.config_class)) else "images"
+        if other != self.noun:
+            raise ValueError(
+                f"{what} is a model of type '{model_type}', which takes {other}; train it with --task "
+                f"{other.removesuffix('s')}-classification, or choose a model of {self.noun}."
+            )
+
+    def _load(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        return cast(ClassLabel, self.splits["train"].features["label"]).names
+
+    def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:
+        """The model with these flags, and what makes its inputs.
+
+        Args:
+            flags: As from [`layershuffle_flags`].
+        """
+        raise NotImplementedError
+
+    def check_teacher(self, model: PreTrainedModel, processing_class: Any) -> None:
+        """Raises a `ValueError` unless the teacher can teach this model."""
+        check_teacher(cast(PreTrainedModel, self.teacher.model), model)
+
+    def build_datasets(self, model: PreTrainedModel, processing_class: Any, seed: int) -> tuple[Any, Any]:
+        """The inputs to train on and to evaluate on, as the model takes them."""
+        raise NotImplementedError
+
+
+class ImageClassification(Task):
+    name = "image-classification"
+    noun = "images"
+    argument_classes = (ModelArguments, DataArguments, ScriptTrainingArguments)
+
+    def _load(self) -> None:
+        self.splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
+        self._image_size = typical_image_size(self.splits["train"])
+        self.teacher = load_teacher(self.model_args)
+
+    def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:
+        return build_model(self.model_args, flags, self.class_names, self._image_size, self.teacher.normalization)
+
+    def check_teacher(self, model: PreTrainedModel, processing_class: Any) -> None:
+        super().check_teacher(model, processing_class)
+        check_same_pixels(processing_class, self.teacher.normalization, self.model_args)
+
+    def build_datasets(self, model: PreTrainedModel, processing_class: Any, seed: int) -> tuple[Any, Any]:
+        return build_datasets(self.data_args, self.splits, model, processing_class, seed)
+
+
+class TextClassification(Task):
+    name = "text-classification"
+    noun = "texts"
+    argument_classes = (TextModelArguments, TextDataArguments, TextTrainingArguments)
+    model_args: TextModelArguments
+    data_args: TextDataArguments
+    teacher: TextTeacher
+
+    def _load(self) -> None:
+        self.splits = load_text_splits(self.data_args, checkpoint_class_names(self.model_args))
+        self.teacher = load_text_teacher(self.model_args)
+
+    def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:
+        return build_text_model(self.model_args, flags, self.class_names, self.splits["train"], self.teacher)
+
+    def build_datasets(self, model: PreTrainedModel, processing_class: Any, seed: int) -> tuple[Any, Any]:
+        return build_text_datasets(self.data_args, self.splits, model, processing_class, seed)
+
+
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (ImageClassification, TextClassification)}
