@@ -18,7 +18,7 @@ from torch import nn
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.auto_classes import AUTO_CLASSES, plain_class_name
-from hf_layershuffle.models.layer_program import find_layers
+from hf_layershuffle.models.layer_lists import find_layers
 from support.encoders import NUM_LAYERS, Encoder
 from support.models import EXTRAS
 
