@@ -52,14 +52,26 @@ def group_section(group: str, encoders: Iterable[Encoder], records: Mapping[str,
     for encoder in encoders:
         wrong = {**records["checks"]["found"][encoder.name], SHARDING: records["fsdp2"]["found"][encoder.name]}
         cells = [_cell(encoder, check, wrong[check], reasons) for check in CHECKS]
-        checkpoint = f"[{encoder.checkpoint}](https://huggingface.co/{encoder.checkpoint})"
-        rows.append([f"{encoder.name}<br>`{encoder.model_class}`<br>{checkpoint}", *cells])
-    table = markdown_table(["family, class, a checkpoint", *CHECKS], rows)
+        rows.append([_family(encoder), *cells])
+    table = markdown_table(["family, model type, class, a checkpoint", *CHECKS], rows)
     return [
         f"## {group}",
         table,
         *(["\n".join(f"{i}. {text}" for i, text in enumerate(reasons, 1))] if reasons else []),
     ]
+
+
+def _family(encoder: Encoder) -> str:
+    """The first cell of a row."""
+    is_ours = encoder.plain_class.__module__.startswith("hf_layershuffle")
+    return "<br>".join(
+        (
+            encoder.name,
+            f"`{encoder.model_type}`",
+            f"`{encoder.model_class}`{', a head of this package' if is_ours else ''}",
+            f"[{encoder.checkpoint}](https://huggingface.co/{encoder.checkpoint})",
+        )
+    )
 
 
 def _cell(encoder: Encoder, check: str, wrong: str | None, reasons: list[str]) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.auto_classes import AUTO_CLASSES, plain_class_name
-from hf_layershuffle.models.layer_program import find_layers
+from hf_layershuffle.models.layer_lists import find_layers
 from support.encoders import NUM_LAYERS, Encoder
 from support.models import EXTRAS
 
@@ -172,12 +172,12 @@ def check_order(encoder: Encoder) -> None:
 
 
 def check_subset(encoder: Encoder) -> None:
-    """So are some of the layers."""
+    """Some of the layers are the plain model that has these layers only."""
     _check_order(encoder, SUBSET)
 
 
 def check_repeat(encoder: Encoder) -> None:
-    """So are layers that run several times."""
+    """Layers that run several times are the plain model that has them several times."""
     _check_order(encoder, REPEAT)
 
 

@@ -124,12 +124,6 @@ NO_CHECKPOINTING = {
 }
 _NOT_BY_ACCELERATE = "accelerate cannot compile the plain model in this way; compile the layers by `layer.compile()`."
 NO_REGIONS = {"compile regions": Limit(r"Module \[ModuleList\] is missing", _NOT_BY_ACCELERATE)}
-# models/ has still to mend them
-NESTED = {"recipe": Limit("no small DINOv3ViTEncoder could be run", "its encoder is a model of its own.")}
-NESTED_TWICE = NESTED | dict.fromkeys(
-    ("depth embedding", "save and load", "checkpointing"),
-    Limit("'NoneType' object has no attribute", "its encoder is a model of its own, which holds the depth vectors."),
-)
 POST = dict(is_post_norm=True)
 
 IMAGE_ENCODERS = (
@@ -151,10 +145,10 @@ IMAGE_ENCODERS = (
             "facebook/dinov2-with-registers-base"),
     Encoder("DINOv3", "DINOv3ViTModel",
             lambda: t.DINOv3ViTConfig(**VIT, layerscale_value=0.7, num_register_tokens=4), images,
-            "facebook/dinov3-vitb16-pretrain-lvd1689m", limits=NESTED),
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"),
     Encoder("DINOv3, classifier", "DINOv3ViTForImageClassification",
             lambda: t.DINOv3ViTConfig(**VIT, num_register_tokens=4, num_labels=5), images,
-            "facebook/dinov3-vitb16-pretrain-lvd1689m", limits=NESTED_TWICE),
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"),
     Encoder("CLIP", "CLIPForImageClassification", _towers(t.CLIPConfig, VIT), images, "openai/clip-vit-base-patch32"),
     Encoder("CLIP, vision tower", "CLIPVisionModel", lambda: t.CLIPVisionConfig(**VIT), images,
             "openai/clip-vit-base-patch32"),
