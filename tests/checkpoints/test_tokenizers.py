@@ -62,7 +62,9 @@ def test_a_link_out_of_the_folder_is_not_read(tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
     tokenizer = tokenizer_of()
-    check_tokenizer(tokenizer, text_classifier().config)
+    check_tokenizer(tokenizer, text_classifier(vocab_size=len(tokenizer)).config)
+    with pytest.raises(ValueError, match=f"ids up to {len(tokenizer) - 1}, which it does not have"):
+        check_tokenizer(tokenizer, text_classifier(vocab_size=len(tokenizer) - 1).config)
     few = text_classifier(vocab_size=50)
     with pytest.raises(
         ValueError, match=f"a vocabulary of 50 tokens .* ids up to {len(tokenizer) - 1}, which it does"
