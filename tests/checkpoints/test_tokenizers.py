@@ -37,7 +37,7 @@ def test_the_tokenizer_or_the_image_processor_of_a_folder(tmp_path):
     save_with_tokenizer(text_classifier(), tmp_path / "text")
     ViTImageProcessor().save_pretrained(tmp_path / "image")
     assert isinstance(load_processing_class(tmp_path / "text", text_classifier().config), PreTrainedTokenizerFast)
-    assert load_processing_class(tmp_path / "image", ls.LayerShuffleViTConfig()).image_mean == [0.5, 0.5, 0.5]
+    assert load_processing_class(tmp_path / "image", ls.LayerShuffleViTConfig()).image_mean[0] == 0.5
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match=r"holds no tokenizer .*Save the one that the model was trained with there"):
         load_tokenizer(tmp_path / "empty")
@@ -62,7 +62,9 @@ def test_a_link_out_of_the_folder_is_not_read(tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
     tokenizer = tokenizer_of()
-    check_tokenizer(tokenizer, text_classifier().config)
+    check_tokenizer(tokenizer, text_classifier(vocab_size=len(tokenizer)).config)
+    with pytest.raises(ValueError, match=f"ids up to {len(tokenizer) - 1}, which it does not have"):
+        check_tokenizer(tokenizer, text_classifier(vocab_size=len(tokenizer) - 1).config)
     few = text_classifier(vocab_size=50)
     with pytest.raises(
         ValueError, match=f"a vocabulary of 50 tokens .* ids up to {len(tokenizer) - 1}, which it does"

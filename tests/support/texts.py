@@ -36,7 +36,7 @@ def labelled_texts(size: int = 24, seed: int = 0) -> Dataset:
 
 
 @cache
-def tokenizer_of(max_length: int = 16, vocab_size: int = 80):
+def tokenizer_of(max_length: int = 16, vocab_size: int = 120):
     return train_tokenizer(labelled_texts(60)["text"], vocab_size, max_length)
 
 
@@ -53,7 +53,7 @@ def text_classifier(seed: int = 0, **kwargs):
     return ls.LayerShuffleBertForSequenceClassification(config).eval()
 
 
-def trained_classifier(steps: int = 60):
+def trained_classifier(steps: int = 100):
     """A tiny BERT that tells the texts apart, after a second of training."""
     from hf_layershuffle.data.text_dataset import TextClassificationDataset
 

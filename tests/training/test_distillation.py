@@ -274,3 +274,37 @@ def test_a_model_is_not_its_own_teacher(vit, tmp_path):
 def test_weights_and_temperatures_out_of_range_are_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **values)
+
+
+def test_a_teacher_of_texts(tmp_path):
+    from conftest import Architecture
+    from support.texts import labelled_texts, text_classifier, tokenizer_of
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, num_labels=3)
+    teacher = BertForSequenceClassification(BertConfig(**sizes, vocab_size=len(tokenizer_of()))).eval()
+    args = ls.LayerShuffleTrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, distillation_weight=1.0
+    )
+    data, model = labelled_texts(8), text_classifier(shuffle_mode="none", hidden_dropout_prob=0.0)
+    trainer = ls.LayerShuffleTrainer(
+        model, args, teacher_model=teacher, train_dataset=data, processing_class=tokenizer_of()
+    )
+    model.eval()  # without dropout, but in the Trainer's way of training
+    model.training = True
+    batch = next(iter(trainer.get_train_dataloader()))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        temperature = args.distillation_temperature
+        log_probabilities = (model(**inputs).logits / temperature).log_softmax(-1)
+        targets = (teacher(**inputs).logits / temperature).log_softmax(-1)
+        expected = temperature**2 * (targets.exp() * (targets - log_probabilities)).sum(-1).mean()
+        assert trainer.compute_loss(model, dict(batch)).item() == pytest.approx(expected.item(), rel=1e-4)
+    few = BertForSequenceClassification(BertConfig(**sizes, vocab_size=50))
+    with pytest.raises(ValueError, match="`vocab_size` of the teacher is 50 and of the model"):
+        ls.LayerShuffleTrainer(model, args, teacher_model=few, train_dataset=data, processing_class=tokenizer_of())
+    vit = Architecture("vit").plain_classifier(num_labels=3)
+    with pytest.raises(
+        ValueError, match="pass a text classifier of transformers, such as AutoModelForSequenceClassif"
+    ):
+        ls.LayerShuffleTrainer(model, args, teacher_model=vit, train_dataset=data, processing_class=tokenizer_of())

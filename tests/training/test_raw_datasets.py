@@ -183,3 +183,27 @@ def test_raw_images_without_a_way_to_prepare_them_are_refused(vit, tmp_path):
         ls.LayerShuffleTrainer(
             vit.classifier(**flags), args, train_dataset=named, processing_class=ViTImageProcessor()
         )
+
+
+def test_texts_as_they_are_are_tokenized(tmp_path):
+    from support.texts import labelled_texts, text_classifier, tokenizer_of
+
+    args = ls.LayerShuffleTrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, eval_orders=2)
+    names = labelled_texts().features["label"].names
+    texts = labelled_texts().map(lambda row: {"kind": names[row["label"]]}).remove_columns("label")
+    texts = texts.rename_columns({"text": "sentence", "kind": "label"})
+    model = text_classifier(shuffle_mode="arbitrary")
+    trainer = ls.LayerShuffleTrainer(
+        model, args, train_dataset=texts, eval_dataset=labelled_texts(9, seed=2), processing_class=tokenizer_of()
+    )
+    assert trainer.train_dataset[4]["labels"] == 1 and isinstance(trainer.eval_dataset, ls.TextClassificationDataset)
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_arbitrary_accuracy"] <= 1
+    tokenized = labelled_texts().map(lambda rows: tokenizer_of()(rows["text"], truncation=True), batched=True)
+    ls.LayerShuffleTrainer(model, args, train_dataset=tokenized, processing_class=tokenizer_of()).train()
+    with pytest.raises(ValueError, match=r"the columns text, label and no `input_ids`. Pass the model's tokenizer"):
+        ls.LayerShuffleTrainer(model, args, train_dataset=labelled_texts())
+    with pytest.raises(ValueError, match="a vocabulary of 50 tokens"):
+        ls.LayerShuffleTrainer(
+            text_classifier(vocab_size=50), args, train_dataset=labelled_texts(), processing_class=tokenizer_of()
+        )

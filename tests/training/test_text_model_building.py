@@ -66,7 +66,7 @@ def test_a_checkpoint_keeps_its_tokenizer(tmp_path):
 def test_a_plain_encoder_from_the_hub_becomes_a_classifier(tmp_path):
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64)
-    plain = BertForSequenceClassification(BertConfig(**sizes, vocab_size=80, max_position_embeddings=20))
+    plain = BertForSequenceClassification(BertConfig(**sizes, vocab_size=120, max_position_embeddings=20))
     plain.bert.save_pretrained(tmp_path)
     tokenizer_of(max_length=10**30).save_pretrained(tmp_path)
     model, tokenizer = build(model_name_or_path=str(tmp_path))

@@ -15,10 +15,11 @@ from typing import Any, cast
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints.hub_connection import commit_once, retried
 from ..checkpoints.hub_errors import explained_errors
+from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.files import write_text
 from ..common.paths import inside
 from ..evaluation.report import REPORT_FILE, RobustnessReport
@@ -159,7 +160,8 @@ def push_model(
     model: PreTrainedModel,
     repo_id: str,
     *,
-    image_processor: BaseImageProcessor | None = None,
+    processing_class: ProcessingClass | None = None,
+    image_processor: ProcessingClass | None = None,
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
     **kwargs: Any,
@@ -169,7 +171,8 @@ def push_model(
     Args:
         model: The model to push.
         repo_id: Repository to push to.
-        image_processor: Image processor that is pushed too, so that `pipeline` works.
+        processing_class: Image processor or tokenizer that is pushed too, so that `pipeline` works. `image_processor`
+            is another name of this argument.
         max_shard_size: Size of a weight file at most, such as `"5GB"`.
         tags: Further tags of the card.
         kwargs: As for [`publish`].
@@ -178,8 +181,9 @@ def push_model(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / repo_id.split("/")[-1]
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        if image_processor is not None:
-            image_processor.save_pretrained(folder)
+        processor = chosen_processing_class(processing_class, image_processor)
+        if processor is not None:
+            processor.save_pretrained(folder)
         kwargs = {"commit_message": "Upload model"} | {
             name: value for name, value in kwargs.items() if value is not None
         }
