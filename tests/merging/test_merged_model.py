@@ -218,6 +218,7 @@ def test_a_merge_says_what_it_is_made_of(sources, tmp_path):
         "layer_program.py",
         "position_modules.py",
         "saved_model.py",
+        "timm_layers.py",
         "merge_plan.yaml",
         "model.safetensors",
         "modeling_layershuffle.py",

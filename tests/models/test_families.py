@@ -536,7 +536,7 @@ def test_fresh_layers_of_every_family_begin_by_adding_nothing(name):
     free_class = layershuffle_class(getattr(transformers, cls))
     plain_config = make_config()
     config = free_class.config_class.from_dict({
-        **plain_config.to_dict(), "model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS,
+        **plain_config.to_dict(), "model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS
     })  # fmt: skip
     model = free_class(config).eval()
     for module in model.modules():

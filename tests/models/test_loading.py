@@ -90,6 +90,7 @@ def test_a_saved_folder_holds_safetensors_and_the_code_files_only(saved_folder):
         "layer_program.py",
         "position_modules.py",
         "saved_model.py",
+        "timm_layers.py",
         "expected.pt",
         "model.safetensors",
         "modeling_layershuffle.py",
