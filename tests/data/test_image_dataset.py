@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_from_disk
 from support.images import image_dataset, processor, random_images
 from torch.utils.data import DataLoader, Subset
@@ -310,3 +311,29 @@ def test_the_trainer_still_removes_columns_of_other_datasets(vit, tmp_path):
     args = ls.LayerShuffleTrainingArguments(tmp_path, max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
     trainer = ls.LayerShuffleTrainer(vit.classifier(), args, train_dataset=items)
     assert sorted(next(iter(trainer.get_train_dataloader()))) == ["labels", "pixel_values"]
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Bit", "Beit", "Siglip", "ViT"])
+def test_images_of_unequal_sizes_become_what_each_familys_processor_makes_of_them(family):
+    square = {"height": 16, "width": 16}
+    settings = {
+        "CLIP": {"size": {"shortest_edge": 18}, "crop_size": square},
+        "Bit": {"size": {"shortest_edge": 16}, "crop_size": square},
+        "Beit": {"size": {"height": 20, "width": 20}, "crop_size": square, "do_center_crop": True},
+    }.get(family, {"size": square})
+    image_processor = getattr(transformers, f"{family}ImageProcessorPil")(**settings)
+    images = [image for size in ((16, 16), (20, 50), (41, 17), (7, 9)) for image in random_images(1, size)]
+    data = Dataset.from_dict({"image": images, "label": [0] * 4}, features=image_dataset(1).features)
+    dataset = ImageClassificationDataset(data, image_processor)
+    expected = image_processor(images, return_tensors="pt").pixel_values
+    torch.testing.assert_close(torch.stack([item["pixel_values"] for item in dataset]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_processor_without_one_size_or_with_patches_is_one_line():
+    images = [image for size in ((16, 16), (20, 50)) for image in random_images(1, size)]
+    data = Dataset.from_dict({"image": images, "label": [0] * 2}, features=image_dataset(1).features)
+    uneven = transformers.CLIPImageProcessorPil(size={"shortest_edge": 18}, do_center_crop=False)
+    with pytest.raises(ValueError, match=r"as \[3, 18, 18\] and as \[3, 18, 45\]; it must resize all to one size"):
+        ImageClassificationDataset(data, uneven)
+    with pytest.raises(ValueError, match="Siglip2ImageProcessorPil makes lists of patches of images"):
+        ImageClassificationDataset(data, transformers.Siglip2ImageProcessorPil())

@@ -371,3 +371,41 @@ def test_a_new_head_on_a_tower_is_new(tmp_path):
 def test_the_first_map_of_an_mlp_learns_where_it_is_as_wide_as_the_stream():
     config = transformers.ViTConfig(**{**SIZES, "intermediate_size": 32}, **IMAGE)
     assert residual_writers(transformers.ViTModel, config) == ("attention.o_proj", "mlp.fc2")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@torch.no_grad()
+def test_fresh_layers_of_every_family_begin_by_adding_nothing(name):
+    """Also where a plain encoder inside the model initialises what is in its layers."""
+    cls, make_config, make_inputs = MODELS[name]
+    free_class = layershuffle_class(getattr(transformers, cls))
+    plain_config = make_config()
+    config = free_class.config_class.from_dict({
+        **plain_config.to_dict(), "model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS
+    })  # fmt: skip
+    model = free_class(config).eval()
+    for module in model.modules():
+        if getattr(module, "starts_at_zero", False):
+            assert not module.weight.any()
+    if name != "bert":  # whose LayerNorms after the additions change what they get
+        logits = [model(**make_inputs(), execution_order=order).logits for order in ([0, 1, 2, 3], [3, 1])]
+        assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_step_of_micro_batches_is_their_mean_for_every_family(name, tmp_path):
+    inputs = MODELS[name][2]()
+    items = [{key: value[index] for key, value in inputs.items()} | {"labels": index} for index in (0, 1)]
+    gradient_norms = []
+    for size in (2, 1):
+        args = ls.LayerShuffleTrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=2 // size,
+            use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, max_grad_norm=1e9,
+        )  # fmt: skip
+        model = ls.free_order(plain_model(name))
+        for module in model.modules():
+            module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
+        trainer = ls.LayerShuffleTrainer(model, args, train_dataset=items)
+        trainer.train()
+        gradient_norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert gradient_norms[0] == pytest.approx(gradient_norms[1], rel=1e-3)

@@ -397,11 +397,8 @@ def test_the_first_image_alone_does_not_decide_the_size():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (
-            ["--image_size", "16"],
-            "`image_size` is 16, and '.*' has 8, which fine-tuning keeps; leave out --image_size",
-        ),
-        (["--patch_size", "2"], "`patch_size` is 2, and '.*' has 4"),
+        (["--image_size", "18"], "`image_size` is 18, which the patch of 4 pixels does not divide; choose 16 or 20"),
+        (["--patch_size", "2"], "`patch_size` is 2, and '.*' has 4, which fine-tuning keeps; leave out --patch_size"),
         (["--num_hidden_layers", "2"], "`num_hidden_layers` is 2, and '.*' has 4"),
         (["--num_channels", "1"], "`num_channels` is 1, and '.*' has 3"),
         (["--architecture", "deit"], "`architecture` is 'deit', and '.*' has 'vit'"),
