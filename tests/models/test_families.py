@@ -157,10 +157,10 @@ def test_the_residual_writers_of_a_pre_norm_layer_make_it_the_identity_at_zero(n
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_whether_a_loss_is_divided_by_the_trainers_count_is_known(name):
-    inputs, model = MODELS[name][2](), free_model(name)
-    labels = torch.tensor([0, 1, 4])
+    inputs, model = MODELS[name].inputs(), free_model(name)
+    labels = torch.tensor([0, 1])
     mean = model(**inputs, labels=labels).loss
-    counted = model(**inputs, labels=labels, num_items_in_batch=6).loss
+    counted = model(**inputs, labels=labels, num_items_in_batch=4).loss
     assert getattr(model, "accepts_loss_kwargs", True) == (not torch.equal(counted, mean))
     torch.testing.assert_close(counted, mean / 2 if getattr(model, "accepts_loss_kwargs", True) else mean)
 
@@ -377,24 +377,18 @@ def test_the_first_map_of_an_mlp_learns_where_it_is_as_wide_as_the_stream():
 @torch.no_grad()
 def test_fresh_layers_of_every_family_begin_by_adding_nothing(name):
     """Also where a plain encoder inside the model initialises what is in its layers."""
-    cls, make_config, make_inputs = MODELS[name]
-    free_class = layershuffle_class(getattr(transformers, cls))
-    plain_config = make_config()
-    config = free_class.config_class.from_dict({
-        **plain_config.to_dict(), "model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS
-    })  # fmt: skip
-    model = free_class(config).eval()
+    model = fresh_model(MODELS[name], residual_init_scale=0.0, **EXTRAS).eval()
     for module in model.modules():
         if getattr(module, "starts_at_zero", False):
             assert not module.weight.any()
     if name != "bert":  # whose LayerNorms after the additions change what they get
-        logits = [model(**make_inputs(), execution_order=order).logits for order in ([0, 1, 2, 3], [3, 1])]
+        logits = [model(**MODELS[name].inputs(), execution_order=order).logits for order in ([0, 1, 2, 3], [3, 1])]
         assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_step_of_micro_batches_is_their_mean_for_every_family(name, tmp_path):
-    inputs = MODELS[name][2]()
+    inputs = MODELS[name].inputs()
     items = [{key: value[index] for key, value in inputs.items()} | {"labels": index} for index in (0, 1)]
     gradient_norms = []
     for size in (2, 1):
