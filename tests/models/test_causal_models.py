@@ -324,6 +324,17 @@ def test_unified_layer_skipping():
     assert same(written(model, execution_order=order), written(rebuilt("llama", order)))
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1]])
+def test_a_static_cache_does_not_compile_the_model_whole(order):
+    """As generate does by itself on an accelerator; the graphs of a decoder would not see the order."""
+    model = free_model("llama")
+    compiling = transformers.CompileConfig(backend="eager", fullgraph=False)
+    compiling._compile_all_devices = True
+    arguments = dict(cache_implementation="static", do_sample=False)
+    found = written(model, **arguments, compile_config=compiling, execution_order=order)
+    assert same(found, written(rebuilt("llama", order), **arguments))
+
+
 def test_threads_generate_in_their_own_orders():
     model, found = free_model("qwen3 sliding"), {}
     orders = [[0, 1, 2, 3], [2, 0, 3, 1], [3, 1], [1, 0, 2, 3]]

@@ -26,7 +26,8 @@ def test_families_say_the_width_of_the_mlp_and_positions_in_their_own_ways():
     assert values("dinov2", "--intermediate_size", "128")["mlp_ratio"] == 2
     assert "mlp_ratio" not in values("vit") and values("vit")["intermediate_size"] == 256
     beit = values("beit")
-    assert beit["use_relative_position_bias"] and beit["drop_path_rate"] == 0.0
+    assert beit["use_relative_position_bias"] and beit["use_absolute_position_embeddings"]
+    assert beit["drop_path_rate"] == 0.0
     assert "initializer_range" not in values("siglip", "--preset", "order-free")["vision_config"]
 
 

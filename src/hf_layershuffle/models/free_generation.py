@@ -48,9 +48,14 @@ def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable
         order = (_GENERATING.get() or {}).get(id(self))
         return inputs if order is None else {"execution_order": order, **inputs}
 
+    def _valid_auto_compile_criteria(self: Any, *args: Any, **kwargs: Any) -> bool:
+        # A decoder is compiled in several graphs, which do not see the execution order. Layers are compiled one by one
+        return False
+
     documented: Any = generate
     documented.__doc__ = (plain.generate.__doc__ or "") + _EXECUTION_ORDER_DOC
-    return {"generate": generate, "prepare_inputs_for_generation": prepare_inputs_for_generation}
+    methods = (generate, prepare_inputs_for_generation, _valid_auto_compile_criteria)
+    return {method.__name__: method for method in methods}
 
 
 _EARLY_EXIT = (

@@ -74,7 +74,8 @@ def scratch_values(config_class: type[PreTrainedConfig], args: ModelArguments, i
     if "drop_path_rate" in known:
         sizes["drop_path_rate"] = 0.0  # like dropout; some families begin with another
     if {"use_relative_position_bias", "use_absolute_position_embeddings"} <= known:
-        sizes["use_relative_position_bias"] = True  # as all published ones; by default they do not know positions
+        # By default they do not know positions. The bias alone, as of the published ones, learns slowly from little
+        sizes |= {"use_relative_position_bias": True, "use_absolute_position_embeddings": True}
     if not tower:
         return {**sizes, **own}
     text = {name: sizes[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
