@@ -69,7 +69,8 @@ def rebuilt(model: nn.Module, order: list[int]) -> Any:
         for name in DEPTHS:
             if getattr(config, name, None) == NUM_LAYERS:
                 setattr(config, name, len(order))
-        if getattr(config, "layer_types", None):  # of the layers, such as full or sliding attention
+        # Of the layers, such as full or sliding attention. Some families compute it
+        if getattr(config, "layer_types", None) and not isinstance(getattr(type(config), "layer_types", None), property):
             config.layer_types = [config.layer_types[index] for index in order]
     return model
 
