@@ -69,8 +69,9 @@ def rebuilt(model: nn.Module, order: list[int]) -> Any:
         for name in DEPTHS:
             if getattr(config, name, None) == NUM_LAYERS:
                 setattr(config, name, len(order))
-        if getattr(config, "layer_types", None):  # of the layers, such as full or sliding attention
-            config.layer_types = [config.layer_types[index] for index in order]
+        kinds = vars(config).get("layer_types")  # such as full or sliding attention; some families compute them
+        if kinds:
+            config.layer_types = [kinds[index] for index in order]
     return model
 
 
