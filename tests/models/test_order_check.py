@@ -175,7 +175,9 @@ def clip(**flags) -> PreTrainedConfig:
 
 
 def test_of_a_model_with_two_towers_one_is_chosen(tmp_path):
-    with pytest.raises(ValueError, match=r"has several towers \(vision, text\), .* say which by `tower='vision'`"):
+    with pytest.raises(
+        ValueError, match=r"has several towers \(vision, text\), .* say which by `tower='vision'` or `tower='text'`"
+    ):
         ls.LayerShuffleCLIPModel(clip())
     with pytest.raises(ValueError, match="`tower` is 'audio', and LayerShuffleCLIPConfig has no `audio_config`"):
         ls.LayerShuffleCLIPModel(clip(tower="audio"))
@@ -296,3 +298,15 @@ def test_layers_that_give_a_list_predict_their_position():
     model = ls.free_order(transformers.OpenAIGPTModel(config), position_predictor=True, depth_embedding=True)
     outputs = model(torch.arange(6)[None], execution_order=[2, 0])
     assert outputs.position_logits.shape == (1, 2, 3) and outputs.last_hidden_state.shape == (1, 6, 32)
+
+
+@torch.no_grad()
+def test_a_repeat_that_is_too_long_for_a_family_says_so():
+    config = transformers.XLNetConfig(vocab_size=50, d_model=32, n_layer=3, n_head=4, d_inner=64)
+    model = ls.free_order(transformers.XLNetModel(config).eval())
+    texts = torch.arange(6)[None]
+    assert model(texts, execution_order=[2, 0, 0]).execution_order.tolist() == [2, 0, 0]
+    with pytest.raises(
+        ValueError, match="`execution_order` has 4 layers, and LayerShuffleXLNetModel, which has 3,"
+    ):
+        model(texts, execution_order=[2, 0, 0, 1])

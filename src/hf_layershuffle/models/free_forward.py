@@ -6,7 +6,8 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -55,7 +56,7 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             kwargs["use_cache"] = False
         check_cache(cache, order)
         run = Run(layers, order, self._depth_embedding)
-        with run_program(layers, run), run_by_position(self, order):
+        with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
         kept = getattr(outputs, "past_key_values", None) if cache is None else cache
@@ -106,6 +107,20 @@ def _with_execution_order(signature: inspect.Signature) -> inspect.Signature:
     has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     at = len(parameters) - has_kwargs
     return signature.replace(parameters=[*parameters[:at], added, *parameters[at:]])
+
+
+@contextmanager
+def _explained_length(model: Any, order: list[int]) -> Iterator[None]:
+    """Says of some families that they run no more layers than they have: they note something by the position."""
+    try:
+        yield
+    except IndexError as error:
+        if len(order) <= len(model.free_layers) or torch.compiler.is_compiling():
+            raise
+        raise ValueError(
+            f"`execution_order` has {len(order)} layers, and {type(model).__name__}, which has "
+            f"{len(model.free_layers)}, can run no more than these ({error}). Shorten the order."
+        ) from error
 
 
 def _check_run(model: PreTrainedModel, run: Run) -> None:

@@ -51,7 +51,7 @@ def find_layers(model: nn.Module, any_depth: bool = False, tower: str | None = N
 
 
 # As transformers names the parts of models for several kinds of inputs
-_PATHS_OF_TOWERS = {"vision": ("vision_",), "text": ("text_", "language_model"), "audio": ("audio_",)}
+_PATHS_OF_TOWERS = {"vision": ("vision_", "visual."), "text": ("text_", "language_model"), "audio": ("audio_",)}
 TOWERS = tuple(_PATHS_OF_TOWERS)
 
 
@@ -63,9 +63,10 @@ def _in_tower(model: nn.Module, candidates: list[str], tower: str | None) -> lis
     }
     found = {name: paths for name, paths in found.items() if paths}
     if tower is None and len(found) > 1:
+        choices = " or ".join(f"`tower='{name}'`" for name in found)
         raise ValueError(
             f"{type(model).__name__} has several towers ({', '.join(found)}), and only one can run in a free "
-            f"execution order; say which by `tower='{next(iter(found))}'`, or take a class of that tower alone."
+            f"execution order; say which by {choices}, or take a class of that tower alone."
         )
     if tower is not None and tower not in found:
         raise ValueError(
