@@ -535,9 +535,8 @@ def test_fresh_layers_of_every_family_begin_by_adding_nothing(name):
     cls, make_config, make_inputs = MODELS[name]
     free_class = layershuffle_class(getattr(transformers, cls))
     plain_config = make_config()
-    config = free_class.config_class.from_dict({
-        **plain_config.to_dict(), "model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS
-    })  # fmt: skip
+    flags = {"model_type": free_class.config_class.model_type, "residual_init_scale": 0.0, **EXTRAS}
+    config = free_class.config_class.from_dict({**plain_config.to_dict(), **flags})
     model = free_class(config).eval()
     for module in model.modules():
         if getattr(module, "starts_at_zero", False):
