@@ -78,7 +78,7 @@ def as_dataloader(
     if len(items) == 0:
         raise ValueError("The evaluation set is empty; pass at least one image.")
     rows = None if max_samples is None or max_samples >= len(items) else draw_rows(len(items), max_samples, seed)
-    if isinstance(data, Dataset) and _standing_for_images(data):
+    if isinstance(data, Dataset) and _is_prepared(data):
         items = _tokenized(data if rows is None else data.select(rows))
     elif isinstance(data, Dataset):
         _check_processing_class(data, processing_class)
@@ -114,13 +114,17 @@ def _check_processing_class(data: Dataset, processing_class: ProcessingClass | N
         )
 
 
-def _standing_for_images(data: Dataset) -> set[str]:
-    """Columns of images that a dataset need not have: it holds what a model takes, and labels."""
+def _is_prepared(data: Dataset) -> bool:
+    """Whether a dataset holds what a model takes, and labels, and no images of which that is still to be made."""
     columns = set(data.column_names)
-    is_prepared = columns & set(MODEL_INPUTS) and {"label", "labels"} & columns and "image" not in columns
-    if is_prepared:
+    return "image" not in columns and bool(columns & set(MODEL_INPUTS) and {"label", "labels"} & columns)
+
+
+def _standing_for_images(data: Dataset) -> set[str]:
+    """Columns of images that a dataset need not have: it holds texts, or what a model takes."""
+    if _is_prepared(data):
         return {"image", "label"}
-    return {"image"} if "text" in columns else set()
+    return {"image"} if "text" in data.column_names else set()
 
 
 def _tokenized(data: Dataset) -> Dataset:
