@@ -443,7 +443,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
         "`patch_size` is 3; it must divide the image size 8": ["--patch_size", "3", "--image_size", "8"],
         "must divide the width 64": ["--num_attention_heads", "7"],
         "`architecture` is 'nope', which": ["--architecture", "nope"],
-        "ResNetForImageClassification has no list of layers": ["--architecture", "resnet"],
+        "'resnet', which cannot run its layers in any order": ["--architecture", "resnet"],
         "no dataset folder": ["--dataset_name", "./missing"],
         "has no column 'pixels'": ["--image_column_name", "pixels"],
         "`max_train_samples` is 0; it must be at least 1": ["--max_train_samples", "0"],
