@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
-# timm asks for torchvision, of which there is none for the pinned torch; its models, which the tests run, do without it
+# For the tests alone. timm asks for torchvision, of which there is none for the pinned torch; the tests stand in for it
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^timm==' constraints.txt)"
 	touch $@
 

@@ -316,7 +316,7 @@ def test_a_dataset_of_features_trains_and_is_measured(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["ast", "videomae"])
 def test_analyses_are_of_image_classifiers(folders, name):
-    with pytest.raises(ValueError, match="does not take images; analyses are of image classifiers"):
+    with pytest.raises(ValueError, match="takes neither images nor texts; analyses are of classifiers of these"):
         ls.analyze(ls.load_classifier(folders(name)[0]), items(name))
 
 

@@ -50,7 +50,8 @@ def test_the_head_reads_what_the_authors_evaluate(model_type):
     noise = {"noise": torch.arange(16.0).expand(3, -1)} if model_type == "vit_mae" else {}
     for order in ([0, 1, 2, 3], [2, 0, 3]):
         encoded = model.backbone(**inputs, **noise, execution_order=order)
-        features = encoded.last_hidden_state.mean(1) if head.reads == "mean" else encoded[head.reads]
+        patches = encoded.last_hidden_state[:, 1:].mean(1)
+        features = patches if model_type == "vit_mae" else encoded[head.reads]
         assert torch.equal(model(**inputs, execution_order=order).logits, model.classifier(features))
     assert encoded.last_hidden_state.shape[1] >= 16  # no patch is left out
     assert not torch.equal(model(**inputs).logits, model(**inputs, execution_order=[2, 0, 3]).logits)

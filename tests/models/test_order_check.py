@@ -109,7 +109,8 @@ def test_what_the_trial_finds_is_refused(plain, fault, warnings, monkeypatch):
     monkeypatch.setattr(order_check, "TESTED_FAMILIES", TESTED_FAMILIES - {"vit"})
     model = plain(transformers.ViTConfig(**SIZES, **IMAGES))
     with pytest.raises(ValueError, match=f"{plain.__name__} cannot run its layers in any order: {fault}"):
-        ls.free_order(copy.deepcopy(model))
+        ls.free_order(model)
+    assert type(model) is plain and type(model.config) is transformers.ViTConfig  # as it was
     monkeypatch.setenv("HF_LAYERSHUFFLE_CHECK_FAMILIES", "0")
     ls.free_order(model)
     assert warnings == []
@@ -306,7 +307,70 @@ def test_a_repeat_that_is_too_long_for_a_family_says_so():
     model = ls.free_order(transformers.XLNetModel(config).eval())
     texts = torch.arange(6)[None]
     assert model(texts, execution_order=[2, 0, 0]).execution_order.tolist() == [2, 0, 0]
-    with pytest.raises(
-        ValueError, match="`execution_order` has 4 layers, and LayerShuffleXLNetModel, which has 3,"
-    ):
+    with pytest.raises(ValueError, match="`execution_order` has 4 layers, and LayerShuffleXLNetModel, which has 3,"):
         model(texts, execution_order=[2, 0, 0, 1])
+
+
+def test_a_model_that_is_refused_stays_as_it_was():
+    sizes = dict(conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32)
+    model = transformers.HubertModel(transformers.HubertConfig(**SIZES, **sizes, layerdrop=0.0))
+    with pytest.raises(ValueError, match=r"`layerdrop` is 0\.1, and HubertModel leaves layers out by itself"):
+        ls.free_order(model, layerdrop=0.1)
+    assert type(model) is transformers.HubertModel and type(model.config) is transformers.HubertConfig
+
+
+def test_trying_seeds_no_accelerator(warnings, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded.append)
+    ls.free_order(transformers.RemBertModel(rembert()))
+    assert len(warnings) == 1 and seeded == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("FNetModel", dict(SIZES, vocab_size=100), "or not such maps alone"),
+        ("XLNetModel", dict(vocab_size=50, d_model=32, n_layer=3, n_head=4, d_inner=64), "or not such maps alone"),
+        ("MixtralModel", dict(SIZES, vocab_size=50, num_key_value_heads=2, num_local_experts=2), "or not such maps"),
+        (
+            "DeepseekV3Model",
+            dict(SIZES, vocab_size=50, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=1,
+                 first_k_dense_replace=1, moe_intermediate_size=16, q_lora_rank=16, kv_lora_rank=16,
+                 qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4),
+            "are of several kinds",
+        ),
+    ],
+)  # fmt: skip
+def test_layers_that_write_by_other_means_are_not_scaled_in_part(name, values, reason):
+    values = {key: value for key, value in values.items() if name != "FNetModel" or key != "num_attention_heads"}
+    made = getattr(ls, f"LayerShuffle{name}")
+    with pytest.raises(ValueError, match=rf"`residual_init_scale` is 0\.0, .*{reason}"):
+        made(made.config_class(**values, residual_init_scale=0.0))
+
+
+@torch.no_grad()
+def test_maps_that_are_initialised_again_are_scaled():
+    config = ls.LayerShuffleImageGPTConfig(
+        n_embd=32, n_layer=4, n_head=4, vocab_size=17, n_positions=64, num_labels=3, residual_init_scale=0.0
+    )
+    model = ls.LayerShuffleImageGPTForImageClassification(config).eval()
+    assert not any(layer.mlp.c_proj.weight.any() for layer in model.free_layers)
+    pixels = torch.randint(0, 16, (2, 20))
+    torch.testing.assert_close(
+        model(input_ids=pixels, execution_order=[0, 1, 2, 3]).logits,
+        model(input_ids=pixels, execution_order=[2]).logits,
+    )
+
+
+def test_trying_changes_no_random_number_of_any_family(warnings, monkeypatch):
+    monkeypatch.setattr(order_check, "_FOUND", {})
+    sizes = dict(conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32)
+    plain = transformers.Wav2Vec2Config(**SIZES, **sizes, layerdrop=0.0, num_labels=3)
+    weights = []
+    for scale in (1.0, 0.5):
+        config = ls.LayerShuffleWav2Vec2Config.from_dict(plain.to_dict() | {"residual_init_scale": scale})
+        torch.manual_seed(0)
+        model = ls.LayerShuffleWav2Vec2ForSequenceClassification(config)
+        weights.append((model.classifier.weight, torch.get_rng_state()))
+    assert torch.equal(weights[0][0], weights[1][0]) and torch.equal(weights[0][1], weights[1][1])

@@ -54,12 +54,20 @@ def explained_reading(what: str) -> Iterator[None]:
         ) from error
     except (ImportError, MemoryError, torch.OutOfMemoryError):  # not the files' fault
         raise
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise _unreadable(what, error) from error
+        raise ValueError(f"{what} cannot be loaded so: {error}. Correct the argument, or leave it out.") from error
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"{what} cannot be read ({type(error).__name__}: {reason[:300]}). A file is damaged, or not what its "
-            "name says; copy, download or save it again."
-        ) from error
+        raise _unreadable(what, error) from error
+
+
+def _unreadable(what: str, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())
+    return OSError(
+        f"{what} cannot be read ({type(error).__name__}: {reason[:300]}). A file is damaged, or not what its name "
+        "says; copy, download or save it again."
+    )
 
 
 def check_model_files(folder: str | os.PathLike) -> None:

@@ -17,9 +17,9 @@ from ..models.auto_classes import plain_type_of
 from ..models.configuration_layershuffle import num_channels_of
 from .checks import explained_reading
 from .image_size import as_pair, image_size_of, why_not_images_of
+from .locations import IMAGE_PROCESSOR_FILES
 
 
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
@@ -40,30 +40,33 @@ def load_image_processor(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
     folder = Path(name_or_path)
     kwargs = {"trust_remote_code": False} | kwargs
     timm_config = _timm_config(name_or_path, kwargs)
-    if timm_config is not None:
+    is_missing = folder.is_dir() and not any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES)
+    if timm_config is not None and (is_missing or not folder.is_dir()):
         try:
             return _load_by_its_file(name_or_path, **kwargs)
-        except OSError:
+        except OSError:  # timm's checkpoints on the Hub have none
             return timm_image_processor(timm_config)
-    if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
+    if is_missing:
         raise OSError(
-            f"The folder '{folder}' holds no image processor ('{_PROCESSOR_FILES[0]}'). Save the one that the model "
-            "was trained with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, "
+            f"The folder '{folder}' holds no image processor ('{IMAGE_PROCESSOR_FILES[0]}'). Save the one that "
+            "the model was trained with there, such as ViTImageProcessor(size={'height': 224, 'width': 224}, "
             "image_mean=[0.5, 0.5, 0.5], "
             f"image_std=[0.5, 0.5, 0.5]).save_pretrained('{folder}')."
         )
     if folder.is_dir():
-        check_links(folder, _PROCESSOR_FILES)  # what is read here is written into results
+        check_links(folder, IMAGE_PROCESSOR_FILES)  # what is read here is written into results
         _check_is_of_images(folder)
     try:
         with explained_reading(f"The image processor of '{name_or_path}'"):
+            if timm_config is not None:  # for which AutoImageProcessor takes timm's own, without reading the file
+                return _load_by_its_file(name_or_path, **kwargs)
             return AutoImageProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError:
         return _load_by_its_file(name_or_path, **kwargs)
 
 
 def _check_is_of_images(folder: Path) -> None:
-    path = folder / _PROCESSOR_FILES[0]
+    path = folder / IMAGE_PROCESSOR_FILES[0]
     if not path.is_file():
         return
     with explained_reading(f"The image processor of '{folder}'"):
@@ -82,7 +85,7 @@ def _load_by_its_file(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
     del kwargs["trust_remote_code"]
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **kwargs)
     name = settings.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
-    return getattr(transformers, name).from_pretrained(name_or_path, **kwargs)
+    return _without_torchvision(name).from_pretrained(name_or_path, **kwargs)
 
 
 def _timm_config(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> dict | None:
@@ -167,10 +170,16 @@ def _processor_name(plain_type: str) -> str:
 def _without_torchvision(name: str) -> Any:
     """The class of this name.
 
-    Where there is no torchvision, transformers would warn at every start that it takes the one without it.
+    Where there is no torchvision, transformers would warn at every start that it takes the one without it. Some, as
+    that of DINOv3, have none; ViT's then does the same, but for the rounding of pixels.
     """
+    if is_torchvision_available():
+        return getattr(transformers, name)
     without = getattr(transformers, f"{name}Pil", None)
-    return without if without and not is_torchvision_available() else getattr(transformers, name)
+    needs_torchvision = "torchvision" in (getattr(getattr(transformers, name), "_backends", None) or ())
+    if without is None and needs_torchvision:
+        without = getattr(transformers, "ViTImageProcessorPil", None)
+    return without or getattr(transformers, name)
 
 
 def resized_image_processor(image_processor: Any, image_size: int) -> Any:

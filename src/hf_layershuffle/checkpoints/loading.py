@@ -2,6 +2,7 @@
 """Classifiers of any family, loaded or given as models with free layer order."""
 
 import copy
+import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel, modeling_utils
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_type, plain_class_name, plain_type_of
 from ..models.classification_heads import plain_class_of
@@ -121,6 +123,10 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
     check_family(model_type, what)
     name = next(iter(classifiers_of(plain_type_of(model_type)).values()), None)
     plain_class = None if name is None else plain_class_of(name)
+    if plain_type_of(model_type) not in CONFIG_MAPPING_NAMES:
+        near = difflib.get_close_matches(plain_type_of(model_type), CONFIG_MAPPING_NAMES, n=3)
+        advice = f"Did you mean {' or '.join(near)}?" if near else "Take one such as vit, dinov2 or bert."
+        raise ValueError(f"{what} is a model of type '{model_type}', which transformers does not know. {advice}")
     if plain_class is None:
         raise ValueError(
             f"{what} is a model of type '{model_type}', of which transformers has no classifier. Take a model that "

@@ -4,6 +4,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -76,7 +77,13 @@ def read_config(name: str, folder: Path) -> LayerShuffleConfigMixin:
     classes_of(model_type, f"Source '{name}'")
     # Not `from_pretrained`, which for its log writes out each configuration, with a thousand labels, as text
     config_class = layershuffle_config_class(CONFIG_MAPPING[model_type])
-    return config_class(**config_class.get_config_dict(folder)[0])
+    return config_of(config_class, config_class.get_config_dict(folder)[0])
+
+
+def config_of(config_class: Any, values: dict[str, Any]) -> Any:
+    """The configuration that a `config.json` says."""
+    # timm's says its classes in words of timm, which `from_dict` reads
+    return config_class.from_dict(values) if "model_args" in values else config_class(**values)
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:

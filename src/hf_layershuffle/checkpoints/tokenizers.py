@@ -11,21 +11,39 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.paths import check_links
-from ..models.auto_classes import AUTO_CLASSES, plain_class_name, plain_type_of
+from ..models.auto_classes import plain_class_name, plain_type_of
 from .checks import explained_reading
 from .locations import TOKENIZER_FILES
 
 
-def takes_texts(config: PreTrainedConfig | Any) -> bool:
-    """Whether a model is of texts, by its type: that of its family's first classifier (see [`classes_of`])."""
+# What the classifiers of an Auto class take, and what a report calls several of these
+_KINDS = {
+    "AutoModelForImageClassification": ("image", "images"),
+    "AutoModelForSequenceClassification": ("text", "texts"),
+    "AutoModelForAudioClassification": ("audio", "clips"),
+    "AutoModelForVideoClassification": ("video", "videos"),
+}
+
+
+def input_kind(config: PreTrainedConfig | Any) -> str | None:
+    """What a model takes: "image", "text", "audio" or "video"; None if its family has no classifier.
+
+    It is told by the family's first classifier (see [`classes_of`]).
+    """
     model_type = plain_type_of(str(getattr(config, "model_type", "")))
-    kinds = [name for name in AUTO_CLASSES if name != "AutoModel" and plain_class_name(name, model_type) is not None]
-    return kinds[:1] == ["AutoModelForSequenceClassification"]
+    return next((kind for name, (kind, _) in _KINDS.items() if plain_class_name(name, model_type) is not None), None)
+
+
+def takes_texts(config: PreTrainedConfig | Any) -> bool:
+    """Whether a model is of texts."""
+    return input_kind(config) == "text"
 
 
 def input_record(config: PreTrainedConfig | Any) -> dict[str, str]:
     """What a report says of its model's inputs: nothing where they are images."""
-    return {"inputs": "texts"} if takes_texts(config) else {}
+    nouns = dict(_KINDS.values())
+    noun = nouns.get(input_kind(config) or "image", "images")
+    return {} if noun == "images" else {"inputs": noun}
 
 
 def load_tokenizer(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

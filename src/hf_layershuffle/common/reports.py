@@ -57,7 +57,7 @@ class Report:
 
     @property
     def noun(self) -> str:
-        """What is counted: "images" or "texts"."""
+        """What is counted: "images", "texts", "clips" or "videos"."""
         return str(getattr(self, "config", {}).get("inputs", "images"))
 
     def save(self, folder: str | os.PathLike) -> Path:

@@ -7,18 +7,18 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..checkpoints.processing_classes import ProcessingClass
 from .class_labels import match_labels
 from .image_dataset import STREAM, ImageClassificationDataset, collate_images
 from .image_reading import draw_rows
-from .text_dataset import TextClassificationDataset
+from .text_dataset import TextClassificationDataset, padding_collator
 
 
 TEXT_INPUT = "input_ids"
 # What a model takes, as a tokenizer or the processor of images, videos or sounds gives it
-MODEL_INPUTS = ("pixel_values", TEXT_INPUT, "input_values", "input_features")
+MODEL_INPUTS = ("pixel_values", "pixel_values_videos", TEXT_INPUT, "input_values", "input_features")
 # What holds labelled images or texts, see [`as_dataloader`]
 LabelledData: TypeAlias = (
     Dataset | torch.utils.data.Dataset | torch.utils.data.DataLoader | Sequence[Mapping[str, Any]]
@@ -79,7 +79,11 @@ def as_dataloader(
         raise ValueError("The evaluation set is empty; pass at least one image.")
     rows = None if max_samples is None or max_samples >= len(items) else draw_rows(len(items), max_samples, seed)
     if isinstance(data, Dataset) and _is_prepared(data):
-        items = _tokenized(data if rows is None else data.select(rows))
+        data = data if rows is None else data.select(rows)
+        data = data if "label" in data.column_names else data.rename_column("labels", "label")
+        if config is not None and isinstance(data.features["label"], ClassLabel):
+            data = match_labels(data, config)
+        items = _tokenized(data)
     elif isinstance(data, Dataset):
         _check_processing_class(data, processing_class)
         data = data if rows is None else data.select(rows)
@@ -95,7 +99,7 @@ def as_dataloader(
         items = torch.utils.data.Subset(items, rows)
     collate: Any = collate_images
     if isinstance(processing_class, PreTrainedTokenizerBase):  # tokens, of texts that need not be equally long
-        collate = DataCollatorWithPadding(processing_class)
+        collate = padding_collator(processing_class)
     return torch.utils.data.DataLoader(items, batch_size=batch_size, collate_fn=collate)
 
 
@@ -129,8 +133,7 @@ def _standing_for_images(data: Dataset) -> set[str]:
 
 def _tokenized(data: Dataset) -> Dataset:
     """The columns of numbers of a dataset, as tensors, of which `labels` are the classes."""
-    if "labels" not in data.column_names:
-        data = data.rename_column("label", "labels")
+    data = data.rename_column("label", "labels")
     words = [
         name for name, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "binary")
     ]

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Labelled texts as the models take them: tokens, padded a batch at a time."""
 
+import copy
 import logging
 from typing import Any
 
@@ -54,6 +55,7 @@ class TextClassificationDataset(torch.utils.data.Dataset):
         self.columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
         self.dataset = self._without_missing(dataset, skip_damaged)
         self.tokenizer = tokenizer
+        self._pad = padding_collator(tokenizer)
         self.max_length = max_length or (tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None)
         self.labels: list[int] = self.dataset["label"][:]
         self._inputs: dict[str, list[list[int]]] = {}
@@ -91,4 +93,15 @@ class TextClassificationDataset(torch.utils.data.Dataset):
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of tensors of shape `(batch_size, tokens)`, padded to its longest text, and `labels`."""
-        return dict(DataCollatorWithPadding(self.tokenizer)(items))
+        return dict(self._pad(items))
+
+
+def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    """Makes batches that are padded on the right, wherever the tokenizer pads.
+
+    On the left, a text's tokens would stand at other positions in a batch than alone, and the first would be padding.
+    """
+    if tokenizer.padding_side != "right":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = "right"
+    return DataCollatorWithPadding(tokenizer)

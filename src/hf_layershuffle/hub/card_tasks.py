@@ -3,8 +3,7 @@
 
 from types import SimpleNamespace
 
-from ..checkpoints.loading import classifiers_of
-from ..models.auto_classes import plain_type_of
+from ..checkpoints.tokenizers import input_kind
 
 
 _TASKS = {
@@ -55,9 +54,8 @@ def card_task(config: SimpleNamespace) -> dict[str, str]:
 
     Of a family that is not known: a model of texts has a vocabulary, and no size of images.
     """
-    classifiers = classifiers_of(plain_type_of(str(getattr(config, "model_type", None))))
-    kinds = [kind for kind, task in _TASKS.items() if task["auto_class"] in classifiers]
-    if kinds in (["audio"], ["video"]):
-        return _TASKS[kinds[0]]
-    takes_text = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
-    return _TASKS["text" if takes_text else "image"]
+    kind = input_kind(config)
+    if kind is None:
+        has_words = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
+        kind = "text" if has_words else "image"
+    return _TASKS[kind]

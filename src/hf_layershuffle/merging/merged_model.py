@@ -26,6 +26,7 @@ from ..checkpoints.stored_checkpoint import (
     SourceCheckpoint,
     check_image_processors,
     check_tokenizers,
+    config_of,
     open_source,
 )
 from ..checkpoints.tensor_files import write_safetensors
@@ -248,7 +249,7 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
-    config = type(base)(**values)
+    config = config_of(type(base), values)
     if num_layers != num_layers_of(base):
         set_num_layers(config, num_layers)
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]

@@ -7,7 +7,10 @@ head reads is what the family's authors evaluate.
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
+import copy
+import inspect
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +26,8 @@ class Head:
 
     Args:
         encoder: Name of the encoder's class in transformers.
-        reads: What the head reads: a field of the encoder's output, or "mean" for the mean of its tokens.
+        reads: What the head reads: a field of the encoder's output, "mean" for the mean of its tokens, or "patches"
+            for that without the first, the CLS token.
         source: Where the family's authors evaluate it so.
     """
 
@@ -42,7 +46,7 @@ _POOLING = "what its attention pooling gives, as in arXiv "
 # By model type
 HEADS: dict[str, Head] = {
     "dinov3_vit": Head("DINOv3ViTModel", "pooler_output", f"{_CLS}2508.10104, linear probing"),
-    "vit_mae": Head("ViTMAEModel", "mean", "the mean of the tokens, as in the fine-tuning of arXiv 2111.06377"),
+    "vit_mae": Head("ViTMAEModel", "patches", "the mean of the patches, as the fine-tuning of arXiv 2111.06377"),
     "clip_vision_model": Head("CLIPVisionModel", "pooler_output", f"{_CLS}2103.00020, linear probes"),
     "mlcd_vision_model": Head("MLCDVisionModel", "pooler_output", f"{_CLS}2407.17331, linear probes"),
     "siglip_vision_model": Head("SiglipVisionModel", "pooler_output", f"{_POOLING}2303.15343"),
@@ -60,10 +64,11 @@ class ImageClassifierMixin(PreTrainedModel):
     base_model_prefix = "backbone"
 
     def __init__(self, config: Any):
+        if getattr(config, "mask_ratio", 0.0):  # of pretraining, where most patches are left out
+            config = copy.deepcopy(config)
+            config.mask_ratio = 0.0
         super().__init__(config)
         self.num_labels = config.num_labels
-        if hasattr(config, "mask_ratio"):
-            config.mask_ratio = 0.0  # of pretraining, where most patches are left out
         self.backbone = getattr(transformers, self.head.encoder)(config)
         reads = self._reads(config)
         width = config.hidden_size * (len(config.summary_idxs) if reads == "summary" else 1)
@@ -94,7 +99,10 @@ class ImageClassifierMixin(PreTrainedModel):
             kwargs.setdefault("noise", noise.expand(len(pixel_values), -1))
         outputs = self.backbone(pixel_values, return_dict=True, **kwargs)
         reads = self._reads(self.config)
-        features = outputs.last_hidden_state.mean(dim=1) if reads == "mean" else outputs[reads]
+        if reads in ("mean", "patches"):
+            features = outputs.last_hidden_state[:, int(reads == "patches") :].mean(dim=1)
+        else:
+            features = outputs[reads]
         logits = self.classifier(features)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         result = ImageClassifierOutput(
@@ -102,6 +110,11 @@ class ImageClassifierMixin(PreTrainedModel):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
+
+
+def is_own_head(name: str) -> bool:
+    """Whether a classifier of this name is one of this module."""
+    return any(head.name == name for head in HEADS.values())
 
 
 _MADE: dict[str, type[PreTrainedModel]] = {}
@@ -123,8 +136,31 @@ def image_classifier_class(name: str) -> type[PreTrainedModel] | None:
             "base_model_prefix": "backbone",
             "main_input_name": "pixel_values",
         }
-        _MADE[name] = type(name, (ImageClassifierMixin, family), body)
+        made: Any = type(name, (ImageClassifierMixin, family), body)
+        made.forward = _with_inputs_of(encoder)
+        _MADE[name] = made
     return _MADE[name]
+
+
+def _with_inputs_of(encoder: Any) -> Any:
+    """The forward of a classifier, whose signature names the inputs of its encoder: by it, the Trainer chooses columns
+    of a dataset."""
+
+    @wraps(ImageClassifierMixin.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ImageClassifierMixin.forward(self, *args, **kwargs)
+
+    documented: Any = forward
+    signature = inspect.signature(ImageClassifierMixin.forward)
+    *own, others = signature.parameters.values()
+    names = {parameter.name for parameter in own}
+    inputs = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(encoder.forward).parameters.values()
+        if parameter.name not in names and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    documented.__signature__ = signature.replace(parameters=[*own, *inputs, others])
+    return forward
 
 
 def plain_class_of(name: str) -> type[PreTrainedModel] | None:

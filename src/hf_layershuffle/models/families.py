@@ -14,7 +14,8 @@ TESTED_FAMILIES = frozenset(
     clip clip_vision_model siglip siglip_vision_model siglip2 siglip2_vision_model metaclip_2 aimv2_vision_model radio
     mlcd_vision_model pixtral bert roberta xlm-roberta distilbert electra mpnet deberta-v2 esm nomic_bert modernbert
     eurobert layoutlmv3 audio-spectrogram-transformer hubert wav2vec2 wav2vec2-bert whisper videomae vivit timesformer
-    vjepa2 llama qwen3 gpt2 internvl_vision pixio tipsv2_vision_model deberta camembert rembert roformer data2vec-audio
+    vjepa2 llama qwen3 gpt2 mistral gemma3_text internvl_vision pixio tipsv2_vision_model deberta camembert rembert
+    roformer data2vec-audio
     """.split()
 )
 

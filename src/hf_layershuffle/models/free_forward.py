@@ -53,7 +53,8 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
         if len(set(order)) < len(order) and "use_cache" in names:
             if argument("use_cache", args, kwargs) or cache is not None:
                 raise ValueError(_REPEAT_IN_CACHE.format(order=order))
-            kwargs["use_cache"] = False
+            if argument("use_cache", args, kwargs) is None:
+                kwargs["use_cache"] = False
         check_cache(cache, order)
         run = Run(layers, order, self._depth_embedding)
         with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
@@ -144,8 +145,8 @@ def _check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | Non
     kind = problem_type or kinds[labels.is_floating_point()]  # as transformers takes them
     if kind == "multi_label_classification" and (labels == -100).any():
         raise ValueError(
-            "`labels` of several classes an image hold -100, which would count as a target like any other; each is a "
-            "number from 0 to 1. Leave images without labels out of the dataset."
+            "`labels` of several classes an example hold -100, which would count as a target like any other; each "
+            "is a number from 0 to 1. Leave examples without labels out of the dataset."
         )
     if kind != "single_label_classification":
         return

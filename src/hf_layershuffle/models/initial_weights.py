@@ -31,7 +31,14 @@ class InitialWeightsMixin(FreeLayersMixin):
                 f"{self.plain_class.__name__} could not be found: {error}. Set it to 1.0."
             ) from error
         for layer in self.free_layers:
-            for module in map(layer.get_submodule, names):
+            for name in names:
+                try:
+                    module = layer.get_submodule(name)
+                except AttributeError as error:
+                    raise ValueError(
+                        f"`residual_init_scale` is {self.config.residual_init_scale}, and the layers of "
+                        f"{self.plain_class.__name__} are of several kinds: not all have a '{name}'. Set it to 1.0."
+                    ) from error
                 mark(module, "writes_to_residual")
                 if getattr(module, "_is_hf_initialized", False):  # by the plain encoder of a classifier
                     self._scale_residual_weight(module)
@@ -49,20 +56,23 @@ class InitialWeightsMixin(FreeLayersMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        # Some families initialise maps from the modules above them, and a plain encoder inside this model does not
-        # know what starts at zero. So both come when all is done
-        new: list[Any] = [
-            module
+        # Some families initialise maps from the modules above them, once or again, and a plain encoder inside this
+        # model does not know what starts at zero. So both come when all is done, to what was written meanwhile
+        marked = [
+            (module, parameter, parameter._version)
             for module in self.modules()
-            if not any(getattr(each, "_is_hf_initialized", False) for each in (module, *module.parameters(False)))
+            if getattr(module, "writes_to_residual", False) or getattr(module, "starts_at_zero", False)
+            for parameter in module.parameters()
         ]
         parent: Any = super()
         parent.initialize_weights()
-        for module in new:
+        for module, parameter, version in marked:
+            if parameter._version == version:
+                continue
             if getattr(module, "writes_to_residual", False):
-                self._scale_residual_weight(module)
-            if getattr(module, "starts_at_zero", False):
-                init.zeros_(module.weight)
+                parameter.mul_(self.config.residual_init_scale)
+            elif parameter is module.weight:
+                init.zeros_(parameter)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

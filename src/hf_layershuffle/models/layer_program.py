@@ -100,9 +100,15 @@ def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
     kinds = getattr(config, "layer_types", None)
     if kinds is None or isinstance(getattr(type(config), "layer_types", None), property):
         return nullcontext()  # a property says the same of all layers
-    if not isinstance(kinds, ByPosition):
+    return run_program(kinds, order) if isinstance(kinds, ByPosition) else nullcontext()
+
+
+def mark_kinds(model: Any) -> None:
+    """Makes a configuration's list of the kinds of the layers follow execution orders."""
+    config = nearest_config(model, model.layers_path)
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, list) and not isinstance(getattr(type(config), "layer_types", None), property):
         config.layer_types = ByPosition(kinds)
-    return run_program(config.layer_types, order)
 
 
 class run_program:

@@ -30,12 +30,12 @@ from .configuration_layershuffle import (
     layershuffle_config_class,
 )
 from .execution_order import ExecutionOrderStream
-from .families import CHANNELS_FIRST
+from .families import CHANNELS_FIRST, check_family
 from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
 from .initial_weights import InitialWeightsMixin
 from .layer_lists import find_layers
-from .layer_program import LayerProgram, Run
+from .layer_program import LayerProgram, Run, mark_kinds
 from .order_check import check_untested_family
 from .position_modules import (
     DepthProjection,
@@ -62,19 +62,19 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
 
     def post_init(self) -> None:
         self._make_free()
-        check_untested_family(self)
+        check_untested_family(self.plain_class, self.config)
         super().post_init()
 
     def _make_free(self, are_weights_new: bool = True) -> None:
         """Marks the list of layers and adds what the flags ask for. The plain model's modules are there already."""
+        check_family(getattr(self.config_class, "model_type", None), type(self).__name__)
         if not hasattr(self.config, "check_layershuffle"):
             wanted = self.config_class.__name__ if self.config_class else ""
             raise ValueError(
                 f"{type(self).__name__} needs a {wanted}, not a {type(self.config).__name__}; make one by "
                 f"`{wanted}.from_dict(config.to_dict())`."
             )
-        self.config.check_layershuffle()
-        _check_own_layerdrop(self)
+        _check_flags(self.plain_class, self.config)
         self.layers_path = find_layers(self)
         encoder: Any = self.base_model
         if self._is_around_encoder(encoder):
@@ -85,6 +85,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             self.execution_order_stream = encoder.execution_order_stream
         else:
             LayerProgram.mark(self.free_layers)
+            mark_kinds(self)
             # One object, so that a copy of this module made by `compile_regions` reads the same stream
             self.execution_order_stream = ExecutionOrderStream()
             if self.config.depth_embedding or self.config.position_predictor:
@@ -106,11 +107,6 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
 
     def _add_position_modules(self) -> None:
         config = self.config
-        if config.plain_model_type in CHANNELS_FIRST:
-            raise ValueError(
-                f"{type(self).__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there "
-                "is no depth embedding and no position predictor; set both flags to False."
-            )
         encoder = encoder_config(config)
         layers: Any = self.free_layers
         eps = getattr(encoder, "layer_norm_eps", 1e-6)
@@ -267,7 +263,8 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
             f"`residual_init_scale` is {config.residual_init_scale}, which is of initial weights, and this model "
             f"has its weights. Make a new model by `{made.__name__}({made.config_class.__name__}(...))`."
         )
-    config.check_layershuffle()
+    _check_flags(made.plain_class, config)
+    check_untested_family(made.plain_class, config)
     module: Any
     for module in model.modules():
         if isinstance(getattr(module, "config", None), PreTrainedConfig):
@@ -275,7 +272,6 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
     _change_class(model, made)
     free: Any = model
     free._make_free(are_weights_new=False)
-    check_untested_family(free)
     _initialize_position_modules(free)
     return free
 
@@ -286,18 +282,24 @@ def _change_class(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
 
 
-def _check_own_layerdrop(model: LayerShuffleMixin) -> None:
-    """Refuses two ways of leaving layers out at once: a family's own does not say which layers ran."""
-    plain_config: Any = model.plain_class.config_class
-    drops = {"encoder_layerdrop": getattr(encoder_config(model.config), "encoder_layerdrop", 0.0)}
-    if hasattr(plain_config, "layerdrop"):
-        drops["layerdrop"] = model.config.layerdrop
+def _check_flags(plain_class: type[PreTrainedModel], config: Any) -> None:
+    """Refuses flags that do not go together, or not with this family."""
+    config.check_layershuffle()
+    # Two ways of leaving layers out at once: a family's own does not say which layers ran
+    drops = {"encoder_layerdrop": getattr(encoder_config(config), "encoder_layerdrop", 0.0)}
+    if hasattr(plain_class.config_class, "layerdrop"):
+        drops["layerdrop"] = config.layerdrop
     for name, drop in drops.items():
         if drop > 0.0:
             raise ValueError(
-                f"`{name}` is {drop}, and {model.plain_class.__name__} leaves layers out by itself, without saying "
-                f"which. Set `{name}` to 0."
+                f"`{name}` is {drop}, and {plain_class.__name__} leaves layers out by itself, without saying which. "
+                f"Set `{name}` to 0."
             )
+    if config.plain_model_type in CHANNELS_FIRST and (config.depth_embedding or config.position_predictor):
+        raise ValueError(
+            f"{plain_class.__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there is "
+            "no depth embedding and no position predictor; set both flags to False."
+        )
 
 
 @torch.no_grad()

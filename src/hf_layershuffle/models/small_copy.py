@@ -54,15 +54,17 @@ def on_small_copy(
     error: Exception | None = None
     for fields in (_SMALL | _NARROW, _SMALL):
         try:
-            small = _shrink(_plain(plain_class, config), fields)
-            with torch.device("meta"):
-                num_parameters = sum(parameter.numel() for parameter in plain_class(small).parameters())
-            if num_parameters > MOST_PARAMETERS:
-                raise ValueError(f"with {NUM_LAYERS} layers it has {num_parameters:,} parameters")
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
-                model: Any = plain_class(small).float().eval()
-                _randomize(model)
-                return function(model, example_inputs(model))
+            # Some parts draw random numbers on the CPU even if the model is built on the meta device
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                small = _shrink(_plain(plain_class, config), fields)
+                with torch.device("meta"):
+                    num_parameters = sum(parameter.numel() for parameter in plain_class(small).parameters())
+                if num_parameters > MOST_PARAMETERS:
+                    raise ValueError(f"with {NUM_LAYERS} layers it has {num_parameters:,} parameters")
+                with torch.device("cpu"):
+                    model: Any = plain_class(small).float().eval()
+                    _randomize(model)
+                    return function(model, example_inputs(model))
         except Exception as caught:  # whatever a configuration of these numbers breaks
             error = error or caught
     reason = " ".join(str(error).split())

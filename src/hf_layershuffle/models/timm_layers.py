@@ -40,7 +40,8 @@ class TimmLayersMixin(_FreeModel):
             `ValueError`: if the model has no single list of equal layers.
         """
         config: Any = self.config
-        config.num_hidden_layers = len(list(self.get_submodule(find_layers(self)).children()))
+        layers = list(self.get_submodule(find_layers(self)).children())
+        config.num_hidden_layers = len(layers)
         config.hidden_size = getattr(self.timm_model, "embed_dim", self.timm_model.num_features)
         patches = getattr(self.timm_model, "patch_embed", None)
         for name, size in {
@@ -49,6 +50,7 @@ class TimmLayersMixin(_FreeModel):
         }.items():
             if size is not None:
                 setattr(config, name, size[0] if size[0] == size[1] else list(size))
+        config.num_attention_heads = getattr(getattr(layers[0], "attn", None), "num_heads", None)
         config.num_channels = (config.model_args or {}).get("in_chans", 3)
 
     def _set_gradient_checkpointing(

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..checkpoints.image_size import as_pair, image_size_of, why_not_images_of
+from ..checkpoints.loading import CLASSIFIERS
+from ..models.auto_classes import auto_class_of
 from ..models.configuration_layershuffle import num_channels_of
 
 
@@ -56,7 +58,8 @@ def check_teacher(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             f"`teacher_model` is a {type(teacher).__name__}; pass {kind} classifier of transformers, such as "
             f"AutoModelFor{auto_class}.from_pretrained(...) gives."
         )
-    if teacher.base_model is teacher:
+    plain_class = getattr(teacher, "plain_class", type(teacher))
+    if teacher.base_model is teacher and auto_class_of(plain_class) not in CLASSIFIERS:
         raise ValueError(
             f"`teacher_model` is a {type(teacher).__name__}, which has no classifier; pass a whole classifier."
         )
@@ -106,7 +109,7 @@ def _check_same_sizes(teacher: PreTrainedModel, model: PreTrainedModel) -> None:
             if name == "image_size" and _takes(teacher, expected, num_channels_of(ours)):
                 continue  # some families interpolate position embeddings by themselves
             raise ValueError(
-                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same images and answer "
+                f"`{name}` of the teacher is {value} and of the model {expected}; both see the same inputs and answer "
                 "for the same classes, so it must be equal."
             )
 

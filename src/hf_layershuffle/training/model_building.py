@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The model and the teacher that the arguments of a run describe."""
 
+import difflib
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,7 +15,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_timm_available
 from transformers.utils.generic import is_timm_config_dict
 
@@ -29,7 +30,8 @@ from ..checkpoints.image_size import as_pair, image_size_of, with_image_size
 from ..checkpoints.loading import classes_of
 from ..checkpoints.processing_classes import load_processing_class
 from ..checkpoints.tokenizers import takes_texts
-from ..models.auto_classes import is_free_model_type, plain_type_of
+from ..models.auto_classes import is_free_model_type, plain_class_name, plain_type_of
+from ..models.classification_heads import is_own_head
 from ..models.configuration_layershuffle import encoder_config, num_channels_of
 from ..models.execution_order import parse_execution_order
 from ..models.timm_layers import TIMM_MODEL_TYPE
@@ -109,18 +111,48 @@ def _build_from_scratch(
     name = args.architecture or SCRATCH_DEFAULTS["architecture"]
     model_type = TIMM_MODEL_TYPE if name.startswith(TIMM) else name
     if model_type == TIMM_MODEL_TYPE and not is_timm_available():
-        raise ImportError(f"`architecture` is '{name}', which needs timm and torchvision: pip install timm")
+        missing = " and ".join(each for each in ("timm", "torchvision") if importlib.util.find_spec(each) is None)
+        raise ImportError(
+            f"`architecture` is '{name}', which needs timm and torchvision, and {missing or 'one of them'} cannot be "
+            "imported; install timm, with a torchvision for your torch: pip install timm torchvision"
+        )
     _, model_class = classes_of(model_type, f"`architecture` is '{name}', which")
     config_class = _config_class_of(model_class)
     values = scratch_values(config_class, args, image_size)
     if model_type == TIMM_MODEL_TYPE:
         values["num_classes"] = len(labels["id2label"])
     config = config_class.from_dict({"shuffle_mode": "arbitrary", **labels, **values}, **flags)
-    model = model_class._from_config(config, **_attention(args))
+    model = _make(name, model_class, config, args)
     channels = num_channels_of(model.config) or 3
     size, _ = as_pair(image_size_of(model.config) or 0)
     normalization = normalization or {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
     return model, new_image_processor(model_type, size, channels, **normalization)
+
+
+def _make(
+    name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, args: ModelArguments
+) -> PreTrainedModel:
+    """The model of a configuration.
+
+    Raises:
+        `ValueError`: if timm has no such model, or none of such sizes.
+    """
+    if not name.startswith(TIMM):
+        return model_class._from_config(config, **_attention(args))
+    import timm
+
+    architecture = name.removeprefix(TIMM)
+    if not timm.is_model(architecture.partition(".")[0]):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "see `timm.list_models()`."
+        raise ValueError(f"`architecture` is '{name}', and timm {timm.__version__} has no such model; {advice}")
+    try:
+        return model_class._from_config(config, **_attention(args))
+    except (TypeError, AssertionError) as error:  # of other networks, or of sizes that do not fit together
+        raise ValueError(
+            f"`architecture` is '{name}', which timm does not make with these sizes ({error}). Take one of its vision "
+            "transformers, such as timm/vit_tiny_patch16_224, and sizes that fit together."
+        ) from error
 
 
 def _config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
@@ -267,7 +299,8 @@ def load_teacher(args: ModelArguments) -> Teacher:
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name, **hub).model_type
     is_vit = plain_type_of(model_type) in ("vit", "deit")
-    is_known = plain_type_of(model_type) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    name_of_class = plain_class_name("AutoModelForImageClassification", plain_type_of(model_type))
+    is_known = name_of_class is not None and (is_free_model_type(model_type) or not is_own_head(name_of_class))
     if not is_known and not args.trust_remote_code:
         raise ValueError(f"{what} is a model of type '{model_type}', which is no image classifier.")
     with explained_reading(what):

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..checkpoints.tokenizers import input_kind
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 
@@ -54,11 +55,16 @@ def scratch_values(config_class: type[PreTrainedConfig], args: ModelArguments, i
             "with which they cannot be trained here. Take one of images of one size, such as siglip."
         )
     missing = [name for name in NEEDED_FIELDS if name not in known]
+    if missing and input_kind(config_class()) != "image":
+        raise ValueError(
+            f"`architecture` is '{args.architecture}', which is no model of images. One of texts is trained with "
+            "--task text-classification; one of sounds or videos in Python, by `LayerShuffleTrainer`."
+        )
     if missing:
         raise ValueError(
-            f"`architecture` is '{args.architecture}', whose configuration has no `{missing[0]}`: its models are not "
-            "one list of equal layers, which a free execution order needs. Take a vision transformer, such as vit, "
-            "deit, dinov2, siglip, clip or beit."
+            f"`architecture` is '{args.architecture}', whose configuration has no `{missing[0]}`, so that it cannot "
+            "be made here for these images; make one in Python, or take a vision transformer, such as vit, deit, "
+            "dinov2, siglip, clip or beit."
         )
     sizes = scratch_sizes(args, image_size)
     own = {"residual_init_scale": sizes.pop("residual_init_scale")}
@@ -73,26 +79,27 @@ def scratch_values(config_class: type[PreTrainedConfig], args: ModelArguments, i
         del sizes[name]
     if "drop_path_rate" in known:
         sizes["drop_path_rate"] = 0.0  # like dropout; some families begin with another
-    if {"use_relative_position_bias", "use_absolute_position_embeddings"} <= known:
+    if {"use_relative_position_bias", "use_absolute_position_embeddings"} <= known.keys():
         # By default they do not know positions. The bias alone, as of the published ones, learns slowly from little
         sizes |= {"use_relative_position_bias": True, "use_absolute_position_embeddings": True}
     if not tower:
         return {**sizes, **own}
     text = {name: sizes[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
-    return {tower: sizes, "text_config": {**text, "num_hidden_layers": 1}, **own}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # the usual ones are outside a small vocabulary
+    return {tower: sizes, "text_config": {**text, **tokens, "num_hidden_layers": 1}, **own}
 
 
-def _fields_of(config_class: type[PreTrainedConfig]) -> tuple[set[str], str | None]:
-    """The fields of the configuration that has the sizes of images, and its name in `config_class` if it is a
-    tower's."""
+def _fields_of(config_class: type[PreTrainedConfig]) -> tuple[dict[str, Any], str | None]:
+    """The fields of the configuration that has the sizes of images, with their defaults, and its name in
+    `config_class` if it is a tower's."""
     name = "vision_config"
     tower = config_class.sub_configs.get(name)
     sized: Any = config_class if tower is None else tower
-    known = {field.name for field in fields(sized)} if hasattr(sized, "__dataclass_fields__") else set()
+    known = {field.name: field.default for field in fields(sized)} if hasattr(sized, "__dataclass_fields__") else {}
     return known, name if tower is not None else None
 
 
-def _use_ratio(sizes: dict[str, Any], known: set[str]) -> None:
+def _use_ratio(sizes: dict[str, Any], known: dict[str, Any]) -> None:
     """Says the width of the MLP as a multiple of that of the hidden states, for families that do."""
     if "intermediate_size" in known or "mlp_ratio" not in known:
         return
@@ -102,7 +109,7 @@ def _use_ratio(sizes: dict[str, Any], known: set[str]) -> None:
             f"`intermediate_size` is {inner}, and the MLP of this family is a whole multiple of the width as wide; "
             f"choose {max(1, inner // width) * width}, or another multiple of {width}."
         )
-    sizes["mlp_ratio"] = inner // width
+    sizes["mlp_ratio"] = type(known["mlp_ratio"])(inner // width)  # some families want a float
 
 
 def _timm_values(args: ModelArguments, image_size: tuple[int, int]) -> dict:
