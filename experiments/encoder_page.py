@@ -26,10 +26,10 @@ def page(records: Mapping[str, Any]) -> str:
         f"Written by `{COMMAND}` (`make encoders`) on {records['checks']['date']}, with {versions}. "
         "The checks are those of the tests (`tests/support/encoder_checks.py`), on tiny models with random weights. "
         "No checkpoint was downloaded; those named here are examples of the family.",
-        "`hf-layershuffle train` makes classifiers of images and texts. What else is here is used in Python, as is SigLIP "
-        "2 for images of any shape. timm's vision transformers (`tests/models/test_timm_layers.py`) and [causal language "
-        "models](causal.md) have tests of their own. Of a model with several towers, such as `CLIPModel`, "
-        '`tower="vision"` or `"text"` says which runs in free order.',
+        "`hf-layershuffle train` makes classifiers of images and texts. What else is here is used in Python, as is "
+        "SigLIP 2 for images of any shape. timm's vision transformers (`tests/models/test_timm_layers.py`) and "
+        "[causal language models](causal.md) have tests of their own. Of a model with several towers, such as "
+        '`CLIPModel`, `tower="vision"` or `"text"` says which runs in free order.',
         "`LayerShuffle` and the name of a class, such as `LayerShuffleDinov2ForImageClassification`, is that class "
         f"with free layer order. {len(ENCODERS)} configurations of {len(model_types)} model types were checked:",
         *legend(),
