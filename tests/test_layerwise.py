@@ -4,6 +4,7 @@ import transformers
 from conftest import TINY, Architecture, of_both_architectures
 from transformers import BlipTextConfig, BlipTextModel
 
+import hf_layershuffle as ls
 from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
 from hf_layershuffle.layerwise import LayerwiseClassifier
 
@@ -73,3 +74,14 @@ def test_a_model_of_another_task_is_no_classifier():
     masked = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**{**TINY, "num_hidden_layers": 1}))
     with pytest.raises(ValueError, match="ViTForMaskedImageModeling is not a classifier of its whole input"):
         as_layershuffle(masked)
+
+
+@torch.no_grad()
+def test_a_head_that_weighs_all_hidden_states_cannot_be_taken_apart():
+    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=32)
+    audio = dict(conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, layerdrop=0.0)
+    config = transformers.Wav2Vec2Config(**sizes, **audio, use_weighted_layer_sum=True, num_labels=3)
+    model = ls.free_order(transformers.Wav2Vec2ForSequenceClassification(config).eval())
+    clips = [{"input_values": torch.randn(400), "labels": 0}] * 2
+    with pytest.raises(ValueError, match="cannot be taken apart: its forward does more between its layers"):
+        ls.score_execution_orders(model, clips, [[0, 1, 2]], progress=False)

@@ -94,6 +94,8 @@ def test_bad_input_is_said_in_one_line(tmp_path):
         ls.LayerShuffleAutoModel()
     plain = transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2))
     plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"argument 'shufle_mode'. Correct the argument, or leave it out"):
+        ls.LayerShuffleAutoModel.from_pretrained(tmp_path / "plain", shufle_mode="arbitrary")
     with pytest.raises(ValueError, match="`shuffle_mode` is 'random'; it must be one of"):
         ls.LayerShuffleAutoModel.from_pretrained(tmp_path / "plain", shuffle_mode="random")
 

@@ -1,11 +1,12 @@
 """Tokens for the Trainer: padded a batch at a time, cut off, and rows without a text."""
 
+import copy
 import logging
 
 import pytest
 import torch
 from datasets import Dataset
-from support.texts import labelled_texts, tokenizer_of
+from support.texts import WORDS, labelled_texts, text_classifier, tokenizer_of
 
 import hf_layershuffle as ls
 from hf_layershuffle.data.dataloading import as_dataloader
@@ -90,3 +91,32 @@ def test_the_digest_is_of_the_tokens_whatever_the_batches():
     for different in (other, swapped, data.select(range(9))):
         assert data_digest(as_dataloader(different, tokenizer_of())) not in digests
     assert data_digest(as_dataloader(data, tokenizer_of(vocab_size=70))) not in digests
+
+
+@torch.no_grad()
+def test_a_tokenizer_that_pads_on_the_left_changes_no_answer():
+    model, tokenizer, texts = text_classifier(), copy.deepcopy(tokenizer_of()), labelled_texts(12)
+    tokenizer.padding_side = "left"
+    orders = [[0, 1, 2, 3], [3, 1]]
+    prepared = texts.map(lambda row: tokenizer(row["text"]), remove_columns=["text"])
+    for data in (texts, prepared):
+        scores = [
+            ls.score_execution_orders(model, data, orders, processing_class=tokenizer, batch_size=size, progress=False)
+            for size in (1, 12)
+        ]
+        for alone, together in zip(*scores):
+            assert alone.loss == pytest.approx(together.loss, abs=1e-5)
+    assert tokenizer.padding_side == "left"
+
+
+@torch.no_grad()
+def test_tokens_with_names_of_classes_are_matched_with_the_models():
+    tokenizer, texts = tokenizer_of(), labelled_texts(12)
+    names = list(WORDS)[::-1]  # the model counts them the other way round
+    model = text_classifier(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    prepared = texts.map(lambda row: tokenizer(row["text"]), remove_columns=["text"])
+    losses = [
+        ls.score_execution_orders(model, data, [[0, 1, 2, 3]], processing_class=tokenizer, progress=False)[0].loss
+        for data in (texts, prepared, prepared.rename_column("label", "labels"))
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)

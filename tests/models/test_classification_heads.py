@@ -1,5 +1,6 @@
 """Image classifiers of families of which transformers has the encoder only."""
 
+import inspect
 import json
 
 import pytest
@@ -155,3 +156,16 @@ def test_depth_vectors_are_found_however_deep_the_encoder_is(model_type, tmp_pat
 def test_there_is_no_plain_export_of_a_family_without_a_plain_classifier():
     with pytest.raises(ValueError, match="transformers has no image classifier of the family 'dinov3_vit'"):
         ls.to_plain_vit(classifier("dinov3_vit"))
+
+
+def test_a_configuration_that_is_given_stays_as_it_is():
+    config = config_of("vit_mae", mask_ratio=0.75)
+    assert ls.LayerShuffleAutoModelForImageClassification.from_config(config).config.mask_ratio == 0.0
+    own = ls.LayerShuffleViTMAEConfig(**SIZES, **IMAGES, mask_ratio=0.75)
+    model = ls.LayerShuffleViTMAEForImageClassification(own)
+    assert config.mask_ratio == own.mask_ratio == 0.75 and model.config.mask_ratio == 0.0
+
+
+def test_its_signature_names_the_inputs_of_its_encoder():
+    names = inspect.signature(ls.LayerShuffleSiglip2VisionForImageClassification.forward).parameters
+    assert {"pixel_values", "pixel_attention_mask", "spatial_shapes", "labels", "execution_order"} <= set(names)

@@ -62,6 +62,17 @@ def test_a_family_from_scratch_by_the_preset_with_the_flags(architecture, tmp_pa
     assert baseline.config.shuffle_mode == "none" and not baseline.config.depth_embedding
 
 
+@pytest.mark.parametrize("architecture", ["dinov3_vit", "radio", "siglip_vision_model"])
+def test_a_family_with_a_classifier_of_this_package_learns_and_teaches(architecture, tmp_path):
+    train(tmp_path / "run", "--architecture", architecture, *SMALL)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run").eval()
+    assert model.config.plain_model_type == architecture
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "run")(random_images(1, (9, 14))[0], return_tensors="pt")
+    assert model(**pixels, execution_order=[1, 0]).logits.shape == (1, 10)
+    train(tmp_path / "student", *SMALL, "--teacher_model_name_or_path", tmp_path / "run")
+    assert json.loads((tmp_path / "student" / "training.json").read_text())["teacher"] == "run"
+
+
 @pytest.mark.parametrize("architecture", ["siglip", "beit"])
 def test_a_stopped_run_goes_on_and_another_size_is_refused(architecture, tmp_path):
     arguments = ["--architecture", architecture, *SMALL]

@@ -176,10 +176,11 @@ def _without_torchvision(name: str) -> Any:
     if is_torchvision_available():
         return getattr(transformers, name)
     without = getattr(transformers, f"{name}Pil", None)
-    needs_torchvision = "torchvision" in (getattr(getattr(transformers, name), "_backends", None) or ())
-    if without is None and needs_torchvision:
-        without = getattr(transformers, "ViTImageProcessorPil", None)
-    return without or getattr(transformers, name)
+    if without is not None:
+        return without
+    needed = getattr(getattr(transformers, name), "_backends", None) or ()
+    name = "ViTImageProcessorPil" if "torchvision" in needed else name
+    return getattr(transformers, name, transformers.ViTImageProcessor)
 
 
 def resized_image_processor(image_processor: Any, image_size: int) -> Any:
