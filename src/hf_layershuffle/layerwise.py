@@ -163,7 +163,9 @@ class LayerwiseClassifier:
             try:
                 self.model(**self._inputs, **self._options)
             except RuntimeError as error:  # as where the head weighs the hidden states after each layer
-                raise self._refusal() if self._calls and not self._is_checked else error
+                if self._is_checked or not self._calls:
+                    raise
+                raise self._refusal() from error
         if not self._calls:
             raise ValueError(
                 f"The forward of {type(self.model).__name__} did not call its layers, so it cannot be taken apart."
@@ -190,161 +192,9 @@ class LayerwiseClassifier:
 
     def _refusal(self) -> ValueError:
         return ValueError(
-            f"{type(self.model).__name__} cannot be taken apart: its forward does more between its layers than to call "
-            "one after the other. Evaluate it by its own forward, with `execution_order`."
+            f"{type(self.model).__name__} cannot be taken apart: its forward does more between its layers than to "
+            "call one after the other. Evaluate it by its own forward, with `execution_order`."
         )
-
-    def run_layer(
-        self, hidden_states: torch.Tensor, index: int, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]: ...
-
-    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor: ...
-
-
-_INTERFACE = tuple(name for name in vars(LayerwiseModel) if not name.startswith("_"))
-
-
-@overload
-def as_layerwise(model: "PreTrainedModel | LayerwiseClassifier") -> "LayerwiseClassifier": ...
-
-
-@overload
-def as_layerwise(model: PreTrainedModel | LayerwiseModel) -> LayerwiseModel: ...
-
-
-def as_layerwise(model: PreTrainedModel | LayerwiseModel) -> LayerwiseModel:
-    """A [`LayerwiseClassifier`] of a model. An object with the interface of one comes back as it is.
-
-    Raises:
-        `TypeError`: if the object lacks a part of the interface.
-    """
-    if isinstance(model, PreTrainedModel):
-        return LayerwiseClassifier(model)
-    missing = [name for name in _INTERFACE if not hasattr(model, name)]
-    if missing:
-        what = f"{model!r} (str)" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise TypeError(
-            f"`model` is {what}, which lacks {', '.join(missing)}; pass a classifier of transformers, as from "
-            "`hf_layershuffle.load_classifier`."
-        )
-    return model
-
-
-# Families of which tests show that parts put together are the model; of others, the first batch is tried
-TESTED_FAMILIES = ("vit", "deit", "dinov2", "beit", "siglip", "bert")
-
-
-class LayerwiseClassifier:
-    """A classifier as three functions: embed, run one layer at a position, classify.
-
-    Running the layers of an order one after the other gives the model's logits for that order. Use it where the
-    model's `forward` would repeat work: for many orders of the same inputs, for every prefix of an order, or to see
-    what happens between layers. `embed` and `classify` run the family's own forward with stand-ins for its layers: in
-    `embed` they only note how they are called, in `classify` the only one gives the hidden states.
-
-    Args:
-        model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = as_layershuffle(model)
-        self.num_layers = len(self.model.free_layers)
-        model_type = str(getattr(self.model.config, "plain_model_type", ""))
-        self._is_checked = model_type in TESTED_FAMILIES or type(self) is not LayerwiseClassifier
-        # Recorded calls with a cache would give a layer what it kept of its last run
-        has_cache = "use_cache" in inspect.signature(self.model.forward).parameters
-        self._options: dict[str, Any] = {"use_cache": False} if has_cache else {}
-        self._gives_tuple: bool | None = None  # whether a layer gives a tuple, of which hidden states are the first
-        self._is_one_enough: bool | None = None  # whether what follows the layers needs only one example of the inputs
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._embedded: torch.Tensor
-        self._run: Run
-        self._calls: list[tuple[tuple, dict[str, Any]]]
-
-    @property
-    def layers(self) -> LayerProgram | list[torch.nn.Module]:
-        return self.model.free_layers
-
-    @property
-    def num_labels(self) -> int:
-        config: Any = self.model.config
-        return config.num_labels
-
-    @property
-    def num_channels(self) -> int | None:
-        return num_channels_of(self.model.config)
-
-    @property
-    def hidden_size(self) -> int:
-        return encoder_config(self.model.config).hidden_size
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """A context without dropout. At its end the model is put back into the mode it was in."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-    def embed(self, inputs: Inputs) -> torch.Tensor:
-        """The hidden states, of shape `(batch_size, tokens, hidden_size)`, that the first layer gets.
-
-        What the model passes to each layer beside them, such as attention masks, is kept for `run_layer` until the
-        next call.
-
-        Args:
-            inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
-                inputs by name.
-        """
-        earlier = self._inputs.keys()
-        self._inputs = {self.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
-        if earlier != self._inputs.keys():
-            self._is_one_enough = None
-        layers = self.model.free_layers
-        self._run = Run(layers, [], self.model._depth_embedding)
-        self._calls = []
-        with run_program(layers, [_Recorder(layer, self) for layer in layers._modules.values()]):
-            try:
-                self.model(**self._inputs, **self._options)
-            except RuntimeError as error:  # as where the head weighs the hidden states after each layer
-                raise self._refusal() if self._calls and not self._is_checked else error
-        if not self._calls:
-            raise ValueError(
-                f"The forward of {type(self.model).__name__} did not call its layers, so it cannot be taken apart."
-            )
-        if not self._is_checked and not self.model.training:
-            self._is_checked = True
-            self._check_parts()
-        return self._embedded
-
-    def _check_parts(self) -> None:
-        """Refuses a family whose forward does something between its layers that is lost here.
-
-        Raises:
-            `ValueError`: if embedding, layers and classification give other logits than the model.
-        """
-        sequential = list(range(self.num_layers))
-        for order in (sequential, sequential[::-1]):
-            expected = self.model(**self._inputs, execution_order=order).logits
-            hidden_states = self._embedded
-            try:
-                for position, index in enumerate(order):
-                    hidden_states, _ = self.run_layer(hidden_states, index, position)
-                is_same = torch.allclose(self._classify(hidden_states, self._inputs), expected, rtol=1e-3, atol=1e-3)
-            except (RuntimeError, IndexError):  # as where the head weighs the hidden states after each layer
-                is_same = False
-            if not is_same:
-                raise ValueError(
-                    f"{type(self.model).__name__} cannot be taken apart: its forward does more between its layers "
-                    "than to call one after the other. Evaluate it by its own forward, with `execution_order`."
-                )
 
     def run_layer(
         self, hidden_states: torch.Tensor, index: int, position: int
