@@ -244,7 +244,7 @@ def test_labels_of_other_problem_types_are_left_to_transformers(vit, batch):
 
 def test_left_out_labels_of_several_classes_are_refused(vit, batch):
     model = vit.classifier(problem_type="multi_label_classification")
-    with pytest.raises(ValueError, match="several classes an image hold -100"):
+    with pytest.raises(ValueError, match="several classes an example hold -100"):
         model(batch["pixel_values"], labels=torch.full((6, 5), -100.0))
 
 

@@ -46,7 +46,7 @@ def test_timms_own_sizes_count_unless_they_are_given():
         (
             "resnet",
             [],
-            "`architecture` is 'resnet', whose configuration has no `image_size`.* Take a vision transformer",
+            "`architecture` is 'resnet', whose configuration has no `image_size`.* take a vision transformer",
         ),
         ("swin", [], "`architecture` is 'swin', whose configuration has no `hidden_size`"),
         ("convnext", [], "`architecture` is 'convnext', whose configuration has no `hidden_size`"),
