@@ -98,7 +98,7 @@ def test_a_teacher_gives_its_tokenizer(tmp_path):
         ({"architecture": "vit"}, "`architecture` is 'vit', which is no model of texts; take bert"),
         ({"architecture": "nonsense"}, "`architecture` is 'nonsense', which is a model of type 'nonsense'"),
         ({"architecture": "gemma3"}, "whose configuration holds several models"),
-        ({"architecture": "funnel"}, "of which no small model can be made by these options"),
+        ({"architecture": "funnel"}, "it pools its tokens between blocks of layers"),
         ({"architecture": "fnet"}, "`num_attention_heads` is 2, and a model of type 'fnet' has none"),
         ({"num_attention_heads": 3}, "`num_attention_heads` is 3; it must divide the width 16"),
         ({"initializer_range": 0.0}, "`initializer_range` is 0.0; it must be a finite number above 0"),

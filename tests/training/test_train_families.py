@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
             r"\(CLIPImageProcessor.*\) gives pixels of shape \(3, 24, 24\)",
         ),
         (["--model_name_or_path", tmp_path / "plain", "--hidden_dropout_prob", "0.1"], "does not have; leave out"),
-        (["--architecture", "resnet"], "`architecture` is 'resnet', whose configuration has no `image_size`"),
+        (["--architecture", "resnet"], "`architecture` is 'resnet', which cannot run its layers in any order"),
         (["--architecture", "siglip2"], "such as siglip"),
         (["--architecture", "bart"], "'bart'"),
     )
