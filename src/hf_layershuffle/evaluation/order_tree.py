@@ -19,7 +19,7 @@ from ..layerwise import LayerwiseModel, inputs_on_device, labels_on_device
 
 
 SAVE_EVERY_BATCHES = 20
-MOST_NUMBERS = 8_000_000  # of hidden states that are kept to be classified together: 32 MB as float32
+MOST_WAITING = 4  # orders whose hidden states are kept to be classified together
 logger = logging.getLogger(__name__)
 
 
@@ -163,7 +163,8 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
         if node.order_index is not None:
             orders.append(node.order_index)
             waiting.append(hidden_states)
-            if len(waiting) * hidden_states.numel() > MOST_NUMBERS:
+            can_wait = getattr(parts, "classifies_any_batch", False)
+            if not can_wait or len(waiting) == MOST_WAITING:
                 classify_waiting()
         for layer, child in node.children.items():
             output, position_logits = parts.run_layer(hidden_states, layer, position)
@@ -185,11 +186,9 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
 
 
 def _classify_together(parts: LayerwiseModel, states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The logits of each of some hidden states, in one call where the model can."""
-    if len(states) > 1 and getattr(parts, "classifies_any_batch", False):
+    """The logits of each of some hidden states, in one call. Several are given only where the model can."""
+    if states:
         yield from parts.classify(torch.cat(states)).split([len(each) for each in states])
-    else:
-        yield from map(parts.classify, states)
 
 
 def _score_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
