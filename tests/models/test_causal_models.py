@@ -428,6 +428,13 @@ def test_a_pruned_model_is_the_rebuilt_one_and_is_saved_as_it_is(name, is_free, 
     assert same(written(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), expected)
 
 
+@torch.no_grad()
+def test_a_pruned_model_runs_in_other_orders_each_layer_with_its_kind_of_attention():
+    words, model = texts(1)["input_ids"], free_model("qwen3 sliding")
+    pruned = ls.prune_layers(model, [0, 2, 3])
+    assert torch.equal(pruned(words, execution_order=[2, 0, 1]).logits, model(words, execution_order=[3, 0, 2]).logits)
+
+
 def test_a_layer_whose_place_is_in_its_weights_is_not_pruned_to_another():
     model = plain_model("gpt2")
     torch.manual_seed(0)

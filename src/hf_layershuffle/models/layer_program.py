@@ -94,21 +94,20 @@ class ByPosition(list):
 
 def run_by_position(model: Any, order: list[int]) -> AbstractContextManager:
     """Context in which a configuration's list of the kinds of the layers is read in an execution order."""
-    if order == list(range(len(model.free_layers))):
-        return nullcontext()
-    config = nearest_config(model, model.layers_path)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None or isinstance(getattr(type(config), "layer_types", None), property):
-        return nullcontext()  # a property says the same of all layers
-    return run_program(kinds, order) if isinstance(kinds, ByPosition) else nullcontext()
+    kinds = None if order == list(range(len(model.free_layers))) else mark_kinds(model)
+    return nullcontext() if kinds is None else run_program(kinds, order)
 
 
-def mark_kinds(model: Any) -> None:
-    """Makes a configuration's list of the kinds of the layers follow execution orders."""
+def mark_kinds(model: Any) -> ByPosition | None:
+    """The configuration's list of the kinds of the layers, made to follow execution orders; None if there is none."""
     config = nearest_config(model, model.layers_path)
     kinds = getattr(config, "layer_types", None)
-    if isinstance(kinds, list) and not isinstance(getattr(type(config), "layer_types", None), property):
-        config.layer_types = ByPosition(kinds)
+    # A property says the same of all layers
+    if not isinstance(kinds, list) or isinstance(getattr(type(config), "layer_types", None), property):
+        return None
+    if not isinstance(kinds, ByPosition):
+        kinds = config.layer_types = ByPosition(kinds)
+    return kinds
 
 
 class run_program:
