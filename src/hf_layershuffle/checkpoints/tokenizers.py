@@ -109,9 +109,14 @@ def longest_text(tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedMod
     """Tokens of the longest text that a tokenizer and a model take; None where neither has a limit."""
     positions = num_positions_of(model.config)
     limits = [positions - position_offset(model)] if positions is not None else []
-    if tokenizer is not None and tokenizer.model_max_length < 10**9:  # it is 10**30 if nobody has said it
-        limits.append(int(tokenizer.model_max_length))
-    return min(limits, default=None)
+    limit = None if tokenizer is None else length_limit(tokenizer)
+    return min(limits if limit is None else [*limits, limit], default=None)
+
+
+def length_limit(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens after which a tokenizer cuts texts off; None if it has no limit."""
+    limit = tokenizer.model_max_length
+    return int(limit) if limit < 10**9 else None  # it is 10**30 if nobody has said it
 
 
 def num_positions_of(config: PreTrainedConfig | Any) -> int | None:

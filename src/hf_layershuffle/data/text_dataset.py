@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from ..checkpoints.tokenizers import length_limit
 from .class_labels import quoted
 
 
@@ -56,7 +57,7 @@ class TextClassificationDataset(torch.utils.data.Dataset):
         self.dataset = self._without_missing(dataset, skip_damaged)
         self.tokenizer = tokenizer
         self._pad = padding_collator(tokenizer)
-        self.max_length = max_length or (tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None)
+        self.max_length = max_length or length_limit(tokenizer)
         self.labels: list[int] = self.dataset["label"][:]
         self._inputs: dict[str, list[list[int]]] = {}
         for start in range(0, len(self.dataset), CHUNK):

@@ -23,17 +23,20 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None) -> Da
             numbered as the checkpoint numbers them, since its classifier goes on. Integers without names are taken for
             its class indices.
     """
-    splits = load_image_datasets(
-        args.dataset_name,
-        args.dataset_config_name,
-        image_column=args.image_column_name,
-        label_column=args.label_column_name,
-        train_split=args.train_split,
-        eval_split=args.eval_split,
-        eval_fraction=args.eval_fraction,
-        class_names=class_names,
-    )
+    splits = load_image_datasets(**split_arguments(args), image_column=args.image_column_name, class_names=class_names)
     return with_checkpoint_classes(splits, class_names, args.dataset_name)
+
+
+def split_arguments(args: DataArguments) -> dict[str, Any]:
+    """Which dataset and splits are loaded, by the names of [`load_image_datasets`]."""
+    return {
+        "dataset_name": args.dataset_name,
+        "dataset_config_name": args.dataset_config_name,
+        "label_column": args.label_column_name,
+        "train_split": args.train_split,
+        "eval_split": args.eval_split,
+        "eval_fraction": args.eval_fraction,
+    }
 
 
 def with_checkpoint_classes(splits: DatasetDict, class_names: list[str] | None, dataset_name: str) -> DatasetDict:

@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import is_timm_available
-from transformers.utils.generic import is_timm_config_dict
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.identity import weights_digest
@@ -92,17 +91,26 @@ def build_model(
     Raises:
         `ValueError`: if an argument is not allowed, or does not apply to the checkpoint.
     """
-    labels = {
+    build = _build_from_scratch if args.model_name_or_path is None else _load_checkpoint
+    model, image_processor = build(args, flags, class_settings(class_names), image_size, normalization)
+    check_parts(flags, model)
+    return model.to(getattr(torch, args.dtype)), image_processor
+
+
+def class_settings(class_names: list[str]) -> dict[str, Any]:
+    """What a configuration says of the classes that a model chooses from."""
+    return {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": "single_label_classification",  # transformers would set it at the first loss only
     }
-    build = _build_from_scratch if args.model_name_or_path is None else _load_checkpoint
-    model, image_processor = build(args, flags, labels, image_size, normalization)
+
+
+def check_parts(flags: dict, model: PreTrainedModel) -> None:
+    """Raises a `ValueError` for a flag that does nothing without another."""
     for name, part in PARTS.items():
         if name in flags and not getattr(model.config, part):
             raise ValueError(f"`{name}` is {flags[name]!r} without `{part}`; add --{part}, or leave it out.")
-    return model.to(getattr(torch, args.dtype)), image_processor
 
 
 def _build_from_scratch(
@@ -138,7 +146,7 @@ def _make(
         `ValueError`: if timm has no such model, or none of such sizes.
     """
     if not name.startswith(TIMM):
-        return model_class._from_config(config, **_attention(args))
+        return model_class._from_config(config, **attention_settings(args))
     import timm
 
     architecture = name.removeprefix(TIMM)
@@ -147,7 +155,7 @@ def _make(
         advice = f"did you mean {' or '.join(near)}?" if near else "see `timm.list_models()`."
         raise ValueError(f"`architecture` is '{name}', and timm {timm.__version__} has no such model; {advice}")
     try:
-        return model_class._from_config(config, **_attention(args))
+        return model_class._from_config(config, **attention_settings(args))
     except (TypeError, AssertionError) as error:  # of other networks, or of sizes that do not fit together
         raise ValueError(
             f"`architecture` is '{name}', which timm does not make with these sizes ({error}). Take one of its vision "
@@ -176,7 +184,7 @@ def _load_checkpoint(
     what = f"'{name_or_path}'"
     check_model_files(name_or_path)
     stored = stored_config(args)
-    model_type = _model_type_of(stored)
+    model_type = str(stored.get("model_type"))
     _, model_class = classes_of(model_type, what)
     config_class = _config_class_of(model_class)
     with explained_reading(what):
@@ -201,7 +209,7 @@ def _load_checkpoint(
             dtype="float32",  # what it is stored in is for storing
             **flags,
             **labels,
-            **_attention(args),
+            **attention_settings(args),
             **hub,
         )
     if plain_type_of(model_type) == TIMM_MODEL_TYPE:
@@ -223,12 +231,6 @@ def _load_checkpoint(
     return model, processing_class
 
 
-def _model_type_of(stored: dict) -> str:
-    """The type that a `config.json` names. timm's checkpoints name none."""
-    is_timm = "model_type" not in stored and is_timm_config_dict(stored)
-    return TIMM_MODEL_TYPE if is_timm else str(stored.get("model_type"))
-
-
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     """The classes of the checkpoint whose classifier is fine-tuned, in its order.
 
@@ -243,7 +245,8 @@ def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     return None if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
-def _attention(args: ModelArguments) -> dict:
+def attention_settings(args: ModelArguments) -> dict:
+    """The implementation of attention, where the arguments name one."""
     return {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
 
 
@@ -305,7 +308,7 @@ def load_teacher(args: ModelArguments) -> Teacher:
         raise ValueError(f"{what} is a model of type '{model_type}', which is no image classifier.")
     with explained_reading(what):
         teacher, loading = AutoModelForImageClassification.from_pretrained(
-            name, **hub, **(_attention(args) if is_vit else {}), output_loading_info=True, use_safetensors=True
+            name, **hub, **(attention_settings(args) if is_vit else {}), output_loading_info=True, use_safetensors=True
         )
     if loading["missing_keys"]:
         raise ValueError(

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The sizes of a model from scratch, and the fields of a family's configuration that they go into."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -148,10 +149,23 @@ def scratch_sizes(args: ModelArguments, image_size: tuple[int, int]) -> dict:
         `ValueError`: if sizes do not fit together.
     """
     size, patch = choose_image_size(args, image_size)
-    defaults = {name: value for name, value in SCRATCH_DEFAULTS.items() if name != "architecture"}
+    return {"image_size": size, "patch_size": patch, **transformer_sizes(args, SCRATCH_DEFAULTS)}
+
+
+def transformer_sizes(args: ModelArguments, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that models of images and of texts have alike.
+
+    Args:
+        args: The arguments of the run.
+        defaults: What stands for an argument that is None. The number of heads and the width of the MLP follow from
+            the width.
+
+    Raises:
+        `ValueError`: if sizes do not fit together.
+    """
     given = {name: getattr(args, name) for name in (*defaults, "num_attention_heads", "intermediate_size")}
-    sizes: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
-    sizes = {"image_size": size, "patch_size": patch, **sizes}
+    sizes: dict[str, Any] = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    del sizes["architecture"]
     sizes.setdefault("num_attention_heads", max(1, sizes["hidden_size"] // 32))
     sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
     for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.text_dataset import TextClassificationDataset
 from ..data.text_datasets import load_text_datasets
-from .data_building import check_num_classes, limit_samples, with_checkpoint_classes
+from .data_building import check_num_classes, limit_samples, split_arguments, with_checkpoint_classes
 from .text_arguments import TextDataArguments
 
 
@@ -18,14 +18,9 @@ def load_text_splits(args: TextDataArguments, class_names: list[str] | None = No
         class_names: As for [`load_splits`].
     """
     splits = load_text_datasets(
-        args.dataset_name,
-        args.dataset_config_name,
+        **split_arguments(args),
         text_column=args.text_column_name,
         text_pair_column=args.text_pair_column_name,
-        label_column=args.label_column_name,
-        train_split=args.train_split,
-        eval_split=args.eval_split,
-        eval_fraction=args.eval_fraction,
         class_names=class_names,
     )
     return with_checkpoint_classes(splits, class_names, args.dataset_name)

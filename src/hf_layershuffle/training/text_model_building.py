@@ -20,7 +20,8 @@ from ..checkpoints.tokenizers import (
     tokenizer_digest,
 )
 from ..data.tokenizer_training import train_tokenizer
-from .model_building import PARTS, Teacher, build_model
+from .model_building import Teacher, attention_settings, build_model, check_parts, class_settings
+from .model_sizes import transformer_sizes
 from .text_arguments import MAX_LENGTH, TEXT_SCRATCH_DEFAULTS, VOCAB_SIZE, TextModelArguments
 
 
@@ -154,24 +155,18 @@ def _build_from_scratch(
             f"`vocab_size` is {args.vocab_size}, and the teacher has {vocab_size}; leave out --vocab_size."
         )
     sizes = {"vocab_size": vocab_size, **text_sizes(args, defaults), **_token_ids(tokenizer, defaults)}
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {label: i for i, label in enumerate(class_names)}}
-    values = {"shuffle_mode": "arbitrary", "problem_type": "single_label_classification", **labels, **sizes}
+    values = {"shuffle_mode": "arbitrary", **class_settings(class_names), **sizes}
     try:
         if num_positions_of(defaults) is not None:
             length = tokenizer.model_max_length
             values["max_position_embeddings"] = _positions(model_class, config_class, values, length)
-        model = model_class._from_config(
-            config_class.from_dict(values, **flags),
-            **({"attn_implementation": args.attn_implementation} if args.attn_implementation else {}),
-        )
+        model = model_class._from_config(config_class.from_dict(values, **flags), **attention_settings(args))
     except NotImplementedError as error:  # of families whose configurations have sizes of another kind
         raise ValueError(
             f"`architecture` is '{name}', of which no small model can be made by these options ({error}). Fine-tune a "
             "checkpoint by --model_name_or_path, or take bert, roberta, distilbert, ..."
         ) from error
-    for flag, part in PARTS.items():
-        if flag in flags and not getattr(model.config, part):
-            raise ValueError(f"`{flag}` is {flags[flag]!r} without `{part}`; add --{part}, or leave it out.")
+    check_parts(flags, model)
     return model.to(getattr(torch, args.dtype)), tokenizer
 
 
@@ -198,19 +193,7 @@ def text_sizes(args: TextModelArguments, defaults: Any) -> dict[str, Any]:
     Raises:
         `ValueError`: if sizes do not fit together, or the family has none of that name.
     """
-    chosen = {name: getattr(args, name) for name in (*SIZES, "hidden_dropout_prob", "initializer_range")}
-    chosen["residual_init_scale"] = args.residual_init_scale
-    sizes = TEXT_SCRATCH_DEFAULTS | {name: value for name, value in chosen.items() if value is not None}
-    del sizes["architecture"]
-    sizes.setdefault("num_attention_heads", max(1, sizes["hidden_size"] // 32))
-    sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
-    if not 0 < sizes["initializer_range"] < float("inf"):
-        raise ValueError(f"`initializer_range` is {sizes['initializer_range']}; it must be a finite number above 0.")
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise ValueError(
-            f"`num_attention_heads` is {sizes['num_attention_heads']}; it must divide the width "
-            f"{sizes['hidden_size']}."
-        )
+    sizes = transformer_sizes(args, TEXT_SCRATCH_DEFAULTS)
     if not hasattr(defaults, "num_hidden_layers"):
         raise ValueError(
             f"`architecture` is '{defaults.plain_model_type}', whose configuration holds several models; fine-tune a "
