@@ -17,7 +17,7 @@ from ..models.auto_classes import plain_type_of
 from ..models.configuration_layershuffle import num_channels_of
 from .checks import explained_reading
 from .image_size import as_pair, image_size_of, why_not_images_of
-from .locations import IMAGE_PROCESSOR_FILES
+from .locations import IMAGE_PROCESSOR_FILES, hub_arguments
 
 
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
@@ -90,7 +90,7 @@ def _load_by_its_file(name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
 
 def _timm_config(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> dict | None:
     """How timm prepares images for this model, as its checkpoints say in config.json; None for models of others."""
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    hub = hub_arguments(kwargs)
     try:
         config, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     except (OSError, ValueError):  # which is said by those who need it

@@ -19,6 +19,7 @@ from ..models.families import check_family
 from ..models.layer_lists import find_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin, free_order, layershuffle_class
 from .checks import check_complete, check_finite, check_model_files, explained_reading
+from .locations import hub_arguments
 from .tokenizers import takes_texts
 
 
@@ -45,7 +46,7 @@ def load_classifier(
     """
     what = f"'{name_or_path}'"
     check_model_files(name_or_path)
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    hub = hub_arguments(kwargs)
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
     plain_class, free_class = classes_of(model_type, what)

@@ -2,8 +2,9 @@
 """Where checkpoints are, and what their files are called."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -26,6 +27,12 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+
+
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of a `from_pretrained` that say where files are on the Hub, and how they are had."""
+    names = ("revision", "token", "cache_dir", "local_files_only")
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def name_sources(paths: Iterable[str | os.PathLike]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_layershuffle import encoder_config
+
 
 Result = TypeVar("Result")
 NUM_LAYERS = 3
@@ -114,7 +116,7 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
         `ValueError`: if its main input is none of these.
     """
     names = inspect.signature(model.forward).parameters
-    config = _input_config(model.config)
+    config: Any = encoder_config(model.config)
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> torch.Tensor:
@@ -143,11 +145,6 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
     if name == "input_features" and hasattr(config, "max_source_positions"):
         return {name: values(config.num_mel_bins, 2 * config.max_source_positions)}
     raise ValueError(f"no inputs are known for '{name}', which {type(model).__name__} takes")
-
-
-def _input_config(config: Any) -> Any:
-    has_tower = not hasattr(config, "num_hidden_layers") and hasattr(config, "vision_config")
-    return config.vision_config if has_tower else config
 
 
 def _image_size(config: Any) -> tuple[int, int]:
