@@ -25,6 +25,7 @@ FLOORS = (
     "merging",
     "plotting",
     "hub",
+    "swarm",
     "training",
 )
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in FLOORS]
