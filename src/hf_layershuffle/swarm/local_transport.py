@@ -116,7 +116,8 @@ class _Thread:
             raise WorkerGoneError(f"{self.name} was stopped")
         future = asyncio.get_running_loop().run_in_executor(self._executor, function)
         try:
-            await asyncio.wait({future, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {future, self._gone}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not future.done():
                 future.cancel()  # what has begun goes on, and nobody waits for it
