@@ -42,18 +42,16 @@ def test_a_layer_at_a_position_gives_what_it_gives_in_the_model(folder, position
 
 
 def test_a_worker_has_the_memory_of_its_layers_only(folder):
-    stored = load_file(folder / "model.safetensors")
+    sizes = {name: tensor.nbytes for name, tensor in load_file(folder / "model.safetensors").items()}
 
     def num_bytes(*parts: str) -> int:
-        names = [name for name in stored if name.startswith(parts) and "position_head" not in name]
-        return sum(stored[name].nbytes for name in names)
+        return sum(sizes[name] for name in sizes if name.startswith(parts) and "position_head" not in name)
 
     expected = {
         (1,): num_bytes("vit.layers.1.", "vit.depth_embedding"),
         (0, 2): num_bytes("vit.layers.0.", "vit.layers.2.", "vit.depth_embedding"),
     }
     assert expected[0, 2] < num_bytes("") * 0.6
-    del stored
     gc.collect()
     before = {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor)}
 
@@ -113,7 +111,7 @@ def test_weights_can_be_of_another_dtype(folder, dtype):
     assert worker.info.digests == LayerWorker(folder, [0]).info.digests  # of what is stored
     with pytest.raises(WorkerFaultError, match=r"torch.float32 .* must be torch.bfloat16 of shape"):
         worker.run(call())
-    with pytest.raises(ValueError, match="`dtype` is 'int8'; it must be one of torch's floats"):
+    with pytest.raises(ValueError, match="`dtype` is 'int8'; it must be a float of torch"):
         LayerWorker(folder, [0], dtype="int8")
 
 
@@ -199,7 +197,7 @@ def test_broken_checkpoints_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=rf"holds '{name}' of shape \(3,\), and its config.json asks for \(64,\)"):
         broken([1], **{name: torch.zeros(3)})
     broken([0], **{name: None})  # of another worker
-    with pytest.raises(ValueError, match="is a model of type 'llama4'|of type 'resnet'|cannot run its layers"):
+    with pytest.raises(ValueError, match="cannot run its layers in any order: it is a convolutional"):
         broken([0], config={"model_type": "resnet"})
-    with pytest.raises(ValueError, match="there is no folder './none'"):
+    with pytest.raises(ValueError, match=r"there is no folder '\./none'"):
         LayerWorker("./none", [0])

@@ -111,7 +111,7 @@ def test_several_requests_at_a_time_do_not_see_each_other(tmp_path):
     batches = [{name: value[:, : 4 + length] for name, value in texts().items()} for length in range(6)]
     expected = [through_workers(split, [worker], [0, 1, 2, 3], batch) for batch in batches]
     requests = [split.request(batch) for batch in batches]  # all open before the first goes on
-    for request, batch, logits in zip(requests, batches, expected):
+    for request, logits in zip(requests, expected):
         states = request.hidden_states
         for position in range(4):
             args, kwargs = request.call(position)
@@ -188,7 +188,7 @@ def test_images_in_another_float_are_converted_and_options_by_name_are_taken(vit
     [
         (
             {"input_ids": torch.full((2, 12), 100)},
-            "`input_ids` holds 100; the ids of this model's tokens are from 0 to 99",
+            "`input_ids` holds 100; this model's tokens have ids from 0 to 99",
         ),
         ({"input_ids": torch.full((2, 12), -1)}, "`input_ids` holds -1"),
         ({"input_ids": torch.ones(2, 12)}, "`input_ids` is of torch.float32; it must be of integers"),
@@ -206,9 +206,7 @@ def test_texts_that_the_model_does_not_take_are_refused(change, message, tmp_pat
 
 def test_families_that_cannot_be_taken_apart_are_refused(tmp_path):
     plain_model(ENCODERS["DeBERTa-v2"]).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="cannot run on workers: .*DebertaV2.* cannot be taken apart: its forward does"
-    ):
+    with pytest.raises(ValueError, match=r"cannot run on workers: .*DebertaV2.* cannot be taken apart: its"):
         SplitModel.from_pretrained(tmp_path)
 
 

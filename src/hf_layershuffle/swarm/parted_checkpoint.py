@@ -22,8 +22,8 @@ from ..models.modeling_layershuffle import LayerShuffleMixin
 from ..models.order_check import check_untested_family
 
 
-# Building a model in a dtype changes, for a moment, what the whole process shares: torch's default dtype and, in
-# transformers, the functions that initialise
+# Building a model in a dtype changes for a moment what the whole process shares: torch's default dtype, and the
+# functions that initialise weights
 _BUILDING = threading.Lock()
 DEPTH_EMBEDDING = "depth_embedding"
 
@@ -143,9 +143,7 @@ class PartedCheckpoint:
             stored = (tensor.dtype for tensor in self._source.tensors.values() if tensor.dtype is not None)
             chosen = getattr(self._source.config, "dtype", None) or next(stored, torch.float32)
         if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-            raise ValueError(
-                f"`dtype` is {dtype!r}; it must be one of torch's floats, such as torch.bfloat16, or None."
-            )
+            raise ValueError(f"`dtype` is {dtype!r}; it must be a float of torch, such as torch.bfloat16, or None.")
         return chosen
 
     def _prefix(self, layer: int) -> str:
@@ -160,10 +158,9 @@ class PartedCheckpoint:
         """Where the tensors of a module are, of which all must be there."""
         tensors, shapes = self._source.tensors, {name: tuple(each.shape) for name, each in module.state_dict().items()}
         places = {name: f"{prefix}{name}" for name in names}
-        # Of two names for one tensor, the file holds one
-        places = {
-            name: place if place in tensors else self._shared.get(place, place) for name, place in places.items()
-        }
+        for name, place in places.items():
+            if place not in tensors:  # of two names for one tensor, the file holds one
+                places[name] = self._shared.get(place, place)
         kind = "text" if takes_texts(self.model.config) else "image"
         check_complete(self.what, [place for place in places.values() if place not in tensors], input_kind=kind)
         for name, place in places.items():

@@ -106,9 +106,8 @@ class SplitModel:
                 model's own forward can tell is said by `request`.
         """
         main = self.model.main_input_name
-        named = (
-            {main: inputs} if not isinstance(inputs, Mapping) else {k: v for k, v in inputs.items() if v is not None}
-        )
+        named = dict(inputs) if isinstance(inputs, Mapping) else {main: inputs}
+        named = {name: value for name, value in named.items() if value is not None}
         known = [name for name in inspect.signature(self.model.forward).parameters if name not in _NO_INPUTS]
         for name in named:
             if name not in known:
@@ -158,18 +157,19 @@ class SplitModel:
 
     def _check_texts(self, named: dict[str, Any]) -> None:
         words = named["input_ids"]
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        embeddings: Any = self.model.get_input_embeddings()
+        vocabulary = embeddings.weight.shape[0]
         if words.ndim != 2:
             raise ValueError(f"`input_ids` has shape {tuple(words.shape)}; it must be (batch_size, tokens).")
         outside = words[(words < 0) | (words >= vocabulary)]
         if len(outside):
             raise ValueError(
-                f"`input_ids` holds {outside[0].item()}; the ids of this model's tokens are from 0 to {vocabulary - 1}. "
+                f"`input_ids` holds {outside[0].item()}; this model's tokens have ids from 0 to {vocabulary - 1}. "
                 "Take the tokenizer that it was trained with."
             )
         if self._longest_text is not None and words.shape[1] > self._longest_text:
             raise ValueError(
-                f"`input_ids` has {words.shape[1]} tokens; this model takes {self._longest_text}. Cut longer texts off."
+                f"`input_ids` has {words.shape[1]} tokens; this model takes {self._longest_text}. Cut longer texts."
             )
         for name in ("attention_mask", "token_type_ids"):
             if name in named and named[name].shape[:2] != words.shape:
@@ -216,8 +216,8 @@ def _layers_to_run(checkpoint: PartedCheckpoint) -> list[int]:
         return list(range(checkpoint.num_layers))
     if len(set(order)) < len(order):
         raise ValueError(
-            f"`execution_order` of {checkpoint.what} is {order}, which runs a layer more than once, and in a swarm each "
-            "runs once at most. Set it to 'sequential' or to layers that differ in its config.json."
+            f"`execution_order` of {checkpoint.what} is {order}, which runs a layer more than once, and in a swarm "
+            "each runs once at most. Set it to 'sequential' or to layers that differ in its config.json."
         )
     return list(order)
 
