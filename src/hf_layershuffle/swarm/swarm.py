@@ -22,6 +22,7 @@ from .observation import Observable
 from .placement import Placement, check_plan, place_evenly
 from .policy import Policy
 from .router import Router
+from .split_model import SplitModel
 from .transport import Transport
 from .transports import transport_of
 
@@ -145,8 +146,6 @@ class Swarm(Observable):
         """
         rules = Policy(policy, max_skips, skip_after, deadline, call_timeout, hedge, max_attempts, max_wait)
         check_integers(workers=(workers, 1), replicas=(replicas, 1))
-        from .split_model import SplitModel
-
         split = SplitModel.from_pretrained(model, **kwargs)
         if placement is None:
             held = place_evenly(split.layers, workers, replicas)
