@@ -186,7 +186,9 @@ def test_another_checkpoint_is_refused_at_the_start(part):
         async with nothing_left():
             swarm = integer_swarm()
             swarm.model.digests["depth_embedding"] = "depth"
-            swarm.transport.digests = {name: {"depth_embedding": "depth"} for name in ("worker-0", "worker-2", "worker-3")}
+            swarm.transport.digests = {
+                name: {"depth_embedding": "depth"} for name in ("worker-0", "worker-2", "worker-3")
+            }
             swarm.transport.digests["worker-1"] = {"depth_embedding": "depth", part: "of another model"}
             named = "the depth embedding" if part == "depth_embedding" else "layer 1"
             message = f"worker-1 on local holds another checkpoint than the router: {named} has the digest of another"

@@ -95,5 +95,5 @@ def test_after_rebalancing_each_layer_is_held_and_no_copy_is_lost(seed):
 
 def test_a_new_worker_takes_what_is_missing_and_then_what_is_rarest():
     assert layers_for_new_worker({"a": (0, 1), "b": (2,)}, range(5)) == (3, 4)
-    assert layers_for_new_worker({"a": (0, 1, 2, 3), "b": (2, 3)}, range(4)) == (0, 1)
+    assert layers_for_new_worker({"a": (0, 1, 2, 3), "b": (2, 3)}, range(4)) == (0, 1, 2)
     assert layers_for_new_worker({}, range(3)) == (0, 1, 2)

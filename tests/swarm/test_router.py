@@ -45,7 +45,9 @@ def test_many_requests_at_a_time_do_not_mix(policy):
     run(check, policy=policy, num_layers=6)
 
 
-@pytest.mark.parametrize("kind", ["nan", "shape", "dtype", "layer", "position", "nothing", "raises", "strange", "dies"])
+@pytest.mark.parametrize(
+    "kind", ["nan", "shape", "dtype", "layer", "position", "nothing", "raises", "strange", "dies"]
+)
 def test_what_cannot_be_right_is_dropped_and_the_layer_asked_again(kind):
     async def check(swarm):
         swarm.transport.fail("worker-1", kind)
@@ -90,7 +92,9 @@ def test_layers_of_nobody_are_skipped_up_to_the_cap_and_said_to_be():
         await until(lambda: states(swarm)["worker-2"] == "dead")
         answer = await swarm.classify(numbers(3))
         check_answer(swarm, numbers(3), answer)
-        assert [(skip.layer, skip.reason) for skip in answer.skipped] == [(2, "worker-2 died (worker-2 is not running)")]
+        assert [(skip.layer, skip.reason) for skip in answer.skipped] == [
+            (2, "worker-2 died (worker-2 is not running)")
+        ]
         await swarm.kill_worker("worker-3")
         await until(lambda: states(swarm)["worker-3"] == "dead")
         message = r"could not run layers 2 \(worker-2 died .*\), 3 \(worker-3 died .*\): 2 of 4 layers ran, and it may skip 1"

@@ -90,7 +90,7 @@ def layers_for_new_worker(placement: Mapping[str, Collection[int]], layers: Sequ
     """What a further worker should hold: layers that nobody holds, and of those with the fewest copies as many as
     others hold on average."""
     copies = Counter(layer for own in placement.values() for layer in own)
-    share = max(1, round(sum(copies.values()) / max(1, len(placement) + 1)))
+    share = max(1, round(sum(copies.values()) / max(1, len(placement))))
     rarest = sorted(layers, key=lambda layer: (copies[layer], -_crowd(placement, layer), layer))
     return tuple(sorted(rarest[: max(share, len(unheld(placement, layers)))]))
 

@@ -59,10 +59,10 @@ class Router:
         self._requests: set[RoutedRequest] = set()
         self._open: set[Visit] = set()  # whose end was not told yet
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hf-layershuffle-router")
-
         self._scheduler = Scheduler(model.layers, policy)
         self._wake = asyncio.Event()
         self._driver: asyncio.Task | None = None
+        self._is_closed = False
 
     def start(self) -> None:
         self._driver = asyncio.create_task(self._drive(), name="hf-layershuffle-router")
@@ -76,8 +76,10 @@ class Router:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.in_thread(_nothing)  # so that the shutdown has nothing to wait for
-        self._executor.shutdown()
+        if not self._is_closed:
+            await self.in_thread(_nothing)  # so that the shutdown has nothing to wait for
+            self._is_closed = True
+            self._executor.shutdown()
 
     def restart(self) -> None:
         """Begins anew with the same workers. Requests go on from the hidden states that they have."""

@@ -191,14 +191,18 @@ class Swarm(Observable):
             await self._end()
 
     async def _end(self) -> None:
-        """Ends all that was started, also if this is cancelled: it goes on behind the cancellation."""
-        ending = asyncio.ensure_future(self._close())
+        """Ends all that was started, also if this is cancelled meanwhile, as by Ctrl-C."""
         was_cancelled = False
-        while not ending.done():
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError:
-                was_cancelled = True
+        while True:
+            ending = asyncio.ensure_future(self._close())
+            while not ending.done():
+                try:
+                    await asyncio.wait([ending])
+                except asyncio.CancelledError:
+                    was_cancelled = True
+            if not ending.cancelled():
+                break
+            was_cancelled = True  # `asyncio.run` cancels every task, this one too
         ending.result()
         if was_cancelled:
             raise asyncio.CancelledError
