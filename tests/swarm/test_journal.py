@@ -74,7 +74,9 @@ def test_requests_for_another_model_are_refused(tmp_path):
         await journal.open()
         await journal.write(Record("a", {"numbers": numbers(1)}))
         await journal.close()
-        with pytest.raises(ValueError, match="holds requests for another model .*choose another folder for `journal`"):
+        with pytest.raises(
+            ValueError, match=r"holds requests for another model .*choose another folder for `journal`"
+        ):
             async with integer_swarm(journal=tmp_path):
                 pass
         assert files(tmp_path) == ["a.request.safetensors"]
@@ -164,7 +166,7 @@ def test_a_folder_that_cannot_be_written_into_is_an_error(tmp_path):
 
     async def main() -> None:
         async with nothing_left():
-            with pytest.raises(ValueError, match="cannot be made.*choose another folder for `journal`"):
+            with pytest.raises(ValueError, match=r"cannot be made.*choose another folder for `journal`"):
                 async with integer_swarm(journal=tmp_path / "file" / "journal"):
                     pass
 

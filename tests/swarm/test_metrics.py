@@ -43,7 +43,7 @@ def test_what_happened_is_counted():
 
 
 def test_prometheus_reads_the_same():
-    counted, text = asyncio.run(observed_swarm())
+    _, text = asyncio.run(observed_swarm())
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {
         (sample.name.removeprefix("layershuffle_swarm_"), *sorted(sample.labels.values())): sample.value
