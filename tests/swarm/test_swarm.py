@@ -133,7 +133,7 @@ def test_random_faults_make_no_answer_wrong(seed, monkeypatch):
 
     async def main() -> None:
         async with nothing_left():
-            async with integer_swarm(num_layers=rng.randint(3, 7), workers=3, max_queue=1000, **options) as swarm:
+            async with integer_swarm(num_layers=rng.randint(4, 7), workers=3, max_queue=1000, **options) as swarm:
                 requests = [numbers(*range(i, i + rng.randint(1, 3))) for i in range(120)]
                 tasks = []
                 for i, inputs in enumerate(requests):
