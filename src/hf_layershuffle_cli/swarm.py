@@ -112,7 +112,10 @@ Demo = Annotated[
 ]
 Rate = Annotated[float, typer.Option("--rate", help="With --demo: images a second at first.")]
 LayerSeconds = Annotated[
-    float, typer.Option("--layer_seconds", help="With --demo: seconds that each layer takes longer than it needs.")
+    float,
+    typer.Option(
+        "--layer_seconds", help="With --demo: seconds that a layer takes longer than it needs, at random, on average."
+    ),
 ]
 
 
@@ -141,8 +144,8 @@ def serve(
     max_pixels: MaxPixels = 25_000_000,
     max_in_flight: MaxInFlight = 64,
     demo: Demo = False,
-    rate: Rate = 4.0,
-    layer_seconds: LayerSeconds = 0.08,
+    rate: Rate = 3.0,
+    layer_seconds: LayerSeconds = 0.12,
     dataset_name: options.DatasetName = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -153,11 +156,12 @@ def serve(
     and the requests as they move. Ctrl-C ends it, after the answers under way.
     """
     from hf_layershuffle.swarm.answers import SwarmError
-    from hf_layershuffle.swarm.demonstration import PacedTransport
+    from hf_layershuffle.swarm.demonstration import MOST_RATE, PacedTransport, check_number
     from hf_layershuffle.swarm.policy import Policy
     from hf_layershuffle.swarm.request_inputs import Limits, RequestInputs
     from hf_layershuffle.swarm.service_runner import Address, read_token, run_service
-    from hf_layershuffle.swarm.swarm import Swarm, transport_of
+    from hf_layershuffle.swarm.swarm import Swarm
+    from hf_layershuffle.swarm.transports import transport_of
 
     model, dataset = _chosen_model(model, dataset_name, demo, revision)
     if demo:  # a worker that is lost or slow is then seen to cost layers, not answers
@@ -174,6 +178,7 @@ def serve(
     inputs.check_model(model, revision)
     hub: dict[str, Any] = {"revision": revision} if revision else {}
     made = RequestInputs.from_pretrained(model, limits, trust_remote_code=trust_remote_code, **hub)
+    check_number("rate", rate, 0.0, MOST_RATE)
     items = [] if dataset is None else _labelled_inputs(made, dataset)
     hub |= {"device": str(inputs.choose_device(device))}
     reached = PacedTransport(transport_of(transport, model, address, hub), layer_seconds) if demo else None

@@ -70,7 +70,7 @@ class LabelledLoad:
             `ValueError`: if a value is out of range.
         """
         check_integers(max_skips=(max_skips, 0))
-        self.rate, self.max_skips = _number("rate", rate, 0.0, MOST_RATE), max_skips
+        self.rate, self.max_skips = check_number("rate", rate, 0.0, MOST_RATE), max_skips
 
     async def run(self) -> None:
         """Sends until it is cancelled, and then cancels what has no answer yet."""
@@ -100,21 +100,23 @@ class PacedTransport:
 
     Args:
         transport: That reaches the workers.
-        layer_seconds: That each layer takes longer, at least 0.
+        layer_seconds: That a layer takes longer, at least 0: the mean of an exponential distribution.
+        seed: Seed of the draws, at least 0.
     """
 
-    def __init__(self, transport: Transport, layer_seconds: float):
+    def __init__(self, transport: Transport, layer_seconds: float, seed: int = 0):
         self.transport = transport
-        self.layer_seconds = _number("layer_seconds", layer_seconds, 0.0, 60.0)
+        self.layer_seconds = check_number("layer_seconds", layer_seconds, 0.0, 60.0)
         self.factors: dict[str, float] = {}
+        self._random = np.random.default_rng(seed)
 
     def slow_down(self, name: str, factor: float) -> None:
         """Lets a worker take this many times as long, from 1 (as at first) to `SLOWEST`."""
-        self.factors[name] = _number("factor", factor, 1.0, SLOWEST)
+        self.factors[name] = check_number("factor", factor, 1.0, SLOWEST)
 
     async def call(self, name: str, call: LayerCall) -> LayerResult:
         """As of the transport, and later."""
-        await asyncio.sleep(self.layer_seconds * self.factors.get(name, 1.0))
+        await asyncio.sleep(self._random.exponential(self.layer_seconds) * self.factors.get(name, 1.0))
         return await self.transport.call(name, call)
 
     async def open(self) -> None:
@@ -136,7 +138,7 @@ class PacedTransport:
         await self.transport.close()
 
 
-def _number(name: str, value: float, least: float, most: float) -> float:
+def check_number(name: str, value: float, least: float, most: float) -> float:
     """A number in a range.
 
     Raises:

@@ -4,7 +4,6 @@
 import base64
 import io
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +84,7 @@ class RequestInputs:
 
     def __init__(
         self,
-        config: PreTrainedConfig,
+        config: PreTrainedConfig | Any,
         processing_class: ProcessingClass,
         limits: Limits | None = None,
         max_length: int | None = None,
@@ -98,8 +97,7 @@ class RequestInputs:
                 "service takes images and texts. Use the swarm in Python for others."
             )
         check_evaluable(config, processing_class)
-        labels: Mapping[int, str] = config.id2label or {}
-        self.labels = [str(labels[index]) for index in range(config.num_labels)]
+        self.labels = [str(config.id2label[index]) for index in range(config.num_labels)]
         self.limits = limits or Limits()
         self.max_length = max_length
         self.processing_class: Any = processing_class
