@@ -148,11 +148,43 @@ def visited(monkeypatch, tmp_path):
     return run
 
 
-def test_it_says_where_it_answers_and_ends_without_a_trace(tmp_path):
-    command = [sys.executable, "-m", "hf_layershuffle_cli", "swarm", "serve", FOLDER, "--port", "0"]
-    command += ["--transport", "local", "--max_skips", "1"]
+def descendants(process_id: int) -> set[int]:
+    """The processes that a process started, and those that they started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    found, new = set(), {process_id}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(condition, seconds: float = 90.0):
+    """What a condition gives as soon as that is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
+
+
+def test_workers_of_ray_are_killed_and_come_back_and_nothing_is_left_at_the_end(tmp_path):
+    command = [sys.executable, "-m", "hf_layershuffle_cli", "swarm", "serve", FOLDER, "--port", "0", "--workers", "2"]
+    command += ["--demo", "--rate", "5", "--layer_seconds", "0", "--max_skips", "3"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, text=True, cwd=tmp_path, **pipes)
+    started = set()
     try:
         line = process.stdout.readline()
         found = re.fullmatch(r"The swarm answers at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", line)
@@ -161,18 +193,29 @@ def test_it_says_where_it_answers_and_ends_without_a_trace(tmp_path):
         status, answer = service.ask("POST", "/classify?top_k=2", DIGIT, Content_Type="image/png")
         assert status == 200 and answer["label"] == "3" and len(answer["scores"]) == 2
         assert sorted(answer["execution_order"]) == list(range(6)) and answer["skipped"] == []
-        assert {hop["worker"] for hop in answer["trace"]} == {f"worker-{number}" for number in range(4)}
+        assert {hop["worker"] for hop in answer["trace"]} == {"worker-0", "worker-1"}
         status, health = service.ask("GET", "/health")
-        assert status == 200 and health["status"] == "ok" and health["policy"]["max_skips"] == 1
-        assert service.ask("POST", "/workers/worker-0/kill")[0] == 404  # this one is not for show
+        assert status == 200 and health["status"] == "ok" and health["policy"]["max_skips"] == 3
+        started = descendants(process.pid)
+        (killed,) = (worker for worker in health["workers"] if worker["name"] == "worker-0")
+        assert killed["process_id"] in started
+        assert service.ask("POST", "/workers/worker-0/kill")[0] == 202
+        until(lambda: not is_running(killed["process_id"]))
+        without = until(lambda: service.ask("GET", "/health")[1]["layers_without_worker"])
+        status, answer = service.ask("POST", "/classify", DIGIT, Content_Type="image/png")
+        assert without == [0, 2, 4] and status == 200 and sorted(answer["execution_order"]) == [1, 3, 5]
+        assert {skip["layer"] for skip in answer["skipped"]} == {0, 2, 4}
+        until(lambda: service.ask("GET", "/health")[1]["status"] == "ok")
+        started |= descendants(process.pid)
         watcher = service.connect()  # who watches does not hold up the end
         watcher.request("GET", "/events")
         watcher.getresponse().readline()
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=120)
-        assert (process.returncode, output, errors) == (0, "", "")
+        assert (process.returncode, output) == (0, "") and re.fullmatch(r"worker-0 died .*\n", errors), errors
         assert service.is_gone()
         watcher.close()
+        until(lambda: not any(map(is_running, started)))
     finally:
         process.kill()
         process.wait(30)

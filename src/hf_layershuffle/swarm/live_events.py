@@ -15,7 +15,7 @@ from typing import Any
 Event = dict[str, Any]
 BATCH_SECONDS = 0.04  # events are sent in batches, so that a browser draws each batch once
 MOST_WAITING = 2000  # events of a slow listener
-LATENCY_WINDOW = 10.0  # seconds
+THROUGHPUT_WINDOW, LATENCY_WINDOW = 3.0, 10.0  # seconds
 
 
 def working_layers(status: Mapping[str, Any]) -> set[int]:
@@ -71,18 +71,19 @@ class LiveNumbers:
         self._recent.append(Outcome(self.clock(), is_failed=True))
 
     def summary(self) -> dict[str, Any]:
-        """Answers of the last second, quantiles of the latency in seconds of the last ten, and accuracy in [0, 1].
+        """Answers a second of the last three, quantiles of the latency in seconds of the last ten, and accuracy in
+        [0, 1].
 
         What there is no answer for is None.
         """
         now = self.clock()
         while self._recent and self._recent[0].time < now - LATENCY_WINDOW:
             self._recent.popleft()
-        last_second = [each for each in self._recent if each.time > now - 1]
+        last = [each for each in self._recent if each.time > now - THROUGHPUT_WINDOW]
         latencies = sorted(each.seconds for each in self._recent if not each.is_failed)
         return {
-            "throughput": sum(not each.is_failed for each in last_second),
-            "failures": sum(each.is_failed for each in last_second),
+            "throughput": sum(not each.is_failed for each in last) / THROUGHPUT_WINDOW,
+            "failures": sum(each.is_failed for each in last) / THROUGHPUT_WINDOW,
             "p50": quantile(latencies, 0.5),
             "p95": quantile(latencies, 0.95),
             "accuracy": statistics.fmean(self._right) if self._right else None,
@@ -133,7 +134,7 @@ class LiveEvents:
         self._queues.append(listener)
         try:
             yield [first()]
-            while not self.is_closed:
+            while queue or not self.is_closed:
                 await is_there.wait()
                 await asyncio.sleep(BATCH_SECONDS)
                 is_there.clear()
