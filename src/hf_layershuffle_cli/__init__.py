@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, evaluate, merge, prune, publish, train
+from . import analyze, evaluate, merge, prune, publish, swarm, train
 
 
 logger = logging.getLogger("hf_layershuffle")
@@ -51,6 +51,7 @@ STOPPED = {
 app.command(context_settings=train.SETTINGS)(train.train)
 for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, publish.publish):
     app.command()(command)
+app.add_typer(swarm.app)
 
 
 REPORT_AT = "https://github.com/hf-layershuffle/hf-layershuffle/issues"
