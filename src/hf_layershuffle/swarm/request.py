@@ -1,0 +1,47 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""What a scheduler knows of a request, and queues of requests by age."""
+
+import heapq
+from collections.abc import Hashable, Sequence
+
+from .decisions import Visit
+
+
+class Request:
+    """A request that has no answer yet. It runs (`running` holds its visits) or waits (`waits` is true)."""
+
+    __slots__ = (
+        *("name", "number", "missing", "visits", "skipped", "running", "waits", "num_waits"),
+        *("max_skips", "attempts", "unreachable", "stuck_since"),
+    )
+
+    def __init__(self, name: Hashable, number: int, layers: Sequence[int], max_skips: int):
+        self.name = name
+        self.number = number  # by age
+        self.missing = list(layers)
+        self.visits: list[tuple[Visit, float]] = []
+        self.skipped: dict[int, str] = {}
+        self.running: list[Visit] = []
+        self.waits = False
+        self.num_waits = 0  # tells one time of waiting from the next
+        self.max_skips = max_skips
+        self.attempts: dict[int, int] = {}  # by layer
+        self.unreachable: dict[int, str] = {}  # layers that were tried too often, with the reason
+        self.stuck_since: float | None = None  # it waits for layers that no worker holds, and may not skip them
+
+    @property
+    def budget(self) -> int:
+        return self.max_skips - len(self.skipped)
+
+
+Entry = tuple[int, int, Request]  # of a heap: by age, with the number of waits that tells an old entry
+
+
+def oldest(queue: list[Entry]) -> Request | None:
+    """The oldest request of a queue that still waits as when it was put there. Older entries are removed."""
+    while queue:
+        _, num_waits, request = queue[0]
+        if request.waits and request.num_waits == num_waits:
+            return request
+        heapq.heappop(queue)
+    return None
