@@ -2,6 +2,7 @@
 """How accurate a model is in an execution order that a swarm gave it, by the model's robustness report."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 from ..evaluation.report import RobustnessReport
@@ -15,8 +16,8 @@ class ExpectedAccuracy:
     two neighbours swapped, and those that were drawn. Any other has the mean of the orders of its kind with as many
     layers: "random" layers in sequential order, or layers in "arbitrary" order. A report knows nothing between these
     two. Where no layer stands more than one place from its own (neighbours were swapped), the number is interpolated
-    between them, by the pairs of layers that are out of order against those of an arbitrary order, and `interpolated`
-    counts such orders.
+    between them, by the pairs of layers that are out of order against those of an arbitrary order;
+    `share_interpolated` says how often.
 
     Args:
         report: Of the model.
@@ -28,7 +29,6 @@ class ExpectedAccuracy:
     def __init__(self, report: RobustnessReport):
         self.model, self.dataset = report.model, report.dataset
         self.num_layers, self.num_images = report.num_layers, report.num_images
-        self.interpolated = 0
         self._mean = {method: _means(report, method) for method in ("random", "arbitrary")}
         self._known = {tuple(score.execution_order): score.accuracy for score in _scores(report)}
         self._of = functools.lru_cache(maxsize=None)(self._look_up)
@@ -39,30 +39,34 @@ class ExpectedAccuracy:
         Raises:
             `ValueError`: if it is no order of the model's layers, each at most once, or empty.
         """
-        return self._of(tuple(order))
+        return self._of(tuple(order))[0]
 
     def mean(self, orders: Mapping[tuple[int, ...], int]) -> float:
         """The mean over orders by how often each ran, at least one."""
         return sum(self.of(order) * number for order, number in orders.items()) / sum(orders.values())
 
-    def _look_up(self, order: tuple[int, ...]) -> float:
+    def share_interpolated(self, orders: Mapping[tuple[int, ...], int]) -> float:
+        """The fraction in [0, 1] of orders, by how often each ran, of which the report knows only the bounds."""
+        return sum(self._of(order)[1] * number for order, number in orders.items()) / sum(orders.values())
+
+    def _look_up(self, order: tuple[int, ...]) -> tuple[float, bool]:
+        """The accuracy, and whether it is interpolated."""
         if not order or len(set(order)) < len(order) or not set(order) <= set(range(self.num_layers)):
             raise ValueError(
                 f"The execution order is {list(order)}; it must name layers from 0 to {self.num_layers - 1}, at least "
                 "one, each at most once."
             )
         if order in self._known:
-            return self._known[order]
+            return self._known[order], False
         in_sequence = sorted(order)
         random, arbitrary = (self._mean[method][len(order) - 1] for method in ("random", "arbitrary"))
         if list(order) == in_sequence:
-            return random
+            return random, False
         if any(abs(place - in_sequence.index(layer)) > 1 for place, layer in enumerate(order)):
-            return arbitrary
-        self.interpolated += 1
-        swaps = sum(first > second for first, second in zip(order, order[1:]))
+            return arbitrary, False
+        swaps = sum(first > second for first, second in itertools.pairwise(order))
         share = min(1.0, swaps / (len(order) * (len(order) - 1) / 4))  # half of all pairs are out of order at random
-        return random + share * (arbitrary - random)
+        return random + share * (arbitrary - random), True
 
 
 def _means(report: RobustnessReport, method: str) -> list[float]:

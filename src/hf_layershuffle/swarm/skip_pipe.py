@@ -2,7 +2,7 @@
 """SkipPipe's way to choose paths (arXiv 2502.19913), to compare the [`Scheduler`] with.
 
 SkipPipe sends each microbatch on a path over the stages of a pipeline that is planned before it starts: a share of the
-stages is skipped, neighbouring stages may be swapped, a number of times at most, the first stage always runs, and no two
+stages is skipped, neighbouring stages may be swapped a bounded number of times, the first stage always runs, and no two
 microbatches meet on a node. Written from the paper's description alone. Requests differ from the microbatches of a
 training step in that they come one after the other. So each path is planned when its request comes, around the paths
 that are there; the paper resolves the conflicts of all microbatches at once. The paper says nothing of nodes that fail
@@ -21,7 +21,7 @@ from .scheduling import Decision, Failed, Finished, Start, TimedOut, Visit
 MOST_HOLDERS = 8  # of a layer that a plan looks at; others in turn for the next plan
 
 
-@dataclass
+@dataclass(eq=False)
 class _Microbatch:
     request: Hashable
     accepted: float
@@ -130,7 +130,7 @@ class PathScheduler:
         return True
 
     def next_check(self) -> float | None:
-        moments = [each.parked_since + self.policy.max_wait for each in self._parked.values() if each.parked_since]
+        moments = [self._patience_ends(each) for each in self._parked.values()]
         if self._running:
             moments.append(next(iter(self._running.values())).started + self.policy.call_timeout)
         if self.policy.deadline is not None and self._microbatches:
@@ -161,7 +161,7 @@ class PathScheduler:
         path = earliest_path(microbatch.pending, now, earliest_step, skips, microbatch.swaps_left, self.layers[0])
         if path is None:
             self._parked[microbatch.request] = microbatch
-            microbatch.parked_since = microbatch.parked_since or now
+            microbatch.parked_since = now if microbatch.parked_since is None else microbatch.parked_since
             return
         microbatch.parked_since = None
         microbatch.path = path
@@ -245,15 +245,18 @@ class PathScheduler:
             if now < microbatch.accepted + limit:  # type: ignore[operator]
                 break
             late.append(microbatch)
-        waited = [each for each in self._parked.values() if now >= (each.parked_since or 0) + self.policy.max_wait]
-        for microbatch in {id(each): each for each in (*late, *waited)}.values():
+        waited = [each for each in self._parked.values() if now >= self._patience_ends(each)]
+        for microbatch in dict.fromkeys((*late, *waited)):
             running = [microbatch.visit.layer] if microbatch.visit is not None else []
-            missing = {layer: "no answer in time" for layer in (*running, *microbatch.pending)} | microbatch.skipped
+            missing = dict.fromkeys((*running, *microbatch.pending), "no answer in time") | microbatch.skipped
             self._forget(microbatch)
             if microbatch.order and len(missing) <= self.max_skips:
                 self._ended.append(Finished(microbatch.request, microbatch.order, microbatch.visits, missing))
             else:
                 self._ended.append(Failed(microbatch.request, missing, microbatch in late))
+
+    def _patience_ends(self, microbatch: _Microbatch) -> float:
+        return (microbatch.parked_since or 0.0) + self.policy.max_wait
 
     # Visits
 
