@@ -476,3 +476,13 @@ def test_the_rules_hold_whatever_happens(policy, workers, events):
     for kind, number in events:
         checked.step(kind, number)
     checked.end()
+
+
+def test_a_request_that_ran_layers_before_goes_on_behind_them():
+    scheduler = scheduler_of(3, {"a": [0, 1, 2]}, name="free")
+    scheduler.accept("x", 0.0, ran=[2, 0])
+    scheduler.accept("done", 0.0, ran=[1, 0, 2])
+    *started, last = run_all(scheduler)
+    assert [(visit.request, visit.layer, visit.position) for visit in visits(started)] == [("x", 1, 2)]
+    assert last.order == [2, 0, 1] and [visit.layer for visit, _ in last.visits] == [1]
+    assert [decision.order for decision in started if isinstance(decision, Finished)] == [[1, 0, 2]]

@@ -44,7 +44,7 @@ class Finished:
 
     Args:
         order: Layers as they ran.
-        visits: Of these, with the seconds that each took.
+        visits: Of these, without those that ran before the request came here, with the seconds that each took.
         skipped: Layers that did not run, with the reason.
     """
 

@@ -12,13 +12,14 @@ class Request:
 
     __slots__ = (
         *("name", "number", "missing", "visits", "skipped", "running", "waits", "num_waits"),
-        *("max_skips", "attempts", "unreachable", "stuck_since"),
+        *("max_skips", "attempts", "unreachable", "stuck_since", "ran"),
     )
 
-    def __init__(self, name: Hashable, number: int, layers: Sequence[int], max_skips: int):
+    def __init__(self, name: Hashable, number: int, layers: Sequence[int], max_skips: int, ran: Sequence[int] = ()):
         self.name = name
         self.number = number  # by age
-        self.missing = list(layers)
+        self.ran = list(ran)  # before it came here
+        self.missing = [layer for layer in layers if layer not in self.ran]
         self.visits: list[tuple[Visit, float]] = []
         self.skipped: dict[int, str] = {}
         self.running: list[Visit] = []
@@ -28,6 +29,11 @@ class Request:
         self.attempts: dict[int, int] = {}  # by layer
         self.unreachable: dict[int, str] = {}  # layers that were tried too often, with the reason
         self.stuck_since: float | None = None  # it waits for layers that no worker holds, and may not skip them
+
+    @property
+    def order(self) -> list[int]:
+        """Layers as they ran."""
+        return [*self.ran, *(visit.layer for visit, _ in self.visits)]
 
     @property
     def budget(self) -> int:

@@ -91,9 +91,15 @@ class Scheduler:
     # Requests
 
     def accept(
-        self, request: Hashable, now: float, deadline: float | None = None, max_skips: int | None = None
+        self,
+        request: Hashable,
+        now: float,
+        deadline: float | None = None,
+        max_skips: int | None = None,
+        ran: Sequence[int] = (),
     ) -> None:
-        """A new request. `deadline` (seconds from now) and `max_skips` are those of the policy unless given.
+        """A new request. `deadline` (seconds from now) and `max_skips` are those of the policy unless given. `ran` are
+        layers that ran already, in their order, as before a restart of the router.
 
         Raises:
             `ValueError`: if a request of this name is in flight.
@@ -103,7 +109,7 @@ class Scheduler:
         deadline = self.policy.deadline if deadline is None else deadline
         skips = self.policy.max_skips if max_skips is None else max_skips
         self._now = now
-        new = self._requests[request] = Request(request, next(self._request_numbers), self.layers, skips)
+        new = self._requests[request] = Request(request, next(self._request_numbers), self.layers, skips, ran)
         if deadline is not None:
             self._set_timer(deadline, "deadline", new)
         self._wait(new)
@@ -190,8 +196,7 @@ class Scheduler:
 
     def _finish(self, request: Request) -> None:
         self._end(request)
-        order = [visit.layer for visit, _ in request.visits]
-        self._decisions.append(Finished(request.name, order, request.visits, request.skipped))
+        self._decisions.append(Finished(request.name, request.order, request.visits, request.skipped))
 
     def _fail(self, request: Request, is_deadline: bool = False) -> None:
         self._end(request)
@@ -259,7 +264,7 @@ class Scheduler:
 
     def _start(self, request: Request, layer: int, worker: str) -> None:
         self._stop_waiting(request)
-        visit = Visit(next(self._visit_numbers), request.name, worker, layer, len(request.visits), self._now)
+        visit = Visit(next(self._visit_numbers), request.name, worker, layer, len(request.order), self._now)
         request.running.append(visit)
         self._workers.set_visit(worker, visit)
         self._set_timer(self.policy.call_timeout, "call_timeout", request, visit)

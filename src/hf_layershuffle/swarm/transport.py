@@ -109,8 +109,10 @@ def check_result(call: LayerCall, result: LayerResult) -> None:
     """Refuses a result that cannot be that of the call.
 
     Raises:
-        `WorkerFaultError`: if layer, position, shape or dtype are others, or numbers are not finite.
+        `WorkerFaultError`: if there is none, layer, position, shape or dtype are others, or numbers are not finite.
     """
+    if not isinstance(result, LayerResult):
+        raise WorkerFaultError(f"asked for layer {call.layer}, it gave {result!r:.200}, which is no result")
     sent, given = call.hidden_states, result.hidden_states
     if (result.layer, result.position) != (call.layer, call.position):
         raise WorkerFaultError(
