@@ -8,8 +8,8 @@ from ..common.checks import check_integers
 from .policy import Policy
 from .scheduling import Scheduler
 from .simulated_nodes import SimulatedNodes, SimulationSettings
-from .simulation import Decides, SimulatedSwarm, SimulationResult, place_evenly
-from .skip_pipe import PathScheduler
+from .simulation import Decides, SimulatedSwarm, SimulationResult, place_on_nodes
+from .skip_pipe import PathScheduler, skips_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ComparedPolicy:
     def run(self, settings: SimulationSettings) -> SimulationResult:
         """Runs the requests of a simulation."""
         nodes = SimulatedNodes(settings)
-        placement = place_evenly(settings.num_layers, nodes.names, self.replicas)
+        placement = place_on_nodes(settings.num_layers, nodes.names, self.replicas)
         return SimulatedSwarm(self._scheduler(nodes), nodes, placement).run()
 
     def _scheduler(self, nodes: SimulatedNodes) -> Decides:
@@ -93,25 +93,24 @@ class Comparison:
             check_integers(skips=(number, 1))
             if number >= num_layers:
                 raise ValueError(
-                    f"`skips` is {number}, and the model has {num_layers} layers; at least one must run, so it must be "
-                    f"from 1 to {num_layers - 1}."
+                    f"`skips` is {number}, and the model has {num_layers} layers; at least one must run, so take at "
+                    f"most {num_layers - 1}."
                 )
         strict, free = replace(self.rules, name="strict"), replace(self.rules, name="free")
         copies = f"{self.replicas} copies"
+        copied = f"{self.replicas}_copies"
         found = [
             ComparedPolicy("strict", "strict order", False, strict),
-            ComparedPolicy(f"strict_{self.replicas}_copies", f"strict order, {copies}", False, strict, self.replicas),
+            ComparedPolicy(f"strict_{copied}", f"strict order, {copies}", False, strict, self.replicas),
         ]
         for number in self.skips[-1:]:
             found.append(self._with_skips("strict", "strict order", False, strict, number))
         found.append(ComparedPolicy("free", "free order", True, free))
         found += [self._with_skips("free", "free order", True, free, number) for number in self.skips]
-        found.append(
-            ComparedPolicy(f"free_{self.replicas}_copies", f"free order, {copies}", True, free, self.replicas)
-        )
+        found.append(ComparedPolicy(f"free_{copied}", f"free order, {copies}", True, free, self.replicas))
         if self.skip_pipe is not None:
-            share = f"{self.skip_pipe.skip_ratio:.0%} skipped"
-            label = f"SkipPipe: planned paths, {share}"
+            skipped = skips_of(num_layers, self.skip_pipe.skip_ratio)
+            label = f"SkipPipe's paths, {skipped} of {num_layers} skipped"
             found.append(ComparedPolicy("skip_pipe", label, True, free, skip_pipe=self.skip_pipe))
         return found
 

@@ -2,8 +2,11 @@
 """How accurate a model is in an execution order that a swarm gave it, by the model's robustness report."""
 
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..evaluation.report import RobustnessReport
 from ..evaluation.statistics import OrderScore
@@ -29,6 +32,7 @@ class ExpectedAccuracy:
     def __init__(self, report: RobustnessReport):
         self.model, self.dataset = report.model, report.dataset
         self.num_layers, self.num_images = report.num_layers, report.num_images
+        self.digest = hashlib.sha256(json.dumps(report.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         self._mean = {method: _means(report, method) for method in ("random", "arbitrary")}
         self._known = {tuple(score.execution_order): score.accuracy for score in _scores(report)}
         self._of = functools.lru_cache(maxsize=None)(self._look_up)
@@ -67,6 +71,12 @@ class ExpectedAccuracy:
         swaps = sum(first > second for first, second in itertools.pairwise(order))
         share = min(1.0, swaps / (len(order) * (len(order) - 1) / 4))  # half of all pairs are out of order at random
         return random + share * (arbitrary - random), True
+
+
+def digits_reports() -> list[RobustnessReport]:
+    """The reports that come with the package: of an order-free and of a plain ViT of six layers on digits."""
+    folder = Path(__file__).with_name("digits_reports")
+    return [RobustnessReport.load(folder / f"{kind}.json") for kind in ("free", "plain")]
 
 
 def _means(report: RobustnessReport, method: str) -> list[float]:

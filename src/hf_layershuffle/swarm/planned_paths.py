@@ -62,7 +62,8 @@ def earliest_path(
     """The path over layers that ends first, around what is booked.
 
     A layer runs, is skipped, or is swapped with the next one. To be earlier at a layer, with as many skips and swaps
-    left, is never worse, since a request may wait. So one best path for each (layer, skips left, swaps left) is enough.
+    left, is never worse, since a request may wait. So one path for each (layer, skips left, swaps left) is enough: the
+    best.
 
     Args:
         pending: Layers in sequential order.

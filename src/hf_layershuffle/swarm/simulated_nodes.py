@@ -125,10 +125,11 @@ class SimulatedNodes:
         self.settings = settings
         self.names = [f"node-{number}" for number in range(settings.nodes)]
         shape = (settings.num_requests, settings.num_layers)
-        self._work = _draw_work(settings, self._generator(0), shape)
+        work = _draw_work(settings, self._generator(0), shape)
         spread = settings.latency_spread
-        self._ways = settings.latency_seconds * np.exp(self._generator(1).normal(-(spread**2) / 2, spread, shape))
-        self._work, self._ways = self._work.ravel().tolist(), self._ways.ravel().tolist()
+        ways = settings.latency_seconds * np.exp(self._generator(1).normal(-(spread**2) / 2, spread, shape))
+        self._work: list[float] = work.ravel().tolist()
+        self._ways: list[float] = ways.ravel().tolist()
         num_slow = round(settings.stragglers * settings.nodes)
         slow = set(self._generator(2).permutation(settings.nodes)[:num_slow].tolist())
         self.slowness = {

@@ -4,6 +4,8 @@
 Thousands of nodes that fail and come back take seconds. Nothing is computed but times and decisions.
 """
 
+import functools
+import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..common.checks import check_integers
+from .placement import place_evenly
 from .policy import Policy
 from .scheduling import Decision, Failed, Finished, Scheduler, Start, TimedOut, Visit
 from .simulated_nodes import Outage, SimulatedNodes, SimulationSettings
@@ -74,29 +76,18 @@ class SimulationResult:
         return sum(len(order) * number for order, number in self.orders.items()) / max(1, self.answered)
 
 
-def place_evenly(num_layers: int, nodes: Sequence[str], replicas: int = 1) -> dict[str, list[int]]:
-    """Which layers each node holds: each layer on `replicas` nodes at least, and no node without one.
+def place_on_nodes(num_layers: int, nodes: Sequence[str], replicas: int = 1) -> dict[str, tuple[int, ...]]:
+    """Which layers each node holds, as in a real swarm; with more nodes than needed, each layer is on more of them.
 
     Raises:
         `ValueError`: if there are fewer nodes than replicas.
     """
-    check_integers(replicas=(replicas, 1))
-    if replicas > len(nodes):
-        raise ValueError(
-            f"`replicas` is {replicas}, and there are {len(nodes)} nodes; a layer's copies stand on different nodes, "
-            f"so it must be from 1 to {len(nodes)}."
-        )
-    held: dict[str, list[int]] = {node: [] for node in nodes}
-    copies = [layer for _ in range(replicas) for layer in range(num_layers)]
-    copies += [layer % num_layers for layer in range(len(nodes) - len(copies))]
-    place = 0
-    for number, layer in enumerate(copies):
-        # One further at each round, so that the copies of a layer do not meet on a node
-        place = number + number // num_layers if len(nodes) % num_layers == 0 else number
-        while layer in held[nodes[place % len(nodes)]]:
-            place += 1
-        held[nodes[place % len(nodes)]].append(layer)
-    return held
+    return dict(zip(nodes, _dealt(num_layers, len(nodes), max(replicas, math.ceil(len(nodes) / num_layers)))))
+
+
+@functools.lru_cache(maxsize=16)
+def _dealt(num_layers: int, num_nodes: int, replicas: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(place_evenly(range(num_layers), num_nodes, replicas).values())
 
 
 def simulate(settings: SimulationSettings, policy: Policy | None = None, replicas: int = 1) -> SimulationResult:
@@ -111,7 +102,7 @@ def simulate(settings: SimulationSettings, policy: Policy | None = None, replica
         `ValueError`: if there are fewer nodes than replicas.
     """
     nodes = SimulatedNodes(settings)
-    placement = place_evenly(settings.num_layers, nodes.names, replicas)
+    placement = place_on_nodes(settings.num_layers, nodes.names, replicas)
     return SimulatedSwarm(Scheduler(range(settings.num_layers), policy or Policy()), nodes, placement).run()
 
 

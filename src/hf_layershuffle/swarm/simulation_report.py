@@ -42,8 +42,8 @@ class SimulatedPoint:
         busy: Fraction in [0, 1] of the nodes' time in which they were asked for something.
         hops, lost_hops: Layers that ran, and those that were asked for in vain.
         accuracy: Of the answers, by kind of model ("free", "plain"), a fraction in [0, 1].
-        interpolated: Fraction in [0, 1] of the answers, by kind of model, whose execution order lies between those that
-            the report has numbers of; see [`ExpectedAccuracy`].
+        interpolated: Fraction in [0, 1] of the answers, by kind of model, whose execution order lies between orders
+            that the report has numbers of; see [`ExpectedAccuracy`].
     """
 
     policy: str
@@ -70,7 +70,8 @@ class SimulationReport:
 
     Args:
         settings: Of nodes, load and policies, as given.
-        models: What the accuracies are of, by kind of model: its name, dataset, and number of images.
+        models: What the accuracies are of, by kind of model: its name, dataset, number of images, and a digest
+            of its report.
         labels: What each policy is called for people, in the order in which they are shown.
         order_free: Which policies are for an order-free model.
         points: One for each policy and failure rate.
@@ -83,6 +84,10 @@ class SimulationReport:
     order_free: dict[str, bool]
     points: list[SimulatedPoint]
     environment: dict[str, Any] = field(default_factory=dict)
+
+    def is_of(self, other: "SimulationReport") -> bool:
+        """Whether both are of the same nodes, load, policies and models, so that their points are equal too."""
+        return (self.settings, self.models, self.labels) == (other.settings, other.models, other.labels)
 
     def curve(self, policy: str) -> list[SimulatedPoint]:
         """A policy's points by failure rate."""
@@ -161,8 +166,8 @@ def models_of(reports: Sequence[RobustnessReport]) -> dict[str, ExpectedAccuracy
         kind = "plain" if report.config.get("shuffle_mode", "none") == "none" else "free"
         if kind in models:
             raise ValueError(
-                f"The reports of '{models[kind].model}' and '{report.model}' are both of {_NAMES[kind]}; give one of an "
-                "order-free model and one of a plain model."
+                f"The reports of '{models[kind].model}' and '{report.model}' are both of {_NAMES[kind]}; give "
+                "one of an order-free model and one of a plain model."
             )
         models[kind] = ExpectedAccuracy(report)
     depths = {each.model: each.num_layers for each in models.values()}
@@ -177,6 +182,39 @@ def models_of(reports: Sequence[RobustnessReport]) -> dict[str, ExpectedAccuracy
 
 
 _NAMES = {"free": "order-free models", "plain": "plain models"}
+
+
+def check_comparison(
+    settings: SimulationSettings,
+    failure_rates: Sequence[float],
+    comparison: Comparison,
+    reports: Sequence[RobustnessReport],
+) -> SimulationReport:
+    """The report of a comparison before any point is there. Raises as [`compare_policies`]."""
+    models = models_of(reports)
+    for model in models.values():
+        if model.num_layers != settings.num_layers:
+            raise ValueError(
+                f"The report of '{model.model}' is of {model.num_layers} layers, and `num_layers` is "
+                f"{settings.num_layers}; they must be equal."
+            )
+    if not failure_rates or len(set(failure_rates)) < len(failure_rates):
+        raise ValueError(f"`failure_rates` is {list(failure_rates)}; give at least one, each once.")
+    for rate in failure_rates:
+        replace(settings, failure_rate=rate)
+    policies = comparison.policies(settings.num_layers, settings.nodes)
+    about = {
+        kind: {"model": model.model, "dataset": model.dataset, "num_images": model.num_images, "digest": model.digest}
+        for kind, model in models.items()
+    }
+    return SimulationReport(
+        settings=settings_of(settings, failure_rates, comparison),
+        models=about,
+        labels={policy.name: policy.label for policy in policies},
+        order_free={policy.name: policy.order_free for policy in policies},
+        points=[],
+        environment=describe_environment(),
+    )
 
 
 def compare_policies(
@@ -195,43 +233,27 @@ def compare_policies(
         failure_rates: Fractions in [0, 1) of the time for which a node is away, each once.
         comparison: The policies. Defaults to `Comparison()`.
         reports: Of an order-free model, of a plain one, or of both. Without one there are no accuracies of its kind.
-        progress_file: Where finished points are kept, so that a run with the same arguments goes on after them. It is
-            removed at the end.
+        progress_file: Where finished points are kept, so that a run with the same arguments goes on after them.
         on_point: Called before each point with its number from 1, their number, the policy and the failure rate.
 
     Raises:
-        `ValueError`: if a rate, a number of nodes, skips or copies is not in its range, or a report is of another depth.
+        `ValueError`: if a rate or a number of nodes, skips or copies is not in its range, or a report is of another
+            depth.
     """
     comparison = comparison or Comparison()
+    report = check_comparison(settings, failure_rates, comparison, reports)
     models = models_of(reports)
-    for model in models.values():
-        if model.num_layers != settings.num_layers:
-            raise ValueError(
-                f"The report of '{model.model}' is of {model.num_layers} layers, and `num_layers` is "
-                f"{settings.num_layers}; they must be equal."
-            )
-    if not failure_rates or len(set(failure_rates)) < len(failure_rates):
-        raise ValueError(f"`failure_rates` is {list(failure_rates)}; give at least one, each once.")
-    each_rate = [replace(settings, failure_rate=rate) for rate in failure_rates]  # which checks them all first
-    policies = comparison.policies(settings.num_layers, settings.nodes)
-    report = SimulationReport(
-        settings=settings_of(settings, failure_rates, comparison),
-        models={kind: _about(model) for kind, model in models.items()},
-        labels={policy.name: policy.label for policy in policies},
-        order_free={policy.name: policy.order_free for policy in policies},
-        points=[],
-        environment=describe_environment(),
-    )
     done = _read_progress(progress_file, report)
-    grid = [(policy, at_rate) for at_rate in each_rate for policy in policies]
-    for number, (policy, at_rate) in enumerate(grid, 1):
-        key = (policy.name, at_rate.failure_rate)
-        if key not in done:
+    policies = comparison.policies(settings.num_layers, settings.nodes)
+    grid = [(policy, rate) for rate in failure_rates for policy in policies]
+    for number, (policy, rate) in enumerate(grid, 1):
+        if (policy.name, rate) not in done:
             if on_point is not None:
-                on_point(number, len(grid), policy, at_rate.failure_rate)
-            done[key] = point_of(policy, at_rate.failure_rate, policy.run(at_rate), models)
+                on_point(number, len(grid), policy, rate)
+            result = policy.run(replace(settings, failure_rate=rate))
+            done[policy.name, rate] = point_of(policy, rate, result, models)
             _write_progress(progress_file, report, done.values())
-        report.points.append(done[key])
+        report.points.append(done[policy.name, rate])
     return report
 
 
@@ -264,10 +286,6 @@ def point_of(
     )
 
 
-def _about(model: ExpectedAccuracy) -> dict[str, Any]:
-    return {"model": model.model, "dataset": model.dataset, "num_images": model.num_images}
-
-
 def _read_progress(
     path: str | os.PathLike | None, report: SimulationReport
 ) -> dict[tuple[str, float], SimulatedPoint]:
@@ -278,7 +296,7 @@ def _read_progress(
         earlier = SimulationReport.load(path)
     except ValueError:
         return {}
-    if (earlier.settings, earlier.models) != (report.settings, report.models):
+    if not earlier.is_of(report):
         return {}
     return {(point.policy, point.failure_rate): point for point in earlier.points}
 

@@ -2,8 +2,8 @@
 """SkipPipe's way to choose paths (arXiv 2502.19913), to compare the [`Scheduler`] with.
 
 SkipPipe sends each microbatch on a path over the stages of a pipeline that is planned before it starts: a share of the
-stages is skipped, neighbouring stages may be swapped a bounded number of times, the first stage always runs, and no two
-microbatches meet on a node. Written from the paper's description alone. Requests differ from the microbatches of a
+stages is skipped, neighbouring stages may be swapped a bounded number of times, the first stage always runs, and no
+two microbatches meet on a node. Written from the paper's description alone. Requests differ from the microbatches of a
 training step in that they come one after the other. So each path is planned when its request comes, around the paths
 that are there; the paper resolves the conflicts of all microbatches at once. The paper says nothing of nodes that fail
 under way: here a request whose path leads over such a node is planned anew from where it is. A stage is a layer.
@@ -16,6 +16,17 @@ from ..common.checks import check_integers
 from .planned_paths import Bookings, Step, earliest_path
 from .policy import Policy
 from .scheduling import Decision, Failed, Finished, Start, TimedOut, Visit
+
+
+def skips_of(num_layers: int, skip_ratio: float) -> int:
+    """How many layers a share of them is, rounded down.
+
+    Raises:
+        `ValueError`: if the share is not in [0, 1).
+    """
+    if not 0 <= skip_ratio < 1:
+        raise ValueError(f"`skip_ratio` is {skip_ratio}; it must be a fraction from 0 to below 1.")
+    return int(skip_ratio * num_layers + 1e-9)
 
 
 MOST_HOLDERS = 8  # of a layer that a plan looks at; others in turn for the next plan
@@ -66,11 +77,9 @@ class PathScheduler:
         max_swaps: int = 2,
         policy: Policy | None = None,
     ):
-        if not 0 <= skip_ratio < 1:
-            raise ValueError(f"`skip_ratio` is {skip_ratio}; it must be a fraction from 0 to below 1.")
         check_integers(max_swaps=(max_swaps, 0))
         self.layers = list(layers)
-        self.max_skips = int(skip_ratio * len(self.layers) + 1e-9)
+        self.max_skips = skips_of(len(self.layers), skip_ratio)
         self.max_swaps = max_swaps
         self.policy = policy or Policy()
         self._seconds = seconds
@@ -96,11 +105,12 @@ class PathScheduler:
         gone = self._workers.pop(worker)
         for layer in gone.layers:
             self._holders[layer].remove(worker)
-        lost = gone.visit if gone.visit is not None and self._running.pop(gone.visit.number, None) else None
-        if lost is not None:
-            self._take_back(lost)
+        lost = [] if gone.visit is None or gone.visit.number not in self._running else [gone.visit]
+        for visit in lost:
+            del self._running[visit.number]
+            self._take_back(visit)
         self._plan_around(worker)
-        return [] if lost is None else [lost]
+        return lost
 
     def accept(self, request: Hashable, now: float) -> None:
         microbatch = _Microbatch(request, now, list(self.layers), self.max_swaps)
