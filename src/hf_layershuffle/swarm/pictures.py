@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The picture of a simulation."""
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ _COLD = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#005F46")
 _MARKERS = "osD^vP"
 _OF_PATHS: dict[str, Any] = {"color": "#CC79A7", "linestyle": (0, (1, 1.2)), "marker": "X"}
 _DASHED = (0, (4, 1.5))
-_PERCENTILES = {"50": "half of all latencies", "95": "95 % of latencies", "99": "99 % of latencies"}
+_PERCENTILES = {"50": "half of the answers", "95": "95% of the answers", "99": "99% of the answers"}
 
 
 @styled
@@ -37,7 +38,7 @@ def plot_simulation(report: SimulationReport) -> Pictures:
     _draw_accuracy(panels[0][2], report)
     for axes, (percentile, name) in zip(panels[1], _PERCENTILES.items()):
         _draw(axes, report, lambda point, of=percentile: point.latency[of])  # type: ignore[misc]
-        axes.set_title(f"{name}: within (s)")
+        axes.set_title(f"{name} within (s)")
         axes.set_xlabel("time that a node is away")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -74,9 +75,11 @@ def _draw_accuracy(axes: Axes, report: SimulationReport) -> None:
 
 
 def _title(report: SimulationReport) -> str:
-    about = {f"{each['model']}, {each['dataset']}" for each in report.models.values()}
-    accuracy = f"\nAccuracy by the reports of {' and '.join(sorted(about))}" if about else ""
-    return f"Layers on nodes that fail and come back, simulated: {report.title()}{accuracy}"
+    models = " and ".join(each["model"] for each in report.models.values())
+    dataset = next((f" on {each['dataset']}" for each in report.models.values()), "")
+    accuracy = f"; accuracy by the report of {models}{dataset}" if models else ""
+    details = textwrap.fill(f"{report.title()}{accuracy}", 100)
+    return f"Layers on nodes that fail and come back, simulated\n{details}"
 
 
 def _styles(report: SimulationReport) -> dict[str, dict[str, Any]]:
