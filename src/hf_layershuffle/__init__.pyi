@@ -51,6 +51,9 @@ from .models.modeling_layershuffle import (
 )
 from .models.modeling_layershuffle import LayerShuffleViTModel as LayerShuffleViTModel
 from .models.modeling_layershuffle import free_order as free_order
+from .swarm.answers import SwarmAnswer as SwarmAnswer
+from .swarm.blocking import BlockingSwarm as BlockingSwarm
+from .swarm.swarm import Swarm as Swarm
 from .training import Accuracy as Accuracy
 from .training import LayerShuffleCallback as LayerShuffleCallback
 from .training import LayerShuffleTrainer as LayerShuffleTrainer

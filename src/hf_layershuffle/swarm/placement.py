@@ -47,8 +47,8 @@ def check_plan(plan: Mapping[str, Collection[int]] | Sequence[Collection[int]], 
     """
     if not isinstance(plan, (Mapping, list, tuple)):
         raise ValueError(
-            f"`placement` is {plan!r}; pass the layers of each worker, such as {{'worker-0': [0, 1], 'worker-1': [2]}} "
-            "or [[0, 1], [2]]."
+            f"`placement` is {plan!r}; pass the layers of each worker, such as {{'worker-0': [0, 1], "
+            "'worker-1': [2]} or [[0, 1], [2]]."
         )
     named = dict(plan) if isinstance(plan, Mapping) else {worker_name(i): own for i, own in enumerate(plan)}
     placement = {name: check_layers(own, layers, f"`placement` of {name!r}") for name, own in named.items()}

@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from .answers import DeadlineError, Hop, MissingLayersError, Skip, SwarmAnswer, SwarmError
+from .answers import Hop, Skip, SwarmAnswer, SwarmError
 from .decisions import Decision, Failed, Finished, Start, TimedOut, Visit
 from .events import Events
 from .policy import Policy
+from .routed_request import RoutedRequest, request_of
 from .scheduling import Scheduler
 from .transport import LayerCall, Transport, WorkerGoneError, check_result
 
@@ -37,32 +37,6 @@ class Watcher(Protocol):
     def gone(self, worker: str, reason: str) -> None: ...
 
 
-@dataclass(eq=False)
-class Request:
-    """A request on its way. Its hidden states stay here, so the death of a worker loses nothing of it.
-
-    Args:
-        split: Its part of the model: embedded inputs, calls of layers, classification.
-        end: What the scheduler says of its end.
-        blamed: Visits that may have ended their workers.
-    """
-
-    name: str
-    split: Any
-    hidden_states: torch.Tensor
-    accepted: float
-    waits_since: float
-    deadline: float | None
-    max_skips: int
-    end: "asyncio.Future[Finished]"
-    hops: list[Hop] = field(default_factory=list)
-    blamed: set[Visit] = field(default_factory=set)
-
-    def fail(self, error: Exception) -> None:
-        if not self.end.done():
-            self.end.set_exception(error)
-
-
 class Router:
     """Runs requests over workers.
 
@@ -82,18 +56,24 @@ class Router:
         self._layers: dict[str, tuple[int, ...]] = {}  # by worker
         self._pauses: dict[str, set[str]] = {}  # why a worker gets no calls
         self._calls: dict[str, dict[Visit, asyncio.Task]] = {}  # by worker; late ones too
-        self._requests: dict[str, Request] = {}
+        self._requests: set[RoutedRequest] = set()
+        self._open: set[Visit] = set()  # whose end was not told yet
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hf-layershuffle-router")
 
-    def start(self) -> None:
-        self._scheduler = Scheduler(self.model.layers, self.policy)
+        self._scheduler = Scheduler(model.layers, policy)
         self._wake = asyncio.Event()
+        self._driver: asyncio.Task | None = None
+
+    def start(self) -> None:
         self._driver = asyncio.create_task(self._drive(), name="hf-layershuffle-router")
         self._driver.add_done_callback(self._driver_ended)
 
     async def close(self) -> None:
         """Ends the calls that are under way, and the thread."""
-        tasks = [self._driver, *(task for calls in self._calls.values() for task in calls.values())]
+        tasks = [
+            *([self._driver] if self._driver else []),
+            *(task for calls in self._calls.values() for task in calls.values()),
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,55 +82,83 @@ class Router:
 
     def restart(self) -> None:
         """Begins anew with the same workers. Requests go on from the hidden states that they have."""
-        self._driver.cancel()
+        if self._driver is not None:
+            self._driver.cancel()
+        self._scheduler = Scheduler(self.model.layers, self.policy)
+        self._wake = asyncio.Event()
         self.start()
+        loop = asyncio.get_running_loop()
         for worker, layers in self._layers.items():
             self._scheduler.add_worker(worker, layers)
-            if self._calls[worker]:
+            for visit in self._calls[worker]:
                 self._pauses[worker].add("an earlier call")
+                due = max(0.0, visit.started + self.policy.call_timeout - time.monotonic())
+                loop.call_later(due, self._time_out_earlier, visit)
             if self._pauses[worker]:
                 self._scheduler.pause_worker(worker)
-        for request in self._requests.values():
+        for visit in list(self._open):
+            self._report_hop(visit, "the router was restarted")
+        for request in sorted(self._requests, key=lambda request: request.accepted):
             if not request.end.done():
                 self._accept(request)
+
+    def _time_out_earlier(self, visit: Visit) -> None:
+        """Suspects a worker that did not end a call of before the restart, of which the scheduler does not know."""
+        if visit in self._calls.get(visit.worker, ()):
+            self.watcher.timed_out(visit.worker, self._too_long(visit))
+
+    def _too_long(self, visit: Visit) -> str:
+        return f"{visit.worker} took longer than {self.policy.call_timeout:g} s for layer {visit.layer}"
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
     # Requests
 
-    async def answer(self, name: str, inputs: Inputs, deadline: float | None, max_skips: int | None) -> SwarmAnswer:
+    async def embed(self, inputs: Inputs) -> Any:
+        """A request's part of the model.
+
+        Raises:
+            `ValueError`: if the model does not take such inputs.
+        """
+        return await self.in_thread(self.model.request, inputs)
+
+    async def answer(
+        self, name: str, split: Any, deadline: float | None = None, max_skips: int | None = None
+    ) -> SwarmAnswer:
         """Runs a request. If this is cancelled, so is the request.
+
+        Args:
+            split: From `embed`.
 
         Raises:
             `SwarmError`: if it gets no answer.
         """
         accepted = time.monotonic()
-        split = await self.in_thread(self.model.request, inputs)
         deadline = self.policy.deadline if deadline is None else deadline
         max_skips = self.policy.max_skips if max_skips is None else max_skips
         end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        request = Request(name, split, split.hidden_states, accepted, accepted, deadline, max_skips, end)
-        self._requests[name] = request
+        request = RoutedRequest(name, split, split.hidden_states, accepted, accepted, deadline, max_skips, end)
+        self._requests.add(request)
         try:
-            if self._driver.done() and not self._driver.cancelled():
+            if self._driver is None or self._driver.done():
                 raise SwarmError("The router has ended by a fault of its own; see the log.")
             self._accept(request)
             finished = await end
             logits = await self.in_thread(split.classify, request.hidden_states)
         finally:
-            del self._requests[name]
-            self._scheduler.cancel(name)
+            self._requests.discard(request)
+            self._scheduler.cancel(request)
             self._wake.set()
         skipped = [Skip(layer, reason) for layer, reason in sorted(finished.skipped.items())]
-        order = [hop.layer for hop in request.hops]
-        return SwarmAnswer(logits, order, skipped, request.hops, time.monotonic() - accepted, name)
+        for skip in skipped:
+            self.events.emit("skipped", request=name, layer=skip.layer, reason=skip.reason)
+        return SwarmAnswer(logits, request.order, skipped, request.hops, time.monotonic() - accepted, name)
 
-    def _accept(self, request: Request) -> None:
+    def _accept(self, request: RoutedRequest) -> None:
         now = time.monotonic()
         left = None if request.deadline is None else max(AT_ONCE, request.accepted + request.deadline - now)
-        ran = [hop.layer for hop in request.hops]
-        self._scheduler.accept(request.name, now, left, request.max_skips, ran=ran)
+        self._scheduler.accept(request, now, left, request.max_skips, request.order)
         self._wake.set()
 
     @property
@@ -208,12 +216,10 @@ class Router:
 
     def blame(self, visit: Visit, reason: str) -> None:
         """Notes that a request may have harmed a worker. One that harmed `max_attempts` of them fails."""
-        request = self._requests.get(visit.request)  # type: ignore[call-overload]
-        if request is None:
-            return
+        request = request_of(visit)
         request.blamed.add(visit)
         if len(request.blamed) >= self.policy.max_attempts:
-            self._scheduler.cancel(request.name)
+            self._scheduler.cancel(request)
             at = ", ".join(sorted({f"layer {each.layer} on {each.worker}" for each in request.blamed}))
             request.fail(
                 SwarmError(
@@ -243,7 +249,7 @@ class Router:
         error = None if driver.cancelled() else driver.exception()
         if error is not None:  # nobody waits in vain
             logger.error("The router ended by a fault of its own.", exc_info=error)
-            for request in self._requests.values():
+            for request in self._requests:
                 request.fail(SwarmError(f"The router ended by a fault of its own: {error!r}"))
 
     def _follow(self, decision: Decision) -> None:
@@ -251,22 +257,23 @@ class Router:
             self._start_call(decision.visit)
         elif isinstance(decision, TimedOut):
             visit = decision.visit
-            reason = f"{visit.worker} took longer than {self.policy.call_timeout:g} s for layer {visit.layer}"
+            reason = self._too_long(visit)
             self._report_hop(visit, reason)
             self.watcher.timed_out(visit.worker, reason)
             self.blame(visit, reason)  # until it answers
         else:
-            request = self._requests[decision.request]  # type: ignore[index]
+            request = request_of(decision)
             if isinstance(decision, Failed):
-                request.fail(_missing_layers(request, decision, len(self.model.layers)))
+                request.fail(request.error_of(decision, len(self.model.layers)))
             elif not request.end.done():
                 request.end.set_result(decision)
 
     def _start_call(self, visit: Visit) -> None:
-        request = self._requests[visit.request]  # type: ignore[index]
+        request = request_of(visit)
         args, kwargs = request.split.call(visit.layer)
         call = LayerCall(request.name, visit.layer, visit.position, request.hidden_states, args, kwargs)
         waited = time.monotonic() - request.waits_since
+        self._open.add(visit)
         self.events.emit("hop_started", **_named(visit), waited=waited)
         task = asyncio.create_task(self._call(self._scheduler, visit, call))
         self._calls[visit.worker][visit] = task
@@ -285,22 +292,24 @@ class Router:
             fault = str(error) or repr(error)
         finally:
             self._calls.get(visit.worker, {}).pop(visit, None)
-        if scheduler is not self._scheduler:
+        now = time.monotonic()
+        if fault is None:
+            counts = scheduler.arrived(visit, now)
+        else:
+            counts = scheduler.failed(visit, now, f"{visit.worker}: {fault}")
+        if not counts or scheduler is not self._scheduler:
             self._end_late(visit)
-        elif fault is not None:
-            if scheduler.failed(visit, time.monotonic(), f"{visit.worker}: {fault}"):
-                self._report_hop(visit, fault)
-        elif scheduler.arrived(visit, time.monotonic()):
+        elif fault is None:
             self._take(visit, result)
         else:
-            self._end_late(visit)
+            self._report_hop(visit, fault)
         if fault is not None:
             self.watcher.faulted(visit, fault)
         self._wake.set()
 
     def _take(self, visit: Visit, result: Any) -> None:
         """A result that counts."""
-        request = self._requests[visit.request]  # type: ignore[index]
+        request = request_of(visit)
         now = time.monotonic()
         request.hidden_states = result.hidden_states
         request.waits_since = now
@@ -310,40 +319,25 @@ class Router:
 
     def _end_late(self, visit: Visit) -> None:
         """A result that no longer counts. Its worker lives, so its request did it no harm."""
-        request = self._requests.get(visit.request)  # type: ignore[call-overload]
-        if request is not None:
-            request.blamed.discard(visit)
+        request_of(visit).blamed.discard(visit)
+        self._report_hop(visit, "it came too late")
         if not self._calls.get(visit.worker):
             self.resume(visit.worker, "an earlier call")
 
-    def _report_hop(self, visit: Visit, fault: str | None, seconds: float | None = None) -> None:
-        self.events.emit("hop_ended", **_named(visit), seconds=seconds, fault=fault)
+    def _report_hop(self, visit: Visit, reason: str | None, seconds: float | None = None) -> None:
+        """Tells the end of a visit, once: after a late end nothing more is told."""
+        if visit in self._open:
+            self._open.discard(visit)
+            self.events.emit("hop_ended", **_named(visit), seconds=seconds, reason=reason)
 
 
 def _named(visit: Visit) -> dict[str, Any]:
     return {
-        "request": visit.request,
+        "request": request_of(visit).name,
         "layer": visit.layer,
         "worker": visit.worker,
         "position": visit.position,
-        "visit": visit.number,
     }
-
-
-def _missing_layers(request: Request, decision: Failed, num_layers: int) -> MissingLayersError:
-    missing = ", ".join(f"{layer} ({reason})" for layer, reason in sorted(decision.missing.items()))
-    ran = f"{len(request.hops)} of {num_layers} layers ran, and it may skip {request.max_skips}"
-    if decision.deadline:
-        return DeadlineError(
-            f"The request '{request.name}' came to its deadline of {request.deadline:g} s before it had run layers "
-            f"{missing}: {ran}. Give it more time, more skips, or the layers more replicas.",
-            sorted(decision.missing),
-        )
-    return MissingLayersError(
-        f"The request '{request.name}' could not run layers {missing}: {ran}. Allow more skips, or give the layers "
-        "more replicas.",
-        sorted(decision.missing),
-    )
 
 
 def _nothing() -> None:
