@@ -98,8 +98,8 @@ class IntegerTransport(LocalTransport):
 class FaultyTransport:
     """A transport whose workers fail on demand.
 
-    `fail(name, kind, times)` lets the next calls of a worker fail in one of `KINDS`. A worker that was started again is
-    sound. `hang(name)` is like SIGSTOP, and `go_on(name)` like SIGCONT.
+    `fail(name, kind, times)` lets the next calls of a worker fail in one of `KINDS`. A worker that was started again
+    is sound. `hang(name)` is like SIGSTOP, and `go_on(name)` like SIGCONT.
     """
 
     KINDS = ("dies", "nan", "shape", "dtype", "layer", "position", "nothing", "raises", "strange")

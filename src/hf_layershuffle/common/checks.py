@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Checks of arguments."""
 
+import math
+
 
 def check_integers(**values: tuple[object, int]) -> None:
     """Checks that each `name=(value, least)` is an integer of at least `least`.
@@ -11,3 +13,14 @@ def check_integers(**values: tuple[object, int]) -> None:
     for name, (value, least) in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {least}.")
+
+
+def check_seconds(**values: object) -> None:
+    """Checks that each value is a number of seconds.
+
+    Raises:
+        `ValueError`: if one is none above 0 that is finite.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0.")

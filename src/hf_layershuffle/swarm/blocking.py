@@ -4,15 +4,12 @@
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from .answers import SwarmAnswer, SwarmClosedError, SwarmError
 
-
-if TYPE_CHECKING:
-    from .swarm import Swarm
 
 Result = TypeVar("Result")
 
@@ -28,7 +25,7 @@ class BlockingSwarm:
     ```
     """
 
-    def __init__(self, swarm: "Swarm"):
+    def __init__(self, swarm: Any):
         self.swarm = swarm
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event

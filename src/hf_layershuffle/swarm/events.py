@@ -54,8 +54,8 @@ class Events:
         self._listeners: WeakSet[Listener] = WeakSet()  # who no longer listens is forgotten
         self._is_closed = False
 
-    def emit(self, kind: str, **fields: Any) -> None:
-        event = {"type": kind, "time": time.time(), **fields}
+    def emit(self, name: str, /, **fields: Any) -> None:
+        event = {"type": name, "time": time.time(), **fields}
         for sink in self.sinks:
             sink(event)
         for listener in list(self._listeners):

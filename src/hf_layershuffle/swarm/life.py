@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..common.checks import check_seconds
 from .answers import SwarmError
 from .decisions import Visit
 from .events import Events
@@ -65,22 +66,24 @@ class Life:
         health_interval: Seconds between two pings of a worker that has nothing to do.
         suspect_timeout: Seconds that a worker has to answer, once it missed a ping or a call's timeout, before it is
             ended.
+        start_timeout: Seconds that a worker has to load its layers, and again for the first run of each.
     """
 
     def __init__(
         self,
         router: Router,
         transport: Transport,
-        start: WorkerStart,
         events: Events,
         *,
         restart: bool = True,
         health_interval: float = 1.0,
         suspect_timeout: float = 10.0,
+        start_timeout: float = 300.0,
     ):
+        check_seconds(health_interval=health_interval, suspect_timeout=suspect_timeout, start_timeout=start_timeout)
         self.router = router
         self.transport = transport
-        self.starting = start
+        self.starting = WorkerStart(router.model, router, transport, start_timeout)
         self.events = events
         self.restart = restart
         self.health_interval = health_interval

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .answers import SwarmError
+from .layer_worker import LayerWorker
 from .transport import LayerCall, LayerResult, WorkerFaultError, WorkerGoneError, WorkerInfo
 
 
@@ -34,9 +35,7 @@ class LocalTransport:
 
     def make_worker(self, name: str, layers: Sequence[int]) -> Any:
         """The worker itself; called in its thread."""
-        from .layer_worker import LayerWorker
-
-        return LayerWorker(self.checkpoint, name=name, layers=layers, **self.kwargs)
+        return LayerWorker(self.checkpoint, layers, name=name, **self.kwargs)
 
     async def open(self) -> None:
         """Nothing is needed beside the workers."""
@@ -116,7 +115,8 @@ class _Thread:
             raise WorkerGoneError(f"{self.name} was stopped")
         future = asyncio.get_running_loop().run_in_executor(self._executor, function)
         try:
-            await asyncio.wait({future, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {future, self._gone}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not future.done():
                 future.cancel()  # what has begun goes on, and nobody waits for it

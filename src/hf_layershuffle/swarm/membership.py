@@ -65,17 +65,22 @@ class Membership:
         """
         async with self._lock:
             worker = self.find(name)
-            others = [other for other in self._staying() if other is not worker]
-            alone = [] if worker.state == "dead" else unheld({o.name: o.layers for o in others}, worker.layers)
-            if alone and rebalance:
+            if self._held_alone(worker) and rebalance:
                 await self._rebalance(False, without=worker)
-            elif alone and not force:
+            alone = self._held_alone(worker)
+            if alone and not force:
                 raise SwarmError(
                     f"{name} alone holds the layers {alone}, without which requests cannot be answered. Let others "
                     "load them (`rebalance=True`), add a worker that holds them, or remove it with `force=True`."
                 )
             if self.life.workers.get(name) is worker:
                 await self._end(worker, drain)
+
+    def _held_alone(self, worker: Worker) -> list[int]:
+        """Layers that nobody holds when this worker has gone, and somebody did before."""
+        others = {other.name: other.layers for other in self._staying() if other is not worker}
+        own = [layer for layer in worker.layers if layer in self.layers]
+        return unheld(others, own) if worker in self._staying() else []
 
     async def _end(self, worker: Worker, drain: bool) -> None:
         if worker.care is not None:

@@ -106,7 +106,7 @@ class Metrics:
                 'Metrics in the form of Prometheus need prometheus-client: pip install "hf-layershuffle[swarm]".'
             ) from None
         registry = CollectorRegistry()  # of this swarm alone
-        registry.register(_Collector(self))  # type: ignore[arg-type]
+        registry.register(_Collector(self))
         return generate_latest(registry).decode()
 
 
@@ -145,10 +145,10 @@ class _Collector:
         yield hops
         for name, value in ours.gauges().items():
             labels = ["state"] * isinstance(value, dict)
-            family = GaugeMetricFamily(f"{PREFIX}_{name}", name.replace("_", " "), labels=labels)
+            gauge = GaugeMetricFamily(f"{PREFIX}_{name}", name.replace("_", " "), labels=labels)
             for label, number in value.items() if isinstance(value, dict) else [(None, value)]:
-                family.add_metric([] if label is None else [label], number)
-            yield family
+                gauge.add_metric([] if label is None else [label], number)
+            yield gauge
 
 
 def _cause(reason: str) -> str:

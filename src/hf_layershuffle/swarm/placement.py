@@ -32,9 +32,11 @@ def place_evenly(layers: Sequence[int], workers: int, replicas: int = 1) -> Plac
             f"workers would hold nothing. Take at most {len(layers) * replicas} workers, or more replicas."
         )
     held: dict[str, list[int]] = {worker_name(number): [] for number in range(workers)}
-    for _ in range(replicas):
-        for layer in layers:
-            held[_least_loaded(held, [name for name in held if layer not in held[name]])].append(layer)
+    for copy in range(replicas):
+        for number, layer in enumerate(layers):
+            # In a ring: with the same two layers on the same two workers, a slow one would slow both layers
+            ring = [worker_name((number + copy + step) % workers) for step in range(workers)]
+            held[_least_loaded(held, [name for name in ring if layer not in held[name]])].append(layer)
     return {name: tuple(sorted(own)) for name, own in held.items()}
 
 

@@ -1,10 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The rules by which requests wait for layers, and go without them."""
 
-import math
 from dataclasses import dataclass
 
-from ..common.checks import check_integers
+from ..common.checks import check_integers, check_seconds
 
 
 POLICIES = ("free", "strict")
@@ -44,9 +43,7 @@ class Policy:
         if self.name not in POLICIES:
             raise ValueError(f"`policy` is {self.name!r}; it must be one of {', '.join(POLICIES)}.")
         check_integers(max_skips=(self.max_skips, 0), max_attempts=(self.max_attempts, 1))
-        for name in ("skip_after", "deadline", "call_timeout", "hedge", "max_wait"):
-            value = getattr(self, name)
-            if value is None and name not in ("call_timeout", "max_wait"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0.")
+        check_seconds(call_timeout=self.call_timeout, max_wait=self.max_wait)
+        for name in ("skip_after", "deadline", "hedge"):
+            if getattr(self, name) is not None:
+                check_seconds(**{name: getattr(self, name)})

@@ -70,10 +70,9 @@ class Router:
 
     async def close(self) -> None:
         """Ends the calls that are under way, and the thread."""
-        tasks = [
-            *([self._driver] if self._driver else []),
-            *(task for calls in self._calls.values() for task in calls.values()),
-        ]
+        tasks = [task for calls in self._calls.values() for task in calls.values()]
+        tasks += [] if self._driver is None else [self._driver]
+        self._calls.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -270,7 +269,13 @@ class Router:
 
     def _start_call(self, visit: Visit) -> None:
         request = request_of(visit)
-        args, kwargs = request.split.call(visit.layer)
+        try:
+            args, kwargs = request.split.call(visit.layer)
+        except Exception as error:  # the others go on
+            self._scheduler.failed(visit, time.monotonic(), str(error))
+            self._scheduler.cancel(request)
+            request.fail(error)
+            return
         call = LayerCall(request.name, visit.layer, visit.position, request.hidden_states, args, kwargs)
         waited = time.monotonic() - request.waits_since
         self._open.add(visit)
@@ -288,6 +293,10 @@ class Router:
             if visit in self._calls.get(visit.worker, ()):
                 self.watcher.gone(visit.worker, str(error))
             return
+        except asyncio.CancelledError:
+            if visit not in self._calls.get(visit.worker, ()):  # else it was not cancelled here
+                raise
+            fault = "the call was cancelled"
         except Exception as error:  # whatever a transport or a worker brings up, the request goes on
             fault = str(error) or repr(error)
         finally:

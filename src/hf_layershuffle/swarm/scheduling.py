@@ -20,8 +20,9 @@ class Scheduler:
     Tell it what happens (`accept`, `arrived`, `failed`, `add_worker`, ...), then do what `decide` says; ask again at
     the time that `next_check` says at the latest. Times are seconds of any clock that does not go back.
 
-    The oldest request comes first. Of the layers that it lacks and a free worker holds, it takes the one that most
-    waiting requests lack.
+    The oldest request comes first, and takes the first layer that it lacks and a free worker holds. It would be of no
+    use to prefer the layer that most waiting requests lack: where there is a choice, no waiting request lacks any of
+    these layers, or their workers would not be free.
 
     Args:
         layers: Those that a request must run, each once; with the strict policy in this order.
@@ -34,7 +35,6 @@ class Scheduler:
         self._is_strict = self.policy.name == "strict"
         self._workers = WorkerPool(layers)
         self._requests: dict[Hashable, Request] = {}
-        self._lacking = dict.fromkeys(layers, 0)  # number of waiting requests that could take this layer next
         # Requests that could take this layer next. Old entries are left in it
         self._queues: dict[int, list[Entry]] = {layer: [] for layer in layers}
         self._to_match: list[Entry] = []  # requests that began to wait since the last decision
@@ -176,17 +176,13 @@ class Scheduler:
         request.num_waits += 1
         entry = (request.number, request.num_waits, request)
         for layer in self._next_layers(request):
-            self._lacking[layer] += 1
             heapq.heappush(self._queues[layer], entry)
         heapq.heappush(self._to_match, entry)
         if self.policy.skip_after is not None:
             self._set_timer(self.policy.skip_after, "skip_after", request, request.num_waits)
 
     def _stop_waiting(self, request: Request) -> None:
-        if request.waits:
-            request.waits = False
-            for layer in self._next_layers(request):
-                self._lacking[layer] -= 1
+        request.waits = False
         request.stuck_since = None
 
     def _end(self, request: Request) -> None:
@@ -254,11 +250,11 @@ class Scheduler:
                 continue
             if self._to_match and self._to_match[0][2] is request:
                 heapq.heappop(self._to_match)
-            holders = {layer: workers.idle_holder(layer) for layer in self._next_layers(request)}
-            free = {layer: worker for layer, worker in holders.items() if worker is not None}
-            if free:
-                layer = max(free, key=self._lacking.__getitem__)
-                self._start(request, layer, free[layer])
+            for layer in self._next_layers(request):
+                holder = workers.idle_holder(layer)
+                if holder is not None:
+                    self._start(request, layer, holder)
+                    break
             else:
                 self._go_without(request)
 

@@ -13,7 +13,7 @@ from ..checkpoints.tokenizers import longest_text
 from ..layerwise import Inputs, LayerwiseClassifier
 from ..models.configuration_layershuffle import encoder_config
 from ..models.modeling_layershuffle import free_order
-from ..models.small_copy import on_small_copy
+from ..models.small_copy import example_inputs, on_small_copy
 from .parted_checkpoint import PartedCheckpoint
 from .trees import map_leaves
 
@@ -97,6 +97,10 @@ class SplitModel:
             `ValueError`: if the model does not take them.
         """
         return SplitRequest(self, self.check_inputs(inputs))
+
+    def example_inputs(self) -> dict[str, Any]:
+        """Random inputs that the model takes, with which to try out workers."""
+        return example_inputs(self.model)
 
     def check_inputs(self, inputs: Inputs) -> dict[str, Any]:
         """All inputs by name, on the device and in the dtype of the model.

@@ -2,7 +2,6 @@
 """A classifier whose layers stand on workers that are slow, fail and come back."""
 
 import asyncio
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -23,9 +22,9 @@ from .observation import Observable
 from .placement import Placement, check_plan, place_evenly
 from .policy import Policy
 from .router import Router
+from .split_model import SplitModel
 from .transport import Transport
 from .transports import transport_of
-from .worker_start import WorkerStart
 
 
 class Swarm(Observable):
@@ -43,8 +42,9 @@ class Swarm(Observable):
     >>> answer.logits, answer.execution_order, answer.skipped, answer.trace
     ```
 
-    Attributes:
+    Args:
         model: The router's part of the model, a [`SplitModel`].
+        life: As for [`Life`].
     """
 
     def __init__(
@@ -56,18 +56,10 @@ class Swarm(Observable):
         *,
         name: str = "",
         max_queue: int = 256,
-        restart: bool = True,
-        health_interval: float = 1.0,
-        suspect_timeout: float = 10.0,
-        start_timeout: float = 300.0,
         journal: str | os.PathLike | None = None,
+        **life: Any,
     ):
         check_integers(max_queue=(max_queue, 1))
-        for what, seconds in (
-            *(("health_interval", health_interval), ("suspect_timeout", suspect_timeout)),
-            ("start_timeout", start_timeout),
-        ):
-            _check_seconds(what, seconds)
         check_max_skips(policy.max_skips, model.layers)
         self.model = model
         self.policy = policy
@@ -76,16 +68,8 @@ class Swarm(Observable):
         self.events = Events()
         self._transport = transport
         self._router = Router(model, transport, policy, self.events)
-        self._life = Life(
-            self._router,
-            transport,
-            WorkerStart(model, self._router, transport, start_timeout),
-            self.events,
-            restart=restart,
-            health_interval=health_interval,
-            suspect_timeout=suspect_timeout,
-        )
-        self._members = Membership(self._life, model.layers, policy.call_timeout + suspect_timeout)
+        self._life = Life(self._router, transport, self.events, **life)
+        self._members = Membership(self._life, model.layers, policy.call_timeout + self._life.suspect_timeout)
         self._intake = Intake(model, self._router, policy, self.events, max_queue)
         self._journal = None if journal is None else Journal(journal, model.digests)
         self._metrics = Metrics(self._gauges)
@@ -162,8 +146,6 @@ class Swarm(Observable):
         """
         rules = Policy(policy, max_skips, skip_after, deadline, call_timeout, hedge, max_attempts, max_wait)
         check_integers(workers=(workers, 1), replicas=(replicas, 1))
-        from .split_model import SplitModel
-
         split = SplitModel.from_pretrained(model, **kwargs)
         if placement is None:
             held = place_evenly(split.layers, workers, replicas)
@@ -362,8 +344,3 @@ class Swarm(Observable):
             raise SwarmClosedError("The swarm is closed.")
         if asyncio.get_running_loop() is not self._loop:
             raise SwarmError("The swarm runs in another event loop; use it there, or `swarm.blocking()`.")
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0.")

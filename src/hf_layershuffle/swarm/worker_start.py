@@ -80,7 +80,8 @@ class WorkerStart:
         if sorted(info.layers) != sorted(layers):
             raise WorkerFaultError(f"{name} holds layers {sorted(info.layers)}, not {sorted(layers)}")
         expected = self.model.digests
-        for what in (*layers, "depth_embedding"):
+        parts: tuple[int | str, ...] = (*layers, "depth_embedding")
+        for what in parts:
             if what in expected and info.digests.get(what) != expected[what]:
                 part = f"layer {what}" if isinstance(what, int) else "the depth embedding"
                 raise SwarmError(
