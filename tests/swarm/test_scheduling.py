@@ -89,6 +89,7 @@ def test_an_older_request_comes_before_the_one_that_its_worker_just_served():
 
 def test_of_two_free_workers_the_one_with_the_first_missing_layer_is_taken():
     scheduler = scheduler_of(2, {"b": [1], "a": [0]})
+    scheduler.decide(0.0)
     scheduler.accept("x", 0.0)
     assert [visit.layer for visit in visits(scheduler.decide(0.0))] == [0]
 

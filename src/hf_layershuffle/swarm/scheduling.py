@@ -20,8 +20,9 @@ class Scheduler:
     Tell it what happens (`accept`, `arrived`, `failed`, `add_worker`, ...), then do what `decide` says; ask again at
     the time that `next_check` says at the latest. Times are seconds of any clock that does not go back.
 
-    The oldest request comes first, and takes the first layer that it lacks and a free worker holds. It would be of no
-    use to prefer the layer that most waiting requests lack: where there is a choice, no waiting request lacks any of
+    A worker that becomes free takes the oldest request that lacks one of its layers, and of these the first layer. A
+    request that finds several workers free takes the first layer that it lacks and one of them holds. To prefer the
+    layer that most waiting requests lack would be of no use: where there is a choice, no waiting request lacks any of
     these layers, or their workers would not be free.
 
     Args:
@@ -235,21 +236,17 @@ class Scheduler:
         return self._timers[0][0] if self._timers else None
 
     def _match(self) -> None:
-        """Lets visits begin, the oldest request first, until no free worker holds what a waiting request lacks."""
+        """Lets visits begin until no free worker holds what a waiting request lacks."""
         workers = self._workers
         while self._to_match or workers.newly_idle:
+            while workers.newly_idle:
+                worker = next(iter(workers.newly_idle))
+                self._serve(worker)
+                workers.newly_idle.pop(worker, None)
             request = oldest(self._to_match)
-            for worker in list(workers.newly_idle):
-                heads = [oldest(self._queues[layer]) for layer in workers.layers_of(worker)]
-                waiting = [head for head in heads if head is not None]
-                if not waiting:
-                    del workers.newly_idle[worker]
-                elif request is None or min(head.number for head in waiting) < request.number:
-                    request = min(waiting, key=lambda head: head.number)
             if request is None:
-                continue
-            if self._to_match and self._to_match[0][2] is request:
-                heapq.heappop(self._to_match)
+                break
+            heapq.heappop(self._to_match)
             for layer in self._next_layers(request):
                 holder = workers.idle_holder(layer)
                 if holder is not None:
@@ -257,6 +254,16 @@ class Scheduler:
                     break
             else:
                 self._go_without(request)
+
+    def _serve(self, worker: str) -> None:
+        """Gives a free worker the oldest request that lacks one of its layers, if there is one."""
+        found: tuple[Request, int] | None = None
+        for layer in self._workers.layers_of(worker):
+            request = oldest(self._queues[layer])
+            if request is not None and (found is None or request.number < found[0].number):
+                found = request, layer
+        if found is not None:
+            self._start(*found, worker)
 
     def _start(self, request: Request, layer: int, worker: str) -> None:
         self._stop_waiting(request)

@@ -7,8 +7,8 @@ from .decisions import Visit
 
 
 class _Worker:
-    def __init__(self, layers: Collection[int]):
-        self.layers = sorted(layers)
+    def __init__(self, layers: list[int]):
+        self.layers = layers
         self.visit: Visit | None = None  # a late one too: the worker is busy with it
         self.is_paused = False
 
@@ -25,7 +25,7 @@ class WorkerPool:
         self._holders: dict[int, set[str]] = {layer: set() for layer in layers}
         self._idle: dict[int, dict[str, None]] = {layer: {} for layer in layers}  # the longest idle first
         self.why_gone = dict.fromkeys(layers, "no worker holds it")  # by layer that has no holder
-        self.newly_idle: dict[str, None] = {}  # workers that were not matched with a request since they became free
+        self.newly_idle: dict[str, None] = {}  # workers that were offered no request since they became free
 
     def __contains__(self, name: str) -> bool:
         return name in self._workers
@@ -33,11 +33,12 @@ class WorkerPool:
     def put(self, name: str, layers: Collection[int]) -> bool:
         """A worker with these layers, new or known. Returns whether a layer has its first or lost its last holder."""
         before = self._held()
+        counted = sorted(layer for layer in layers if layer in self._holders)
         if name in self._workers:
             self._leave(name, "no worker holds it")
-            self._workers[name].layers = sorted(layers)
+            self._workers[name].layers = counted
         else:
-            self._workers[name] = _Worker(layers)
+            self._workers[name] = _Worker(counted)
         for layer in self.layers_of(name):
             self._holders[layer].add(name)
         self._note(name)
@@ -62,7 +63,8 @@ class WorkerPool:
         return [bool(holders) for holders in self._holders.values()]
 
     def layers_of(self, name: str) -> list[int]:
-        return [layer for layer in self._workers[name].layers if layer in self._holders]
+        """The layers of a worker that requests run."""
+        return self._workers[name].layers
 
     def is_held(self, layer: int) -> bool:
         """Whether a worker holds a layer, be it busy or paused."""
@@ -89,7 +91,7 @@ class WorkerPool:
         """Notes whether a worker is idle."""
         worker = self._workers[name]
         is_idle = worker.visit is None and not worker.is_paused
-        for layer in self.layers_of(name):
+        for layer in worker.layers:
             if is_idle:
                 self._idle[layer].setdefault(name)
             else:
