@@ -133,7 +133,7 @@ def simulate(
         latency_seconds=latency_seconds, latency_spread=latency_spread, repair_seconds=repair_seconds, hangs=hangs,
         detection_seconds=detection_seconds, seed=seed,
     )  # fmt: skip
-    rules = Policy(deadline=deadline, call_timeout=call_timeout, hedge=hedge, max_wait=deadline)
+    rules = Policy(deadline=deadline, call_timeout=call_timeout, hedge=hedge)
     comparison = Comparison(
         rules=rules, skip_after=skip_after, skips=tuple(skips or (1, 2)), replicas=replicas,
         skip_pipe=SkipPipe(skip_ratio, max_swaps),

@@ -178,5 +178,7 @@ def test_copies_stand_on_different_nodes():
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "simpy", None)
-    with pytest.raises(ImportError, match=r'needs the package simpy; install it with `pip install "hf-layershuffle\[swarm\]"`'):
+    with pytest.raises(
+        ImportError, match=r'needs the package simpy; install it with `pip install "hf-layershuffle\[swarm\]"`'
+    ):
         simulate(SimulationSettings())

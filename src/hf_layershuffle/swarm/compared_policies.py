@@ -109,6 +109,7 @@ class Comparison:
         found += [self._with_skips("free", "free order", True, free, number) for number in self.skips]
         found.append(ComparedPolicy(f"free_{copied}", f"free order, {copies}", True, free, self.replicas))
         if self.skip_pipe is not None:
+            check_integers(max_swaps=(self.skip_pipe.max_swaps, 0))
             skipped = skips_of(num_layers, self.skip_pipe.skip_ratio)
             label = f"SkipPipe's paths, {skipped} of {num_layers} skipped"
             found.append(ComparedPolicy("skip_pipe", label, True, free, skip_pipe=self.skip_pipe))
