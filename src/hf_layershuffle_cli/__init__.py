@@ -45,6 +45,7 @@ def program(
 STOPPED = {
     "evaluate": "stopped; run the same command again to go on",
     "train": "stopped; run the same command again to go on from the last checkpoint",
+    "swarm simulate": "stopped; run the same command again to go on",
     "publish": "stopped; run the same command again. The Hub shows a commit whole or not at all",
 }
 
@@ -70,7 +71,8 @@ def main() -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to terminate ends as Ctrl-C does
-    stopped = STOPPED.get(sys.argv[1] if len(sys.argv) > 1 else "", "stopped; nothing was written")
+    names = (" ".join(sys.argv[1 : 1 + number]) for number in (2, 1))
+    stopped = next((STOPPED[name] for name in names if name in STOPPED), "stopped; nothing was written")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import inputs, options
+from . import inputs, options, swarm_simulate
 
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ app = typer.Typer(
 def swarm() -> None:
     """Layers on workers that are slow, fail and come back."""
 
+
+app.command()(swarm_simulate.simulate)
 
 Model = Annotated[
     str | None,
