@@ -231,7 +231,10 @@ def main() -> None:
             parser.error("name a dataset, a plain model and an order-free one, or pass --render.")
         if min(arguments.draws, arguments.batch_size, arguments.max_samples or 1) < 1:
             parser.error("--draws, --batch_size and --max_samples must be at least 1.")
-        run(arguments)
+        try:
+            run(arguments)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
     render(read_records(arguments.records), arguments.pages)
 
 

@@ -52,5 +52,5 @@ def test_a_further_draw_keeps_the_earlier_ones(measured):
 def test_models_of_other_depths_are_refused(tmp_path):
     shipped = CARDS / "vit-fashion-mnist-layershuffle"
     result = lost_workers(tmp_path, "digits", MODELS[0], shipped, "--transport", "local")
-    assert result.returncode != 0 and "compare models of the same depth" in result.stderr
+    assert result.returncode == 2 and "compare models of the same depth" in result.stderr
     assert not (tmp_path / "records.json").exists()
