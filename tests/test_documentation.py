@@ -13,7 +13,8 @@ import hf_layershuffle_cli
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("train", "measure", "merge", "publish", "text", "causal"))]
+NAMES = ("train", "measure", "merge", "publish", "text", "causal", "swarm")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 # The same on less: the pages show the sizes that are worth it
 LESS = {
     "train": "--max_steps 4 --max_eval_samples 40 --final_eval_orders 8 --eval_strategy no",

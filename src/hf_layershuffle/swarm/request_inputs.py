@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
 from ..checkpoints.checks import explained_reading
 from ..checkpoints.processing_classes import ProcessingClass, check_evaluable, load_processing_class
@@ -84,7 +84,7 @@ class RequestInputs:
 
     def __init__(
         self,
-        config: PreTrainedConfig | Any,
+        config: Any,
         processing_class: ProcessingClass,
         limits: Limits | None = None,
         max_length: int | None = None,
