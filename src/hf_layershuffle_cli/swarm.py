@@ -112,11 +112,12 @@ Demo = Annotated[
         "follow, and lets the page kill them.",
     ),
 ]
-Rate = Annotated[float, typer.Option("--rate", help="With --demo: images a second at first.")]
+Rate = Annotated[float | None, typer.Option("--rate", help="With --demo: images a second at first. Defaults to 3.")]
 LayerSeconds = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--layer_seconds", help="With --demo: seconds that a layer takes longer than it needs, at random, on average."
+        "--layer_seconds",
+        help="With --demo: seconds that a layer takes longer than it needs, at random, on average. Defaults to 0.12.",
     ),
 ]
 
@@ -146,8 +147,8 @@ def serve(
     max_pixels: MaxPixels = 25_000_000,
     max_in_flight: MaxInFlight = 64,
     demo: Demo = False,
-    rate: Rate = 3.0,
-    layer_seconds: LayerSeconds = 0.12,
+    rate: Rate = None,
+    layer_seconds: LayerSeconds = None,
     dataset_name: options.DatasetName = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -165,7 +166,11 @@ def serve(
     from hf_layershuffle.swarm.swarm import Swarm
     from hf_layershuffle.swarm.transports import transport_of
 
+    if not demo:
+        _refuse_without_demo(dataset_name=dataset_name, rate=rate, layer_seconds=layer_seconds)
     model, dataset = _chosen_model(model, dataset_name, demo, revision)
+    rate = 3.0 if rate is None else rate
+    layer_seconds = 0.12 if layer_seconds is None else layer_seconds
     if demo:  # a worker that is lost or slow is then seen to cost layers, not answers
         max_skips = 2 if max_skips is None else max_skips
         skip_after = 1.0 if skip_after is None else skip_after
@@ -198,6 +203,12 @@ def _announce(address: str) -> None:
     print(f"The swarm answers at {address} (Ctrl-C ends it)", flush=True)
 
 
+def _refuse_without_demo(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is '{value}', which is for --demo; add it, or leave this out.")
+
+
 def _chosen_model(
     model: str | None, dataset_name: str | None, demo: bool, revision: str | None
 ) -> tuple[str, str | None]:
@@ -212,8 +223,6 @@ def _chosen_model(
         raise ValueError("`MODEL` is missing; give a folder or a Hub id, or --demo for the model that comes along.")
     model = model or example_model()
     if not demo:
-        if dataset_name is not None:
-            raise ValueError(f"`dataset_name` is '{dataset_name}', which is for --demo; add it, or leave this out.")
         return model, None
     if dataset_name is None and Path(model).resolve() == Path(example_model()).resolve():
         return model, "digits"

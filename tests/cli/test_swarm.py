@@ -70,6 +70,8 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         "`rate` is 101.0; it must be a number from 0 to 100.": serve("--demo", "--rate", 101),
         "`layer_seconds` is -1.0": serve("--demo", "--layer_seconds", -1),
         "`dataset_name` is 'digits', which is for --demo": serve("--dataset_name", "digits"),
+        "`rate` is '3.0', which is for --demo; add it": serve("--rate", 3),
+        "`layer_seconds` is '0.0', which is for --demo": serve("--layer_seconds", 0),
         "No such option": serve("--no_such_option"),
     }
     with taken:

@@ -110,3 +110,73 @@ async def looks_at_the_page(address: str, folder: Path) -> None:
 @pytest.mark.parametrize("visit", [asks_as_the_page_does, *([looks_at_the_page] if CHROMIUM else [])])
 def test_a_worker_is_killed_and_comes_back_while_answers_go_on(visit, tmp_path):
     asyncio.run(visited(visit, tmp_path))
+
+
+TOKEN = "a-token-of-this-service"
+
+
+async def ended_and_started_again(first, second) -> None:
+    """Runs a service with a token for one visit, and after its end another at the same port."""
+    inputs = RequestInputs.from_pretrained(FOLDER)
+    port = 0
+    for visit in (first, second):
+        swarm = ls.Swarm.from_pretrained(FOLDER, workers=1, transport="local")
+        told = asyncio.get_running_loop().create_future()
+        service = asyncio.ensure_future(
+            run_service(swarm, inputs, Address(port=port, token=TOKEN), announce=told.set_result)
+        )
+        await asyncio.wait({service, told}, return_when=asyncio.FIRST_COMPLETED)
+        port = int((await told).rpartition(":")[2])
+        try:
+            await asyncio.wait_for(visit(await told), 120)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await service
+
+
+async def who_watches_hears_the_end_and_comes_back(folder: Path) -> None:
+    async with aiohttp.ClientSession() as session:
+        streams = []
+
+        async def watch(address):
+            async with session.get(f"{address}/events", headers={"Authorization": "Bearer other"}) as response:
+                assert response.status == 401
+            streams.append(await session.get(f"{address}/events", headers={"Authorization": f"Bearer {TOKEN}"}))
+            assert b'"beginning"' in await streams[-1].content.readline()
+
+        await ended_and_started_again(watch, watch)
+        for stream in streams:
+            async for _ in stream.content:  # each has an end
+                pass
+
+
+async def the_page_says_so_and_comes_back(folder: Path) -> None:
+    banner = "document.querySelector('#banner').textContent"
+    enter = "document.querySelector('#token').value = '{}'; document.querySelector('#sign-in').requestSubmit()"
+    async with Browser(folder) as browser:
+
+        async def signs_in(address):
+            await browser.open(address)
+            await browser.until("document.querySelector('#sign-in')?.hidden === false")
+            assert await browser.evaluate("document.querySelector('#not-it').hidden")
+            await browser.evaluate(enter.format("other"))
+            await browser.until(
+                "!document.querySelector('#sign-in').hidden && !document.querySelector('#not-it').hidden"
+            )
+            await browser.evaluate(enter.format(TOKEN))
+            await browser.until(f"{banner} === 'All 6 layers have a worker.'")
+
+        async def comes_back(address):
+            await browser.until("!document.querySelector('#page').classList.contains('lost')")
+            await browser.until(f"{banner} === 'All 6 layers have a worker.'")
+
+        await ended_and_started_again(signs_in, comes_back)
+        await browser.until("document.querySelector('#page').classList.contains('lost')")
+        assert (await browser.evaluate(banner)).endswith("Trying again …")
+
+
+@pytest.mark.parametrize(
+    "watching", [who_watches_hears_the_end_and_comes_back, *([the_page_says_so_and_comes_back] if CHROMIUM else [])]
+)
+def test_who_watches_is_told_of_the_end_and_comes_back(watching, tmp_path):
+    asyncio.run(watching(tmp_path))
