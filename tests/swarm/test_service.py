@@ -469,6 +469,7 @@ def test_a_load_of_labelled_images_gives_an_accuracy_and_can_be_changed(inputs):
             ('{"rate": 101, "max_skips": 3}', "`rate` is 101.0; it must be a number from 0 to 100."),
             ('{"rate": NaN, "max_skips": 3}', "`rate` is nan"),
             ('{"rate": 1, "max_skips": -1}', "`max_skips` is -1; it must be an integer of at least 0."),
+            ('{"rate": 1, "max_skips": 6}', "`max_skips` is 6, but only 6 layers run"),
             ('{"rate": 1}', "`max_skips` is"),
         ):
             status, _, answer = service.ask("POST", "/load", body, Content_Type="application/json")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 
 from .answers import DeadlineError, MissingLayersError, SwarmAnswer, SwarmBusyError, SwarmClosedError, SwarmError
+from .intake import check_max_skips
 from .live_events import as_server_sent
 from .request_inputs import RefusedInputError, RequestInputs, excerpt, thumbnail
 from .watched_swarm import WatchedSwarm, outcome_of
@@ -192,6 +193,7 @@ class _Routes:
         if load is None:
             raise HTTPException(404, "This swarm has no load of its own.")
         with _refusing_values():
+            check_max_skips(max_skips, self.watched.swarm.status()["layers"])
             load.change(rate, max_skips)
         return JSONResponse({"rate": load.rate, "max_skips": load.max_skips})
 
