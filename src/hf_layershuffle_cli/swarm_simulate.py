@@ -90,6 +90,9 @@ def simulate(
     detection_seconds: Annotated[
         float, typer.Option("--detection_seconds", help="Until the router knows that a node died.")
     ] = 0.03,
+    router_seconds: Annotated[
+        float, typer.Option("--router_seconds", help="Time that the router, one thing at a time, takes for each hop.")
+    ] = 0.0,
     deadline: Annotated[
         float, typer.Option("--deadline", help="Seconds for a request, after which it gets what ran, or fails.")
     ] = 1.0,
@@ -131,7 +134,7 @@ def simulate(
         arrival_rate=arrival_rate, max_queue=max_queue, service=service, service_seconds=service_seconds,
         service_spread=service_spread, stragglers=stragglers, straggler_factor=straggler_factor,
         latency_seconds=latency_seconds, latency_spread=latency_spread, repair_seconds=repair_seconds, hangs=hangs,
-        detection_seconds=detection_seconds, seed=seed,
+        detection_seconds=detection_seconds, router_seconds=router_seconds, seed=seed,
     )  # fmt: skip
     rules = Policy(deadline=deadline, call_timeout=call_timeout, hedge=hedge)
     comparison = Comparison(

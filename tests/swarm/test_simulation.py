@@ -126,6 +126,14 @@ def test_failures_cost_a_strict_order_answers_and_a_free_one_with_skips_layers()
     assert strict.lost_hops > 0 and skipping.lost_hops > 0
 
 
+def test_a_router_that_does_one_thing_at_a_time_bounds_the_throughput():
+    even = replace(TWELVE, service="constant", nodes=12)
+    unbound, bound = (simulate(replace(even, router_seconds=each), Policy("strict")) for each in (0.0001, 0.005))
+    assert unbound.throughput == pytest.approx(50, rel=0.05)
+    assert bound.throughput == pytest.approx(1 / (12 * 0.005), rel=0.02)
+    assert bound.mean_layers == 12 and bound.lost_hops == 0
+
+
 def test_a_node_that_hangs_is_left_after_the_timeout_and_used_again_afterwards():
     hanging = SimulationSettings(num_requests=400, nodes=24, failure_rate=0.1, hangs=1.0, repair_seconds=2.0)
     result, scheduler = checked_run(hanging, Policy("free", call_timeout=0.2, max_wait=30.0))
