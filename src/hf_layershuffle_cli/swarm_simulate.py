@@ -51,7 +51,7 @@ def simulate(
     ] = 2,
     failure_rates: FailureRates = "0,0.02,0.05,0.1,0.15,0.2,0.3",
     skips: Skips = None,
-    num_requests: Annotated[int, typer.Option("--num_requests", help="Requests that are sent.")] = 2000,
+    num_requests: Annotated[int, typer.Option("--num_requests", help="Requests that are sent.")] = 5000,
     in_flight: Annotated[
         int | None, typer.Option("--in_flight", help="Requests under way at any time. Defaults to --nodes.")
     ] = None,
