@@ -399,7 +399,7 @@ def _embed_and_classify(swarm, inputs):
 
 
 async def costs_of_a_hop(swarm, inputs, num_workers):
-    """Seconds on the way to a worker and back, and seconds for which the router is busy, measured with nobody sleeping.
+    """Seconds on the way to a worker and back, and for which the router is busy, measured with nobody sleeping.
 
     What a hop takes with many requests under way is what cannot be done at the same time. What one alone takes beyond
     that is the way.
@@ -451,8 +451,8 @@ def main() -> None:
         rows, (way, busy) = asyncio.run(measure(args, folder))
     settings = {name: getattr(args, name) for name in vars(args)}
     notes = (
-        f"The simulation was given what was measured before, with nobody sleeping: {1000 * way:.2f} ms on the way to a "
-        f"worker and back, and {1000 * busy:.2f} ms for which the router is busy with a hop."
+        f"The simulation was given what was measured before, with nobody sleeping: {1000 * way:.2f} ms on the way to "
+        f"a worker and back, and {1000 * busy:.2f} ms for which the router is busy with a hop."
     )
     record("What is free order worth on real workers, and does the simulation say the same?", rows, settings, notes)
 
