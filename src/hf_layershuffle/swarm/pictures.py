@@ -81,8 +81,8 @@ def _title(report: SimulationReport) -> str:
     models = " and ".join(each["model"] for each in report.models.values())
     dataset = next((f" on {each['dataset']}" for each in report.models.values()), "")
     accuracy = f"; accuracy by the report of {models}{dataset}" if models else ""
-    details = textwrap.fill(f"{report.title()}{away}{deadline}{accuracy}", 112)
-    return f"{_finding(report)}\n{details}"
+    details = f"Simulated: {report.title()}{away}{deadline}{accuracy}"
+    return "\n".join(textwrap.fill(text, 98) for text in (_finding(report), details))
 
 
 def _finding(report: SimulationReport) -> str:
@@ -93,9 +93,9 @@ def _finding(report: SimulationReport) -> str:
     for policy in ("strict", "free" if most_skips is None else f"free_{most_skips}_skips"):
         point, kind = report.curve(policy)[-1], report.kind_of(policy)
         if kind is None:
-            return "Layers on nodes that fail and come back, simulated"
+            return "Layers on nodes that fail and come back"
         found.append(f"{report.labels[policy]} {point.accuracy_of_requests(kind):.0%}")
-    return f"Nodes away for {rate:.0%} of the time, simulated; answered correctly: {found[0]}, {found[1]}"
+    return f"Nodes away {rate:.0%} of the time, answered correctly: {found[0]}; {found[1]}"
 
 
 def _styles(report: SimulationReport) -> dict[str, dict[str, Any]]:
