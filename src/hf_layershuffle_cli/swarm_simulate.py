@@ -154,7 +154,7 @@ def run(
     overwrite: bool,
 ) -> None:
     """Simulates, or takes the report of the same simulation that is there, prints it and draws it."""
-    from hf_layershuffle.swarm.pictures import plot_simulation
+    from hf_layershuffle.swarm.simulation_picture import plot_simulation
     from hf_layershuffle.swarm.simulation_report import (
         PROGRESS_FILE,
         REPORT_FILE,
