@@ -57,9 +57,10 @@ def test_real_workers_that_sleep_run_what_the_policies_allow(benchmark, tmp_path
 
 
 def test_the_simulated_counterpart_has_the_same_draws(benchmark):
-    settings = SimulationSettings(num_requests=40, service="constant")
+    settings = SimulationSettings(num_requests=400, service="constant")
     case = benchmark.Case("strict", settings, Policy("strict"))
     # Without a way or a busy router, 12 layers of 20 ms are 50 requests a second
     assert case.simulated(0, 0.0, 0.0).throughput == pytest.approx(50, rel=0.02)
     assert case.simulated(0, 0.0, 0.005).throughput == pytest.approx(1 / 0.06, rel=0.05)
+    # With equal times, strict order is as good as can be
     assert benchmark.simulated_ratio(case, benchmark.Case("free", settings, Policy("free")), 1) < 1

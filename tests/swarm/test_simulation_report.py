@@ -8,9 +8,9 @@ from matplotlib.image import imread
 
 from hf_layershuffle.swarm.compared_policies import Comparison, SkipPipe
 from hf_layershuffle.swarm.expected_accuracy import ExpectedAccuracy, digits_reports
-from hf_layershuffle.swarm.simulation_picture import plot_simulation
 from hf_layershuffle.swarm.policy import Policy
 from hf_layershuffle.swarm.simulated_nodes import SimulationSettings
+from hf_layershuffle.swarm.simulation_picture import plot_simulation
 from hf_layershuffle.swarm.simulation_report import PROGRESS_FILE, SimulationReport, compare_policies
 
 
