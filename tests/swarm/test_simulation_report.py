@@ -40,6 +40,7 @@ def test_each_policy_is_simulated_at_each_rate(report):
     assert (healthy.failure_rate, failing.failure_rate) == RATES
     assert healthy.fraction_answered == 1 > failing.fraction_answered or failing.mean_layers < 6
     assert 0 < healthy.latency["50"] < healthy.latency["95"] <= healthy.latency["99"]
+    assert report.curve("skip_pipe")[0].mean_layers == 5 < report.curve("free")[0].mean_layers == 6
     alone = {policy.name: policy for policy in Comparison().policies(6, 6)}["free"]
     assert report.curve("free")[1].throughput == alone.run(replace(SMALL, failure_rate=0.2)).throughput
 
