@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from harness import Pairs, Row, quartiles, record
+from harness import Row, quartiles, record
 
 from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
 from hf_layershuffle.swarm.placement import place_evenly
@@ -156,8 +156,10 @@ class Case:
         swarm._transport.begin(SimulatedNodes(settings))
         return await send(swarm, settings, inputs, settings.num_requests)
 
-    def simulated(self, seed, latency):
-        settings = replace(self.settings, latency_seconds=latency, latency_spread=0.3, seed=seed)
+    def simulated(self, seed, way, router_seconds):
+        settings = replace(
+            self.settings, latency_seconds=way, latency_spread=0.3, router_seconds=router_seconds, seed=seed
+        )
         nodes = SimulatedNodes(settings)
         placement = place_evenly(range(settings.num_layers), settings.nodes, self.replicas)
         held = dict(zip(nodes.names, placement.values()))
@@ -188,7 +190,8 @@ def throughput_row(what, against, ratios, simulated, target, runs, first, second
 
 def simulated_ratio(first, second, pairs):
     return statistics.median(
-        second.simulated(seed, 0.0).throughput / first.simulated(seed, 0.0).throughput for seed in range(pairs)
+        second.simulated(seed, 0.0, 0.0).throughput / first.simulated(seed, 0.0, 0.0).throughput
+        for seed in range(pairs)
     )
 
 
@@ -227,11 +230,11 @@ async def policies(swarm, inputs, args, runs):
     return rows, cases
 
 
-def deviation_rows(cases, runs, way):
-    """The real swarm against the simulated one, with the same draws and the way to a worker as it was measured."""
+def deviation_rows(cases, runs, way, router_seconds):
+    """The real swarm against the simulated one, with the same draws and the two costs of a hop as measured."""
     rows = []
     for name, case in cases.items():
-        simulated = [case.simulated(seed, way) for seed in range(len(runs[name]))]
+        simulated = [case.simulated(seed, way, router_seconds) for seed in range(len(runs[name]))]
         for unit, of in (
             ("throughput", lambda run: run.throughput),
             ("median latency", lambda run: run.latency(50)),
@@ -289,7 +292,8 @@ async def after_a_kill(swarm, inputs, args):
     await asyncio.sleep(6)
     is_over = True
     await asyncio.gather(*clients)
-    back = next((t for t in np.arange(restarted, restarted + 5, 0.05) if _rate(ends, t, 1.0) >= 0.9 * before), None)
+    moments = (restarted + 0.05 * number for number in range(100))
+    back = next((moment for moment in moments if _rate(ends, moment, 1.0) >= 0.9 * before), None)
     during = sum(killed < end <= restarted for end, _ in ends) / max(1e-9, restarted - killed)
     notes = (
         f"{before:.1f} requests/s before, {during:.1f} until the restart {restarted - killed:.1f} s after the kill; "
@@ -342,7 +346,7 @@ class SchedulerClock:
 async def overhead(size, shape, args, folder):
     """A hop through the router against a bare call of the transport, one request at a time, nobody sleeping."""
     batch, tokens, hidden_size = shape
-    image = 16 * int(round((tokens - 1) ** 0.5))
+    image = 16 * round((tokens - 1) ** 0.5)
     if (image // 16) ** 2 + 1 != tokens:  # a wide image
         image = (16, 16 * (tokens - 1))
     path = write_model(f"{folder}/{size.split()[0]}", 4, hidden_size, image, 16)
@@ -368,7 +372,7 @@ async def overhead(size, shape, args, folder):
                     )
                     bare.append(time.perf_counter() - began - result.seconds)
                     layers.append(result.seconds)
-                before, spent = len(transport.calls), clock.seconds
+                before = len(transport.calls)
                 began = time.perf_counter()
                 answer = await swarm.classify(inputs)
                 ends = time.perf_counter() - began
@@ -377,8 +381,8 @@ async def overhead(size, shape, args, folder):
                 routed.append((ends - worked - first_and_last) / len(answer.execution_order))
             scheduler = clock.seconds / (len(routed) * 4)
     notes = (
-        f"{1000 * statistics.median(bare):.2f} ms against {1000 * statistics.median(routed):.2f} ms a hop beside the layer "
-        f"({1000 * statistics.median(layers):.2f} ms); in the scheduler {1e6 * scheduler:.0f} µs"
+        f"{1000 * statistics.median(bare):.2f} ms against {1000 * statistics.median(routed):.2f} ms a hop beside the "
+        f"layer ({1000 * statistics.median(layers):.2f} ms); in the scheduler {1e6 * scheduler:.0f} µs"
     )
     ratios = [b / statistics.median(bare) for b in routed]
     return Row(
@@ -394,22 +398,43 @@ def _embed_and_classify(swarm, inputs):
     return time.perf_counter() - began
 
 
+async def costs_of_a_hop(swarm, inputs, num_workers):
+    """Seconds on the way to a worker and back, and for which the router is busy, measured with nobody sleeping.
+
+    What a hop takes with many requests under way is what cannot be done at the same time. What one alone takes beyond
+    that is the way.
+    """
+    transport = swarm._transport
+    transport.begin(None)
+    alone = [(await swarm.classify(inputs)).seconds / NUM_LAYERS for _ in range(20)]
+    layer = statistics.mean(call - way for call, way in zip(transport.calls, transport.ways))
+    began = time.perf_counter()
+
+    async def client():
+        for _ in range(15):
+            await swarm.classify(inputs)
+
+    await asyncio.gather(*(client() for _ in range(num_workers)))
+    busy = (time.perf_counter() - began) / (15 * num_workers * NUM_LAYERS)
+    return max(0.0, statistics.median(alone) - layer - busy), busy
+
+
 async def measure(args, folder):
     path = write_model(f"{folder}/model")
     inputs = torch.zeros(1, 3, 8, 8)
-    runs, rows = defaultdict(list), []
+    runs = defaultdict(list)
     transport = SleepingTransport(transport_of(args.transport, path, None, {}))
     swarm = Swarm.from_pretrained(path, workers=args.workers, transport=transport, policy="free")
     async with swarm:
         for _ in range(20):
             await swarm.classify(inputs)
+        costs = await costs_of_a_hop(swarm, inputs, args.workers)
         rows, cases = await policies(swarm, inputs, args, runs)
-        way = statistics.mean(transport.ways)
-        rows += deviation_rows(cases, runs, way)
+        rows += deviation_rows(cases, runs, *costs)
         rows += await after_a_kill(swarm, inputs, args)
     for size, shape in SIZES.items():
         rows.append(await overhead(size, shape, args, folder))
-    return rows, way
+    return rows, costs
 
 
 def main() -> None:
@@ -423,9 +448,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        rows, way = asyncio.run(measure(args, folder))
+        rows, (way, busy) = asyncio.run(measure(args, folder))
     settings = {name: getattr(args, name) for name in vars(args)}
-    notes = f"The way to a worker and back took {1000 * way:.1f} ms on average; the simulation was given this number."
+    notes = (
+        f"The simulation was given what was measured before, with nobody sleeping: {1000 * way:.2f} ms on the way to "
+        f"a worker and back, and {1000 * busy:.2f} ms for which the router is busy with a hop."
+    )
     record("What is free order worth on real workers, and does the simulation say the same?", rows, settings, notes)
 
 

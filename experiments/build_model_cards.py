@@ -40,6 +40,7 @@ from hf_layershuffle.hub.folder_records import METRICS, TRAINING_FILE, read_json
 from hf_layershuffle.hub.model_card import write_model_card
 from hf_layershuffle.hub.published_files import check_folder, published_files
 from hf_layershuffle.plotting import save_report_pictures
+from hf_layershuffle.swarm.expected_accuracy import DIGITS_REPORTS
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -207,6 +208,13 @@ def build_bundled_model(dataset) -> None:
     write_text(folder / "README.md", text)
 
 
+def write_digits_reports() -> None:
+    """Copies the reports that `hf-layershuffle swarm simulate` takes when none is given into the package."""
+    for kind, name in (("free", MERGED_FROM), ("plain", BASELINE)):
+        report = RobustnessReport.load(FOLDERS / name).to_dict()
+        write_text(DIGITS_REPORTS / f"{kind}.json", json.dumps(report, separators=(",", ":")) + "\n")
+
+
 def main() -> None:
     known = [*MODELS, MERGED, *LARGER_MODELS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,6 +258,8 @@ def main() -> None:
         reports[name] = build(folder, dataset, dataset_name)
     if MERGED_FROM in names:
         build_bundled_model(digits)
+    if {MERGED_FROM, BASELINE} & set(names):
+        write_digits_reports()
     shown = {name: report for name, report in reports.items() if name not in LARGER_MODELS}
     if shown:
         Console(width=200).print(compare_reports(shown))

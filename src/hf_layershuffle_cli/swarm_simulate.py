@@ -51,7 +51,7 @@ def simulate(
     ] = 2,
     failure_rates: FailureRates = "0,0.02,0.05,0.1,0.15,0.2,0.3",
     skips: Skips = None,
-    num_requests: Annotated[int, typer.Option("--num_requests", help="Requests that are sent.")] = 2000,
+    num_requests: Annotated[int, typer.Option("--num_requests", help="Requests that are sent.")] = 5000,
     in_flight: Annotated[
         int | None, typer.Option("--in_flight", help="Requests under way at any time. Defaults to --nodes.")
     ] = None,
@@ -90,6 +90,9 @@ def simulate(
     detection_seconds: Annotated[
         float, typer.Option("--detection_seconds", help="Until the router knows that a node died.")
     ] = 0.03,
+    router_seconds: Annotated[
+        float, typer.Option("--router_seconds", help="Time that the router, one thing at a time, takes for each hop.")
+    ] = 0.0,
     deadline: Annotated[
         float, typer.Option("--deadline", help="Seconds for a request, after which it gets what ran, or fails.")
     ] = 1.0,
@@ -131,7 +134,7 @@ def simulate(
         arrival_rate=arrival_rate, max_queue=max_queue, service=service, service_seconds=service_seconds,
         service_spread=service_spread, stragglers=stragglers, straggler_factor=straggler_factor,
         latency_seconds=latency_seconds, latency_spread=latency_spread, repair_seconds=repair_seconds, hangs=hangs,
-        detection_seconds=detection_seconds, seed=seed,
+        detection_seconds=detection_seconds, router_seconds=router_seconds, seed=seed,
     )  # fmt: skip
     rules = Policy(deadline=deadline, call_timeout=call_timeout, hedge=hedge)
     comparison = Comparison(
@@ -151,7 +154,7 @@ def run(
     overwrite: bool,
 ) -> None:
     """Simulates, or takes the report of the same simulation that is there, prints it and draws it."""
-    from hf_layershuffle.swarm.pictures import plot_simulation
+    from hf_layershuffle.swarm.simulation_picture import plot_simulation
     from hf_layershuffle.swarm.simulation_report import (
         PROGRESS_FILE,
         REPORT_FILE,

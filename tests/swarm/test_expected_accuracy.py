@@ -49,6 +49,7 @@ def test_swapped_neighbours_lie_between_the_two_and_are_counted(reports):
     # One of the ten pairs is out of order, of five that are in an arbitrary order on average
     assert one == pytest.approx(in_order + (arbitrary - in_order) / 5)
     assert two == pytest.approx(in_order + (arbitrary - in_order) * 2 / 5)
+    assert accuracy.of((2, 0, 1, 4, 5)) == arbitrary  # two places from its own
     orders = {(0, 2, 1, 4, 5): 1, tuple(range(6)): 3}
     assert accuracy.share_interpolated(orders) == 0.25
     assert accuracy.mean(orders) == pytest.approx((one + 3 * report.sequential.accuracy) / 4)

@@ -98,6 +98,7 @@ def test_arrivals_come_at_the_rate_that_was_asked_for():
         ({"service_seconds": 0}, "`service_seconds` is 0; it must be a number above 0"),
         ({"repair_seconds": float("inf")}, "`repair_seconds` is inf; it must be a number above 0"),
         ({"latency_seconds": -1}, "`latency_seconds` is -1; it must be a number of at least 0"),
+        ({"router_seconds": -1}, "`router_seconds` is -1; it must be a number of at least 0"),
         ({"arrival_rate": "fast"}, "`arrival_rate` is 'fast'; it must be a number above 0"),
         ({"in_flight": 0}, "`in_flight` is 0; it must be an integer of at least 1"),
         ({"in_flight": 4, "arrival_rate": 3.0}, "`in_flight` is 4 and `arrival_rate` is 3.0; give one of them"),

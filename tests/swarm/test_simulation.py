@@ -10,7 +10,7 @@ from support.scheduling import CheckedScheduler
 
 from hf_layershuffle.swarm.policy import Policy
 from hf_layershuffle.swarm.scheduling import Scheduler
-from hf_layershuffle.swarm.simulated_nodes import SERVICE_TIMES, SimulatedNodes, SimulationSettings
+from hf_layershuffle.swarm.simulated_nodes import SERVICE_TIMES, Outage, SimulatedNodes, SimulationSettings
 from hf_layershuffle.swarm.simulation import SimulatedSwarm, place_on_nodes, simulate
 
 
@@ -126,12 +126,35 @@ def test_failures_cost_a_strict_order_answers_and_a_free_one_with_skips_layers()
     assert strict.lost_hops > 0 and skipping.lost_hops > 0
 
 
+def test_a_router_that_does_one_thing_at_a_time_bounds_the_throughput():
+    even = replace(TWELVE, service="constant", nodes=12)
+    unbound, bound = (simulate(replace(even, router_seconds=each), Policy("strict")) for each in (0.0001, 0.005))
+    assert unbound.throughput == pytest.approx(50, rel=0.05)
+    assert bound.throughput == pytest.approx(1 / (12 * 0.005), rel=0.02)
+    assert bound.mean_layers == 12 and bound.lost_hops == 0
+
+
 def test_a_node_that_hangs_is_left_after_the_timeout_and_used_again_afterwards():
     hanging = SimulationSettings(num_requests=400, nodes=24, failure_rate=0.1, hangs=1.0, repair_seconds=2.0)
     result, scheduler = checked_run(hanging, Policy("free", call_timeout=0.2, max_wait=30.0))
     assert result.fraction_answered == 1 and result.mean_layers == 12
     assert sum(scheduler.lost.values()) > 0  # timeouts
     assert result.latency(99) < 2.0  # nobody waits for the end of an outage
+
+
+@pytest.mark.parametrize(("hangs", "seconds"), [(True, 4.0), (False, 4.5)])
+def test_what_a_node_is_at_goes_on_after_it_hung_and_is_lost_if_it_died(hangs, seconds):
+    class AwayOnce(SimulatedNodes):
+        def outages(self, number):
+            yield Outage(0.5, 3.5, hangs)
+
+    alone = SimulationSettings(
+        num_layers=1, nodes=1, num_requests=1, service="constant", service_seconds=1.0, latency_seconds=0.0,
+        failure_rate=0.1,
+    )  # fmt: skip
+    nodes = AwayOnce(alone)
+    result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+    assert result.latencies == pytest.approx([seconds]) and result.lost_hops == (not hangs)
 
 
 def test_a_hedge_asks_a_second_node_and_takes_the_first_result():

@@ -8,9 +8,9 @@ from matplotlib.image import imread
 
 from hf_layershuffle.swarm.compared_policies import Comparison, SkipPipe
 from hf_layershuffle.swarm.expected_accuracy import ExpectedAccuracy, digits_reports
-from hf_layershuffle.swarm.pictures import plot_simulation
 from hf_layershuffle.swarm.policy import Policy
 from hf_layershuffle.swarm.simulated_nodes import SimulationSettings
+from hf_layershuffle.swarm.simulation_picture import plot_simulation
 from hf_layershuffle.swarm.simulation_report import PROGRESS_FILE, SimulationReport, compare_policies
 
 
@@ -40,6 +40,7 @@ def test_each_policy_is_simulated_at_each_rate(report):
     assert (healthy.failure_rate, failing.failure_rate) == RATES
     assert healthy.fraction_answered == 1 > failing.fraction_answered or failing.mean_layers < 6
     assert 0 < healthy.latency["50"] < healthy.latency["95"] <= healthy.latency["99"]
+    assert report.curve("skip_pipe")[0].mean_layers == 5 < report.curve("free")[0].mean_layers == 6
     alone = {policy.name: policy for policy in Comparison().policies(6, 6)}["free"]
     assert report.curve("free")[1].throughput == alone.run(replace(SMALL, failure_rate=0.2)).throughput
 
@@ -66,7 +67,7 @@ def test_a_plain_models_report_says_nothing_of_free_order():
     assert alone.kind_of("strict") == "plain" and alone.kind_of("free") is None
     none = compare_policies(settings, (0.0,))
     assert none.kind_of("strict") is None and none.points[0].accuracy == {}
-    assert len(plot_simulation(none)["simulation"].axes) == 6
+    assert len(plot_simulation(none)["simulation"].axes) == 4
     only_free = compare_policies(settings, (0.0,), reports=digits_reports()[:1])
     assert only_free.kind_of("strict") == "free"  # it can do what a plain one does
 
@@ -124,13 +125,17 @@ def test_the_table_and_the_picture_show_all_policies(report, tmp_path):
     assert len(table.rows) == len(NAMES) * len(RATES)
     pictures = plot_simulation(report)
     figure = pictures["simulation"]
-    assert [len(axes.get_lines()) for axes in figure.axes] == [len(NAMES)] * 6
+    assert [len(axes.get_lines()) for axes in figure.axes] == [len(NAMES)] * 4
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert drawn["order-free: free order"].get_ydata()[1] == report.curve("free")[1].throughput
     assert drawn["plain: strict order"].get_linestyle() != drawn["order-free: free order"].get_linestyle()
     assert len({(line.get_color(), line.get_marker()) for line in drawn.values()}) == len(NAMES)
+    right = {policy: report.curve(policy)[1].accuracy_of_requests(report.kind_of(policy)) for policy in NAMES}
+    assert f"correctly: strict order {right['strict']:.0%}; " in figure._suptitle.get_text()
+    assert f"free order, up to 2 skips {right['free_2_skips']:.0%}\nSimulated: 6 nodes" in figure._suptitle.get_text()
     pictures.save(tmp_path)
     assert imread(tmp_path / "simulation.png").shape[1] == 1360
+    figure.set_dpi(200)  # as it is saved; letters are wider than at 100
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in [*figure.texts, figure._suptitle])
 
 
@@ -144,6 +149,7 @@ def test_the_table_and_the_picture_show_all_policies(report, tmp_path):
         ({"comparison": Comparison(replicas=1)}, "`replicas` is 1; it must be an integer of at least 2"),
         ({"comparison": Comparison(skips=(6,))}, "`skips` is 6, and the model has 6 layers; at least one must run"),
         ({"comparison": Comparison(skips=(0,))}, "`skips` is 0; it must be an integer of at least 1"),
+        ({"comparison": Comparison(skips=(2, 1, 2))}, r"`skips` is \[2, 1, 2\]; give each number once"),
         ({"comparison": Comparison(skip_pipe=SkipPipe(1.5))}, "`skip_ratio` is 1.5; it must be a fraction"),
         ({"comparison": Comparison(skip_pipe=SkipPipe(max_swaps=-1))}, "`max_swaps` is -1; it must be an integer"),
         ({"comparison": Comparison(skip_after=0.0)}, "`skip_after` is 0.0; it must be a number of seconds above 0"),

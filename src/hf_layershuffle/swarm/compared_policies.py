@@ -89,6 +89,8 @@ class Comparison:
                 f"`replicas` is {self.replicas}, and there are {num_nodes} nodes; a layer's copies stand on different "
                 "nodes, so take fewer copies or more nodes."
             )
+        if len(set(self.skips)) < len(self.skips):
+            raise ValueError(f"`skips` is {list(self.skips)}; give each number once.")
         for number in self.skips:
             check_integers(skips=(number, 1))
             if number >= num_layers:
@@ -103,8 +105,8 @@ class Comparison:
             ComparedPolicy("strict", "strict order", False, strict),
             ComparedPolicy(f"strict_{copied}", f"strict order, {copies}", False, strict, self.replicas),
         ]
-        for number in self.skips[-1:]:
-            found.append(self._with_skips("strict", "strict order", False, strict, number))
+        if self.skips:
+            found.append(self._with_skips("strict", "strict order", False, strict, max(self.skips)))
         found.append(ComparedPolicy("free", "free order", True, free))
         found += [self._with_skips("free", "free order", True, free, number) for number in self.skips]
         found.append(ComparedPolicy(f"free_{copied}", f"free order, {copies}", True, free, self.replicas))

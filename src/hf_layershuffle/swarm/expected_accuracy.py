@@ -12,6 +12,10 @@ from ..evaluation.report import RobustnessReport
 from ..evaluation.statistics import OrderScore
 
 
+# Copied from the model cards by experiments/build_model_cards.py; the package does not hold these
+DIGITS_REPORTS = Path(__file__).with_name("digits_reports")
+
+
 class ExpectedAccuracy:
     """The accuracy that a report lets expect of an execution order.
 
@@ -75,8 +79,7 @@ class ExpectedAccuracy:
 
 def digits_reports() -> list[RobustnessReport]:
     """The reports that come with the package: of an order-free and of a plain ViT of six layers on digits."""
-    folder = Path(__file__).with_name("digits_reports")
-    return [RobustnessReport.load(folder / f"{kind}.json") for kind in ("free", "plain")]
+    return [RobustnessReport.load(DIGITS_REPORTS / f"{kind}.json") for kind in ("free", "plain")]
 
 
 def _means(report: RobustnessReport, method: str) -> list[float]:

@@ -41,6 +41,7 @@ class SimulationSettings:
         hangs: Fraction in [0, 1] of failures in which the node stands still and says nothing. A node that fails
             otherwise loses what it was at, which its router learns after `detection_seconds`.
         detection_seconds: See `hangs`.
+        router_seconds: Time that the router, which does one thing at a time, is busy with each hop. 0 for none.
         seed: Seed of everything random.
 
     Raises:
@@ -64,6 +65,7 @@ class SimulationSettings:
     repair_seconds: float = 1.0
     hangs: float = 0.0
     detection_seconds: float = 0.03
+    router_seconds: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class SimulationSettings:
         above_zero = ["service_seconds", "repair_seconds"] + ["arrival_rate"] * (self.arrival_rate is not None)
         for name in above_zero:
             self._check(name, lambda value: value > 0, "a number above 0")
-        for name in ("service_spread", "latency_seconds", "latency_spread", "detection_seconds"):
+        for name in ("service_spread", "latency_seconds", "latency_spread", "detection_seconds", "router_seconds"):
             self._check(name, lambda value: value >= 0, "a number of at least 0")
         for name in ("failure_rate", "stragglers"):
             self._check(name, lambda value: 0 <= value < 1, "a fraction from 0 to below 1")

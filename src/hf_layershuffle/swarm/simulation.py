@@ -150,7 +150,7 @@ class SimulatedSwarm:
         self._counting_until: float | None = None
         self._answers_in_time = 0
         self._next_timer: float | None = None
-        self._busy_seconds = 0.0
+        self._busy_seconds = self._router_is_free_at = 0.0
 
     def run(self) -> SimulationResult:
         """Sends all requests, and waits until each has ended."""
@@ -281,7 +281,14 @@ class SimulatedSwarm:
         if node.call is not call or call.number != number:
             return
         node.call = None
-        if self.scheduler.arrived(call.visit, self.env.now):
+        self._router_is_free_at = max(self.env.now, self._router_is_free_at) + self.settings.router_seconds
+        if self._router_is_free_at > self.env.now:
+            self._after(self._router_is_free_at - self.env.now, lambda: self._arrived(call.visit))
+        else:
+            self._arrived(call.visit)
+
+    def _arrived(self, visit: Visit) -> None:
+        if self.scheduler.arrived(visit, self.env.now):
             self.result.hops += 1
         else:
             self.result.lost_hops += 1
