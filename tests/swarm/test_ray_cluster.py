@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -79,19 +81,32 @@ def test_only_who_has_the_token_is_answered_and_nothing_is_left(tmp_path):
         assert not token.parent.exists() and not any(map(is_running, processes))
 
 
-@pytest.mark.parametrize("name", ["ray_gcs", "object_store"])
-def test_a_ray_that_cannot_start_leaves_nothing(name, monkeypatch):
-    if name == "ray_gcs":
-        from ray._private import services
+@pytest.mark.parametrize("how", ["at its first process", "after its last"])
+def test_a_ray_that_cannot_start_leaves_nothing(how, monkeypatch):
+    import ray
+    from ray._private import services
 
-        monkeypatch.setattr(services, "GCS_SERVER_EXECUTABLE", "/bin/false")
-        cluster = RayCluster()
+    started, init = set(), ray.init
+
+    def fail(*args, **kwargs) -> None:
+        init(*args, **kwargs)
+        started.update(descendants(os.getpid()))
+        raise OSError("no space left\nfor this")
+
+    if how == "after its last":
+        monkeypatch.setattr(ray, "init", fail)
+        message = r"Ray could not start \(OSError: no space left for this\)\."
     else:
-        cluster = RayCluster(object_store_bytes=2**60)
+        monkeypatch.setattr(services, "GCS_SERVER_EXECUTABLE", "/bin/false")
+        message = r"Ray could not start \("
+    cluster = RayCluster()
     with no_ray_left():
-        with pytest.raises(SwarmError, match=r"Ray could not start \("):
+        with pytest.raises(SwarmError, match=message):
             cluster.start()
+        assert not ray_folders() and not any(map(is_running, started))
         cluster.stop()
+    assert (len(started) > 3) == (how == "after its last")
+    until(lambda: "ray-home" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_ray_that_is_missing_is_said(monkeypatch):
@@ -133,6 +148,11 @@ def test_nothing_is_left_of_a_process_that_is_ended(how):
     if how is signal.SIGKILL:  # nobody was left to remove its folder; the next start does
         remove_folders_of_the_dead()
     assert not [folder for folder in folders if folder.exists()]
+
+
+def test_a_socket_elsewhere_would_be_seen():
+    with socket.create_server(("0.0.0.0", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
+        assert {"0.0.0.0", "::"} <= {host for host, _ in listening({os.getpid()})}
 
 
 def test_folders_of_processes_that_run_are_kept(monkeypatch, tmp_path):
