@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,12 @@ def test_a_swarm_whose_workers_cannot_load_leaves_nothing(vit, tmp_path):
             asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
+def name_of(process_id: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process_id}/cmdline").read_text().strip(" \0")
+    return ""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_a_process_that_is_ended(how):
     command = [sys.executable, "-c", HOLD, ls.example_model()]
@@ -144,9 +152,11 @@ def test_nothing_is_left_of_a_process_that_is_ended(how):
     finally:
         process.kill()
         process.wait(30)
-    until(lambda: not any(map(is_running, processes)))  # the kernel and the raylet end them
-    if how is signal.SIGKILL:  # nobody was left to remove its folder; the next start does
-        remove_folders_of_the_dead()
+    agents = set() if how is signal.SIGINT else {each for each in processes if name_of(each).endswith("Agent")}
+    until(lambda: not any(map(is_running, processes - agents)))
+    if how is signal.SIGKILL:  # nobody was left to remove its folder, and to end what else waits a minute for Ray
+        remove_folders_of_the_dead()  # as the next start does
+        until(lambda: not any(map(is_running, agents)))
     assert not [folder for folder in folders if folder.exists()]
 
 
