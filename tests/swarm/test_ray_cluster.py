@@ -83,7 +83,8 @@ def test_only_who_has_the_token_is_answered_and_nothing_is_left(tmp_path):
         assert not token.parent.exists() and not any(map(is_running, processes))
 
 
-@pytest.mark.parametrize("how", ["at its first process", "after its last"])
+# Ray tries its first process for half a minute
+@pytest.mark.parametrize("how", [pytest.param("at its first process", marks=pytest.mark.slow), "after its last"])
 def test_a_ray_that_cannot_start_leaves_nothing(how, monkeypatch):
     import ray
     from ray._private import services
