@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ENVIRONMENT, assert_all_refused, run_cli
+from support.processes import descendants, is_running, until
 from support.texts import save_with_tokenizer, text_classifier
 
 import hf_layershuffle as ls
@@ -148,37 +149,6 @@ def visited(monkeypatch, tmp_path):
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
     return run
-
-
-def descendants(process_id: int) -> set[int]:
-    """The processes that a process started, and those that they started."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-    found, new = set(), {process_id}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found
-
-
-def is_running(process_id: int) -> bool:
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def until(condition, seconds: float = 90.0):
-    """What a condition gives as soon as that is true."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return value
 
 
 def test_workers_of_ray_are_killed_and_come_back_and_nothing_is_left_at_the_end(tmp_path):

@@ -3,6 +3,7 @@
 
 import atexit
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -10,6 +11,7 @@ import queue
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,8 +28,9 @@ from .ray_security import check_joined_nodes, check_joining
 _logger = logging.getLogger(__name__)
 DEFAULT_OBJECT_STORE_BYTES = 150 * 2**20
 _FOLDER = "ls-ray-"  # short, since paths of sockets have at most 107 characters, of which Ray takes 65
-_LONGEST_FOLDER = 40
+_LONGEST_FOLDER = 38
 _SECONDS_TO_END = 10.0
+_SECONDS_TO_ANSWER = 5.0
 
 
 class RayCluster:
@@ -44,6 +47,7 @@ class RayCluster:
         self.address = address
         self.object_store_bytes = object_store_bytes
         self.folder: Path | None = None
+        self.this_node = ""
         self._home: _Home | None = None
 
     def start(self) -> None:
@@ -80,6 +84,17 @@ class RayCluster:
             home.run(self._stop)
             home.end()
 
+    def nodes(self, num_gpus: float = 0.0) -> list[str]:
+        """Ids of the machines that are there, this one first.
+
+        Args:
+            num_gpus: That a machine must have.
+        """
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus]
+        return sorted((node["NodeID"] for node in alive), key=lambda node: (node != self.this_node, node))
+
     def _start(self) -> None:
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             raise SwarmError(
@@ -112,17 +127,28 @@ class RayCluster:
                 num_cpus=1,  # of which actors take none: how many there are is said by the swarm
                 include_dashboard=False,
                 object_store_memory=self.object_store_bytes,
-                _temp_dir=str(self.folder),
+                _temp_dir=str(self.folder / "r"),  # Ray opens it to all users; the folder above is closed to them
                 **_QUIET,
             )
+            self._note_node()
 
     def _join(self, address: str) -> None:
-        check_joining(address, os.environ)
-        with _settings({}):
+        host, port = check_joining(address, os.environ)
+        try:
+            socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER).close()
+        except OSError as error:  # Ray would try for minutes
+            raise SwarmError(f"No Ray answers at '{address}' ({error}); start it there by `ray start`.") from error
+        with _settings({"RAY_ADDRESS": None}):
             import ray
 
             ray.init(address, **_QUIET)
             check_joined_nodes([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]], os.environ)
+            self._note_node()
+
+    def _note_node(self) -> None:
+        import ray
+
+        self.this_node = ray.get_runtime_context().get_node_id()
 
     def _stop(self) -> None:
         ray: Any = sys.modules.get("ray")
@@ -206,10 +232,12 @@ def _log_message(data: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
 
 def _read_settings_again() -> None:
     """Ray keeps what it read of the environment, and the token."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    if not hasattr(raylet, "AuthenticationTokenLoader"):
+        version = importlib.import_module("ray").__version__
+        raise SwarmError(f"Ray {version} asks nobody for a token; take 2.60 or newer, which do: pip install -U ray")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 # --- Folders and processes ---

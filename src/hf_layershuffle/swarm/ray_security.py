@@ -13,17 +13,18 @@ _TLS_FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 _DOCS = 'See "More machines" in docs/swarm.md.'
 
 
-def check_joining(address: str, environment: Mapping[str, str]) -> None:
-    """Refuses to join a Ray that others can reach, unless it asks for a token and encrypts.
+def check_joining(address: str, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Refuses to join a Ray that others can reach, unless it asks for a token and encrypts. Returns host and port.
 
     Raises:
         `ValueError`: if the address is not `host:port`, or is not on loopback and token or TLS are missing; or if a
             file with a token or key can be read by others.
     """
-    host = _host_of(address)
+    host, port = _host_and_port(address)
     if not _is_loopback(host):
         _check_token_and_tls(f"`address` is '{address}', which is not on this machine alone", environment)
     _check_secrets(environment)
+    return host, port
 
 
 def check_joined_nodes(addresses: Iterable[str], environment: Mapping[str, str]) -> None:
@@ -33,12 +34,12 @@ def check_joined_nodes(addresses: Iterable[str], environment: Mapping[str, str])
             _check_token_and_tls(f"The Ray that was joined has a node at {address}", environment)
 
 
-def _host_of(address: str) -> str:
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"`address` is '{address}'; it must be host:port of a running Ray, such as 192.0.2.1:6379.")
-    return host
+    return host, int(port)
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,9 +27,9 @@ _SECONDS_FOR_A_CALL = 60.0  # that a worker has to end the one it is in, before 
 
 @dataclass
 class _Actor:
-    handle: Any
+    node: str
+    handle: Any = None
     info: WorkerInfo | None = None
-    is_here: bool = False  # on this machine
     calls: set[asyncio.Future] = field(default_factory=set)
 
 
@@ -109,23 +109,28 @@ class RayTransport:
         """
         await self.stop_worker(name, force=True)
         self._check_open()
-        actor = _Actor(await asyncio.to_thread(self._new_actor))
+        nodes = await asyncio.to_thread(self._cluster.nodes, self._num_gpus)
+        if not nodes:
+            raise SwarmError(f"no machine of Ray has {self._num_gpus} of a GPU left; leave `device` out for the CPU")
+        actor = _Actor(min(nodes, key=lambda node: sum(other.node == node for other in self._actors.values())))
         self._actors[name] = actor
         options = self._options | {"name": name}
+
+        def submit() -> Any:
+            actor.handle = self._new_handle(actor.node)
+            return actor.handle.start.remote(self._checkpoint, list(layers), self._num_threads, options)
+
         try:
-            return await self._told(
-                name,
-                actor,
-                lambda: actor.handle.start.remote(self._checkpoint, list(layers), self._num_threads, options),
-            )
+            return await self._told(name, actor, submit)
         except BaseException:
-            await self._end(actor)
             if self._actors.get(name) is actor:
                 del self._actors[name]
+            await self._end(actor)
             raise
 
-    def _new_actor(self) -> Any:
+    def _new_handle(self, node: str) -> Any:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         made = ray.remote(RayWorker)
         return made.options(
@@ -134,7 +139,8 @@ class RayTransport:
             max_restarts=0,  # the swarm restarts them; Ray would say so a second later
             max_task_retries=0,
             max_concurrency=_CALLS_AT_A_TIME,
-            scheduling_strategy="SPREAD",
+            # Ray itself would put actors without CPUs on any machine, all on one at times
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote()
 
     async def load_layers(self, name: str, layers: Sequence[int]) -> WorkerInfo:
@@ -164,9 +170,11 @@ class RayTransport:
 
     async def close(self) -> None:
         self._is_open = False
-        for name in list(self._actors):
-            await self.stop_worker(name, force=True)
-        await asyncio.to_thread(self._cluster.stop)
+        try:
+            for name in list(self._actors):
+                await self.stop_worker(name, force=True)
+        finally:
+            await asyncio.to_thread(self._cluster.stop)
 
     # --- Asking an actor ---
 
@@ -176,14 +184,14 @@ class RayTransport:
 
     def _actor(self, name: str) -> _Actor:
         self._check_open()
-        if name not in self._actors:
+        actor = self._actors.get(name)
+        if actor is None or actor.handle is None:
             raise WorkerGoneError(f"there is no worker {name}")
-        return self._actors[name]
+        return actor
 
     async def _told(self, name: str, actor: _Actor, submit: Callable[[], Any]) -> WorkerInfo:
         """What an actor says of itself."""
-        actor.info, node = await self._asked(name, actor, submit)
-        actor.is_here = node == await asyncio.to_thread(_this_node)
+        actor.info = await self._asked(name, actor, submit)
         return actor.info
 
     async def _asked(self, name: str, actor: _Actor, submit: Callable[[], Any]) -> Any:
@@ -213,9 +221,10 @@ class RayTransport:
         def end() -> None:
             import ray
 
-            with suppress(Exception):  # Ray is gone already
-                ray.kill(actor.handle, no_restart=True)
-            if actor.info is not None and actor.info.process_id is not None and actor.is_here:
+            if actor.handle is not None:
+                with suppress(Exception):  # Ray is gone already
+                    ray.kill(actor.handle, no_restart=True)
+            if actor.info is not None and actor.info.process_id and actor.node == self._cluster.this_node:
                 _kill(actor.info.process_id)
 
         await asyncio.to_thread(end)
@@ -226,12 +235,6 @@ _ERRORS: dict[str, type[Exception]] = {
     "OSError": OSError,
     "WorkerFaultError": WorkerFaultError,
 }
-
-
-def _this_node() -> str:
-    import ray
-
-    return ray.get_runtime_context().get_node_id()
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,8 +52,11 @@ def _packed(leaf: Any) -> Any:
 def _unpacked(leaf: Any) -> Any:
     if not isinstance(leaf, PackedTensor):
         return leaf
-    # What comes from the object store is read-only, and is kept there as long as it is used
-    return torch.from_numpy(leaf.content.copy()).view(getattr(torch, leaf.dtype)).reshape(leaf.shape)
+    made = torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype))
+    if made.numel():  # else torch does not look at it as bytes
+        # A copy, since what comes from the object store is read-only, and is kept there as long as it is used
+        made.view(-1).view(torch.uint8).numpy()[:] = leaf.content
+    return made
 
 
 class RayWorker:
@@ -63,7 +66,7 @@ class RayWorker:
         self.worker: LayerWorker
 
     def start(self, checkpoint: str, layers: Sequence[int], num_threads: int, options: Mapping[str, Any]) -> Any:
-        def load() -> tuple[WorkerInfo, str]:
+        def load() -> WorkerInfo:
             torch.set_num_threads(num_threads)
             self.worker = LayerWorker(checkpoint, layers, **options)
             return self._info()
@@ -74,7 +77,7 @@ class RayWorker:
         return _attempt(self._info)
 
     def load_layers(self, layers: Sequence[int]) -> Any:
-        def load() -> tuple[WorkerInfo, str]:
+        def load() -> WorkerInfo:
             self.worker.load_layers(layers)
             return self._info()
 
@@ -87,12 +90,10 @@ class RayWorker:
 
         return _attempt(run)
 
-    def _info(self) -> tuple[WorkerInfo, str]:
+    def _info(self) -> WorkerInfo:
         import ray
 
-        context = ray.get_runtime_context()
-        node = ray.util.get_node_ip_address()
-        return dataclasses.replace(self.worker.info, process_id=os.getpid(), node=node), context.get_node_id()
+        return dataclasses.replace(self.worker.info, process_id=os.getpid(), node=ray.util.get_node_ip_address())
 
 
 def _attempt(function: Callable[[], Any]) -> Any:
