@@ -41,7 +41,7 @@ def test_the_queue_is_bounded_and_says_how_many_wait():
         ({"inputs": numbers()}, "are no inputs of this model"),
         ({"inputs": None}, "are no inputs of this model"),
         ({"inputs": {"pixels": numbers(1)}}, r"\['pixels'\] are no inputs"),
-        ({"inputs": numbers(1), "numbers": numbers(1)}, "`inputs` is a tensor, and numbers came beside it"),
+        ({"inputs": numbers(1), "numbers": numbers(1)}, "numbers came beside `inputs`; pass all inputs by name"),
         ({"deadline": 0}, "`deadline` is 0; it must be a number of seconds above 0"),
         ({"deadline": -1.0}, "`deadline` is -1.0"),
         ({"max_skips": -1}, "`max_skips` is -1; it must be an integer of at least 0"),
