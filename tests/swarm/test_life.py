@@ -255,6 +255,33 @@ def test_a_busy_worker_is_not_suspected_by_pings(caplog):
     run(check, health_interval=0.05)
 
 
+def test_a_worker_that_loads_layers_is_not_suspected_by_pings(monkeypatch):
+    monkeypatch.setattr(life, "PING_TIMEOUT", 0.05)
+
+    async def check(swarm):
+        original_load, original_ping = swarm.transport.load_layers, swarm.transport.ping
+        loading: set[str] = set()
+
+        async def load_layers(name, layers):
+            loading.add(name)
+            await asyncio.sleep(0.6)
+            loading.remove(name)
+            return await original_load(name, layers)
+
+        async def ping(name):  # as of an actor, which answers after it has loaded
+            while name in loading:
+                await asyncio.sleep(0.01)
+            return await original_ping(name)
+
+        swarm.transport.load_layers, swarm.transport.ping = load_layers, ping
+        await swarm.rebalance()
+        for name in states(swarm):
+            assert changes(swarm, name).keys() == {"starting", "healthy"}
+        assert sorted(len(worker["layers"]) for worker in swarm.status()["workers"]) == [2, 2]
+
+    run(check, placement={"worker-0": (0, 1, 2), "worker-1": (3,)}, health_interval=0.02, suspect_timeout=0.2)
+
+
 def test_numbers_that_cannot_be_are_refused():
     for name in ("health_interval", "suspect_timeout", "start_timeout"):
         for value in (0, -1.0, float("nan"), float("inf"), "1", True):

@@ -139,6 +139,36 @@ def test_a_worker_that_dies_while_it_loads_layers_comes_back():
     run(check, num_layers=6, placement={"worker-0": (0, 1, 2, 3), "worker-1": (4,), "worker-2": (5,)})
 
 
+@pytest.mark.parametrize("error", [OSError("the file is gone"), ValueError("no such layer")])
+def test_layers_that_cannot_be_read_are_an_error_that_names_the_worker(error):
+    async def check(swarm):
+        async def load_layers(name, layers):
+            raise error
+
+        swarm.transport.load_layers = load_layers
+        before = held(swarm)
+        with pytest.raises(SwarmError, match=rf"worker-1 could not load layers \[\d, 4\]: {error}"):
+            await swarm.rebalance()
+        assert held(swarm) == before
+
+    run(check, num_layers=6, placement={"worker-0": (0, 1, 2, 3), "worker-1": (4,), "worker-2": (5,)})
+
+
+def test_no_worker_comes_after_the_end():
+    async def main() -> None:
+        async with nothing_left(tasks=False):
+            async with integer_swarm() as swarm:
+                swarm.transport.seconds["worker-4"] = 0.3
+                first = asyncio.create_task(swarm.add_worker([0]))
+                waits = asyncio.create_task(swarm.add_worker([1]))
+                await asyncio.sleep(0.05)
+            for error in await asyncio.gather(first, waits, return_exceptions=True):
+                assert isinstance(error, SwarmError)
+            assert not swarm.transport.transport._workers
+
+    asyncio.run(main())
+
+
 def test_nobody_is_left_to_load_layers():
     async def main() -> None:
         async with integer_swarm(workers=1, restart=False) as swarm:

@@ -91,7 +91,7 @@ class Journal:
         return records
 
     async def write(self, record: Record) -> None:
-        """Writes a request down. When this comes back, it is on the disk.
+        """Writes a request down. When this comes back, it outlives this process.
 
         Raises:
             `OSError`: if it cannot be written.
