@@ -196,7 +196,7 @@ def test_what_is_known_of_requests_goes_with_them(options):
         assert not scheduler._requests and not router._requests and not router._open
         assert not any(router._calls.values())
         gc.collect()
-        requests = [each for each in gc.get_objects() if isinstance(each, RoutedRequest)]
+        requests = [each for each in gc.get_objects() if type(each) is RoutedRequest]
         assert not any(hasattr(each, "hidden_states") or hasattr(each, "split") for each in requests)
 
     run(check, **options)
@@ -212,7 +212,7 @@ def test_the_deadline_counts_from_the_call_and_not_from_the_embedding():
 
         swarm.model.request = request
         swarm.transport.seconds = dict.fromkeys(states(swarm), 0.01)
-        with pytest.raises(DeadlineError, match="came to its deadline of 0.3 s .*: 0 of 4 layers ran"):
+        with pytest.raises(DeadlineError, match=r"came to its deadline of 0.3 s .*: 0 of 4 layers ran"):
             await swarm.classify(numbers(1), deadline=0.3)
         assert (await swarm.classify(numbers(1), deadline=20.0)).seconds >= 0.5
 
