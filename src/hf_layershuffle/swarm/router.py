@@ -306,7 +306,7 @@ class Router:
             counts = scheduler.arrived(visit, now)
         else:
             counts = scheduler.failed(visit, now, f"{visit.worker}: {fault}")
-        if not counts:
+        if not counts or scheduler is not self._scheduler:
             self._end_late(visit)
         elif fault is None:
             self._take(visit, result)
