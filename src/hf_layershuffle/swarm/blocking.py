@@ -13,6 +13,7 @@ from .answers import SwarmAnswer, SwarmClosedError, SwarmError
 
 
 Result = TypeVar("Result")
+START_TIMEOUT = 60.0  # seconds that a thread's event loop may take to begin
 
 
 class BlockingSwarm:
@@ -39,8 +40,8 @@ class BlockingSwarm:
         if self._thread is not None:
             raise SwarmError("A swarm is started once; make another one with `Swarm.from_pretrained`.")
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="hf-layershuffle-swarm")
-        self._thread.start()
         try:
+            self._thread.start()  # Ctrl-C may come in it too
             self._is_up.wait()
             self._run(self.swarm.__aenter__())
         except BaseException:
@@ -62,7 +63,8 @@ class BlockingSwarm:
     def _end(self) -> None:
         """Ends the loop, which first lets what was cancelled clean up."""
         assert self._thread is not None
-        self._is_up.wait()
+        if not self._is_up.wait(START_TIMEOUT):
+            return  # the thread was not started
         with self._lock:
             self._is_over = True
             self._loop.call_soon_threadsafe(self._stop.set)
