@@ -128,6 +128,7 @@ def test_a_worker_that_dies_while_it_loads_layers_comes_back():
 
         async def load_layers(name, layers):
             swarm.transport.load_layers = original
+            swarm.transport.seconds[name] = 0.5  # it is not back when the others drop layers
             await swarm.transport.transport.stop_worker(name, force=True)
             return await original(name, layers)
 

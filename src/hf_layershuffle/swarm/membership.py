@@ -155,7 +155,9 @@ class Membership:
         for name, layers in target.items():
             await self._load(name, sorted({*held[name], *layers}))
         for name, layers in target.items():
-            await self._load(name, sorted(layers))
+            worker = self.life.workers.get(name)
+            if worker is not None and worker is not without:  # who should hold the layer now may have died meanwhile
+                await self._load(name, sorted({*layers, *self._held_alone(worker)}))
 
     async def _load(self, name: str, layers: Sequence[int]) -> None:
         worker = self.life.workers.get(name)
