@@ -1,6 +1,7 @@
 """Requests at the door: refused, joined, given up."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -40,8 +41,10 @@ def test_the_queue_is_bounded_and_says_how_many_wait():
         ({"inputs": numbers(float("nan"))}, "`numbers` holds NaN"),
         ({"inputs": numbers()}, "are no inputs of this model"),
         ({"inputs": None}, "are no inputs of this model"),
+        ({"inputs": [1.0]}, "`inputs` is of type list; it must be a tensor, or tensors by name"),
+        ({"inputs": numbers(1).numpy()}, "`inputs` is of type ndarray"),
         ({"inputs": {"pixels": numbers(1)}}, r"\['pixels'\] are no inputs"),
-        ({"inputs": numbers(1), "numbers": numbers(1)}, "`inputs` is a tensor, and numbers came beside it"),
+        ({"inputs": numbers(1), "numbers": numbers(1)}, "numbers came beside `inputs`; pass all inputs by name"),
         ({"deadline": 0}, "`deadline` is 0; it must be a number of seconds above 0"),
         ({"deadline": -1.0}, "`deadline` is -1.0"),
         ({"max_skips": -1}, "`max_skips` is -1; it must be an integer of at least 0"),
@@ -125,6 +128,31 @@ def test_a_request_for_which_another_caller_waits_goes_on():
             await leaves
 
     run(check)
+
+
+def test_a_refused_second_caller_does_not_keep_a_request_whose_first_left():
+    async def check(swarm):
+        swarm.transport.hang("worker-0")
+        original, gate = swarm.model.check_inputs, threading.Event()
+        leaves = asyncio.create_task(swarm.classify(numbers(3), request_id="a"))
+        await until(lambda: swarm.metrics()["accepted"] == 1)
+
+        def check_inputs(inputs):
+            gate.wait(10)
+            return original(inputs)
+
+        swarm.model.check_inputs = check_inputs
+        refused = asyncio.create_task(swarm.classify(numbers(4), request_id="a"))
+        await asyncio.sleep(0.05)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        gate.set()
+        with pytest.raises(ValueError, match="which a request with other inputs has"):
+            await refused
+        assert swarm.request_ids == [] and swarm.metrics()["failed"] == {"Cancelled": 1}
+        swarm.transport.go_on("worker-0")
+
+    run(check, suspect_timeout=20.0)
 
 
 def test_a_drained_swarm_answers_what_it_accepted_and_refuses_more():

@@ -1,6 +1,7 @@
 """Accepted requests on disk."""
 
 import asyncio
+import errno
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import torch
 from conftest import ENVIRONMENT, REPOSITORY
 from support.swarm import IntegerModel, check_answer, integer_swarm, nothing_left, numbers, until
 
+from hf_layershuffle.swarm import journal as journal_module
 from hf_layershuffle.swarm.answers import MissingLayersError, SwarmClosedError
 from hf_layershuffle.swarm.journal import Journal, Record
 
@@ -171,6 +173,29 @@ def test_a_folder_that_cannot_be_written_into_is_an_error(tmp_path):
                     pass
 
     asyncio.run(main())
+
+
+def test_a_full_disk_refuses_requests_and_takes_no_answer_away(tmp_path, monkeypatch, caplog):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*args, **kwargs):
+        raise full
+
+    async def main() -> None:
+        async with nothing_left():
+            async with integer_swarm(journal=tmp_path) as swarm:
+                with monkeypatch.context() as patch:
+                    patch.setattr(journal_module, "save_file", fails)
+                    with pytest.raises(OSError, match="No space left"):
+                        await swarm.classify(numbers(1), request_id="a")
+                assert swarm.request_ids == [] and files(tmp_path) == []
+                assert swarm.metrics()["refused"] == {"OSError": 1}
+                with monkeypatch.context() as patch:
+                    patch.setattr(Path, "unlink", fails)
+                    check_answer(swarm, numbers(1), await swarm.classify(numbers(1), request_id="b"))
+
+    asyncio.run(main())
+    assert "'b' stays in the journal, and will be run again" in caplog.text
 
 
 CRASHING = """

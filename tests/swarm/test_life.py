@@ -238,9 +238,11 @@ def test_a_worker_that_does_not_start_lets_the_swarm_not_start():
     asyncio.run(main())
 
 
-def test_a_busy_worker_is_not_suspected_by_pings(caplog):
+def test_a_busy_worker_is_not_suspected_by_pings(monkeypatch):
+    monkeypatch.setattr(life, "PING_TIMEOUT", 0.4)
+
     async def check(swarm):
-        swarm.transport.seconds["worker-1"] = 1.5
+        swarm.transport.seconds["worker-1"] = 0.7
         original = swarm.transport.ping
 
         async def ping(name):  # as of an actor, which answers after its call
@@ -252,7 +254,33 @@ def test_a_busy_worker_is_not_suspected_by_pings(caplog):
         await asyncio.gather(answered(swarm, 3), answered(swarm, 4))
         assert changes(swarm, "worker-1") == {"starting": 1, "healthy": 1}
 
-    run(check, health_interval=0.05)
+    run(check, health_interval=0.02)
+
+
+def test_a_worker_that_loads_layers_is_not_suspected_by_pings(monkeypatch):
+    monkeypatch.setattr(life, "PING_TIMEOUT", 0.4)
+
+    async def check(swarm):
+        original_load, original_ping = swarm.transport.load_layers, swarm.transport.ping
+        loading: set[str] = set()
+
+        async def load_layers(name, layers):
+            loading.add(name)
+            await asyncio.sleep(1.2)
+            loading.remove(name)
+            return await original_load(name, layers)
+
+        async def ping(name):  # as of an actor, which answers after it has loaded
+            while name in loading:
+                await asyncio.sleep(0.01)
+            return await original_ping(name)
+
+        swarm.transport.load_layers, swarm.transport.ping = load_layers, ping
+        await swarm.rebalance()
+        assert swarm.metrics()["restarts"] == 0
+        assert sorted(len(worker["layers"]) for worker in swarm.status()["workers"]) == [2, 2]
+
+    run(check, placement={"worker-0": (0, 1, 2), "worker-1": (3,)}, health_interval=0.02, suspect_timeout=0.5)
 
 
 def test_numbers_that_cannot_be_are_refused():

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from support.swarm import IntegerModel, IntegerTransport, nothing_left
+from support.swarm import IntegerModel, IntegerTransport, nothing_left, until
 
 from hf_layershuffle.swarm.answers import SwarmError
 from hf_layershuffle.swarm.transport import LayerCall, WorkerFaultError, WorkerGoneError
@@ -93,6 +93,17 @@ def test_what_a_killed_worker_was_asked_fails_at_once():
         await transport.start_worker("a", [0])  # while the old thread still runs
         await transport.call("a", call())
         gate.set()
+
+    run(check)
+
+
+def test_threads_of_killed_workers_end_before_the_transport_does():
+    async def check(transport):
+        before = threading.active_count()
+        for _ in range(10):
+            await transport.start_worker("a", [0])
+            await transport.stop_worker("a", force=True)
+        await until(lambda: threading.active_count() == before)
 
     run(check)
 

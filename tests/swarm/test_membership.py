@@ -128,6 +128,7 @@ def test_a_worker_that_dies_while_it_loads_layers_comes_back():
 
         async def load_layers(name, layers):
             swarm.transport.load_layers = original
+            swarm.transport.seconds[name] = 0.5  # it is not back when the others drop layers
             await swarm.transport.transport.stop_worker(name, force=True)
             return await original(name, layers)
 
@@ -137,6 +138,36 @@ def test_a_worker_that_dies_while_it_loads_layers_comes_back():
         assert {layer for layers in held(swarm).values() for layer in layers} == set(range(6))
 
     run(check, num_layers=6, placement={"worker-0": (0, 1, 2, 3), "worker-1": (4,), "worker-2": (5,)})
+
+
+@pytest.mark.parametrize("error", [OSError("the file is gone"), ValueError("no such layer")])
+def test_layers_that_cannot_be_read_are_an_error_that_names_the_worker(error):
+    async def check(swarm):
+        async def load_layers(name, layers):
+            raise error
+
+        swarm.transport.load_layers = load_layers
+        before = held(swarm)
+        with pytest.raises(SwarmError, match=rf"worker-1 could not load layers \[\d, 4\]: {error}"):
+            await swarm.rebalance()
+        assert held(swarm) == before
+
+    run(check, num_layers=6, placement={"worker-0": (0, 1, 2, 3), "worker-1": (4,), "worker-2": (5,)})
+
+
+def test_no_worker_comes_after_the_end():
+    async def main() -> None:
+        async with nothing_left(tasks=False):
+            async with integer_swarm() as swarm:
+                swarm.transport.seconds["worker-4"] = 0.3
+                first = asyncio.create_task(swarm.add_worker([0]))
+                waits = asyncio.create_task(swarm.add_worker([1]))
+                await asyncio.sleep(0.05)
+            for error in await asyncio.gather(first, waits, return_exceptions=True):
+                assert isinstance(error, SwarmError)
+            assert not swarm.transport.transport._workers
+
+    asyncio.run(main())
 
 
 def test_nobody_is_left_to_load_layers():

@@ -1,11 +1,15 @@
 """Requests from worker to worker: what counts, what is dropped, and what ends a request."""
 
 import asyncio
+import gc
+import time
 
 import pytest
 from support.swarm import check_answer, integer_swarm, nothing_left, numbers, states, until
 
 from hf_layershuffle.swarm.answers import DeadlineError, MissingLayersError, SwarmError
+from hf_layershuffle.swarm.heap import FEW
+from hf_layershuffle.swarm.routed_request import RoutedRequest
 
 
 def run(check, **options) -> None:
@@ -112,14 +116,14 @@ def test_layers_of_nobody_are_skipped_up_to_the_cap_and_said_to_be():
 def test_a_deadline_gives_the_answer_of_what_ran_or_fails():
     async def check(swarm):
         swarm.transport.hang("worker-3")
-        skips = asyncio.create_task(swarm.classify(numbers(3), deadline=1.0, max_skips=1))
-        with pytest.raises(DeadlineError, match=r"came to its deadline of 1 s before it had run layers 3 \("):
-            await swarm.classify(numbers(4), deadline=1.0)
-        answer = await skips
+        # One after the other: a request that is stuck in the worker that hangs may lack another layer too
+        answer = await swarm.classify(numbers(3), deadline=1.5, max_skips=1)
+        with pytest.raises(DeadlineError, match=r"came to its deadline of 1.5 s before it had run layers 3 \("):
+            await swarm.classify(numbers(4), deadline=1.5)
         check_answer(swarm, numbers(3), answer, max_skips=1)
         assert [(skip.layer, skip.reason) for skip in answer.skipped] == [(3, "the deadline came")]
 
-    run(check)
+    run(check, suspect_timeout=60.0, health_interval=30.0)
 
 
 def test_a_request_goes_on_from_its_hidden_states_when_the_router_restarts():
@@ -171,8 +175,58 @@ def test_a_request_that_makes_workers_hang_is_given_up():
             swarm.transport.hang(name)
         with pytest.raises(SwarmError, match="was given up, since 2 workers failed in it"):
             await swarm.classify(numbers(1))
+        # One call each to warm up; no third worker was asked
+        assert sum(swarm.transport.num_calls.values()) == 4 + 2
 
     run(check, max_attempts=2, call_timeout=0.1, suspect_timeout=5.0)
+
+
+@pytest.mark.parametrize("options", [{"restart": False, "max_skips": 1}, {"deadline": 50.0}])
+def test_what_is_known_of_requests_goes_with_them(options):
+    """Also where a layer has no worker any more, so that nobody takes a request from its queue."""
+
+    async def check(swarm):
+        if "max_skips" in options:
+            await swarm.remove_worker("worker-2", force=True)
+        for _ in range(30):
+            await asyncio.gather(*(swarm.classify(numbers(i)) for i in range(10)))
+        scheduler, router = swarm._router._scheduler, swarm._router
+        kept = [scheduler._timers, scheduler._to_match, *scheduler._queues.values()]
+        assert max(map(len, kept)) <= 2 * FEW
+        assert not scheduler._requests and not router._requests and not router._open
+        assert not any(router._calls.values())
+        gc.collect()
+        requests = [each for each in gc.get_objects() if type(each) is RoutedRequest]
+        assert not any(hasattr(each, "hidden_states") or hasattr(each, "split") for each in requests)
+
+    run(check, **options)
+
+
+def test_the_deadline_counts_from_the_call_and_not_from_the_embedding():
+    async def check(swarm):
+        original = swarm.model.request
+
+        def request(inputs):
+            time.sleep(0.5)
+            return original(inputs)
+
+        swarm.model.request = request
+        swarm.transport.seconds = dict.fromkeys(states(swarm), 0.01)
+        with pytest.raises(DeadlineError, match=r"came to its deadline of 0.3 s .*: 0 of 4 layers ran"):
+            await swarm.classify(numbers(1), deadline=0.3)
+        assert (await swarm.classify(numbers(1), deadline=20.0)).seconds >= 0.5
+
+    run(check)
+
+
+def test_a_replica_that_is_asked_too_did_not_wait():
+    async def check(swarm):
+        slow_first_call(swarm, 0.5)
+        await swarm.classify(numbers(4))
+        counted = swarm.metrics()["queue_seconds"]
+        assert counted["count"] == 2 and counted["sum"] < 0.3
+
+    run(check, num_layers=1, placement={"worker-0": (0,), "worker-1": (0,)}, hedge=0.4)
 
 
 def test_a_request_on_which_sound_workers_fail_is_given_up():

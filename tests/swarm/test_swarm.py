@@ -1,7 +1,10 @@
 """The swarm as a whole: equal to the local model, true answers whatever fails, and nothing left at the end."""
 
 import asyncio
+import os
 import random
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,9 +79,8 @@ async def faults_under_load(swarm, send, num_requests: int) -> list:
     return [outcomes[number] for number in range(num_requests)]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_no_request_is_lost_or_wrong_whatever_fails(replicas, vit, tmp_path):
-    num_requests, skips = 500, 0 if replicas == 1 else 1
+@pytest.mark.parametrize(("num_requests", "replicas", "skips"), [(500, 1, 0), (150, 2, 1)])
+def test_no_request_is_lost_or_wrong_whatever_fails(num_requests, replicas, skips, vit, tmp_path):
     model = randomize(vit.classifier(num_hidden_layers=6, shuffle_mode="arbitrary")).eval()
     model.save_pretrained(tmp_path)
     images = torch.randn(num_requests, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -111,6 +113,37 @@ def test_no_request_is_lost_or_wrong_whatever_fails(replicas, vit, tmp_path):
             assert sorted(answer.execution_order + skipped) == list(range(6)) and len(skipped) <= skips
 
     asyncio.run(main())
+
+
+def test_processes_that_are_killed_and_stopped_lose_no_request(vit, tmp_path):
+    """With Ray: `kill -9` of a worker, SIGSTOP of another and a restart of the router, in one run."""
+    model = randomize(vit.classifier(shuffle_mode="arbitrary")).eval()
+    model.save_pretrained(tmp_path)
+    images = torch.randn(60, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    async def main() -> list[int]:
+        async with nothing_left():
+            options = {"workers": 2, "call_timeout": 3.0, "suspect_timeout": 2.0, "max_wait": 120.0}
+            async with ls.Swarm.from_pretrained(tmp_path, transport="ray", **options) as swarm:
+                tasks = [asyncio.create_task(swarm.classify(image)) for image in images[:30]]
+                first, second = (worker["process_id"] for worker in swarm.status()["workers"])
+                await until(lambda: swarm.metrics()["answered"] > 5, seconds=60)
+                os.kill(first, signal.SIGKILL)
+                await swarm.restart_router()
+                os.kill(second, signal.SIGSTOP)
+                tasks += [asyncio.create_task(swarm.classify(image)) for image in images[30:]]
+                for image, answer in zip(images, await asyncio.gather(*tasks)):
+                    with torch.no_grad():
+                        expected = model(pixel_values=image, execution_order=answer.execution_order).logits
+                    torch.testing.assert_close(answer.logits, expected, atol=1e-5, rtol=0)
+                    assert sorted(answer.execution_order) == [0, 1, 2, 3] and answer.skipped == []
+                await until(lambda: set(states(swarm).values()) == {"healthy"}, seconds=120)
+                assert swarm.metrics()["restarts"] == 2
+                return [first, second, *(worker["process_id"] for worker in swarm.status()["workers"])]
+
+    processes = asyncio.run(main())
+    assert len(set(processes)) == 4
+    assert not [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
 @pytest.mark.parametrize("seed", range(12))

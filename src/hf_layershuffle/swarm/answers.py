@@ -41,7 +41,7 @@ class SwarmAnswer:
         execution_order: Layers by their index, as they ran. The model run locally in this order gives these logits.
         skipped: Layers that did not run.
         trace: Where each layer ran, in the order in which they ran.
-        seconds: From acceptance to the answer.
+        seconds: From the call of `classify` to the answer.
     """
 
     logits: torch.Tensor

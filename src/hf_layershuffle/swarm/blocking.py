@@ -4,6 +4,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from .answers import SwarmAnswer, SwarmClosedError, SwarmError
 
 
 Result = TypeVar("Result")
+START_TIMEOUT = 60.0  # seconds that a thread's event loop may take to begin
 
 
 class BlockingSwarm:
@@ -30,14 +32,16 @@ class BlockingSwarm:
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._is_up = threading.Event()
+        self._lock = threading.Lock()  # nothing is given to a loop that ends
+        self._is_over = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "BlockingSwarm":
         if self._thread is not None:
             raise SwarmError("A swarm is started once; make another one with `Swarm.from_pretrained`.")
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="hf-layershuffle-swarm")
-        self._thread.start()
         try:
+            self._thread.start()  # Ctrl-C may come in it too
             self._is_up.wait()
             self._run(self.swarm.__aenter__())
         except BaseException:
@@ -59,26 +63,32 @@ class BlockingSwarm:
     def _end(self) -> None:
         """Ends the loop, which first lets what was cancelled clean up."""
         assert self._thread is not None
-        self._is_up.wait()
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if not self._is_up.wait(START_TIMEOUT):
+            return  # the thread was not started
+        with self._lock:
+            self._is_over = True
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        if self._thread is None or not self._thread.is_alive():
-            coroutine.close()
-            if self._thread is None:
-                raise SwarmError("The swarm was not started; use it in `with`.")
-            raise SwarmClosedError("The swarm is closed.")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._thread is None or self._is_over:
+                coroutine.close()
+                if self._thread is None:
+                    raise SwarmError("The swarm was not started; use it in `with`.")
+                raise SwarmClosedError("The swarm is closed.")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except CancelledError:  # it came when the loop was about to end
+            raise SwarmClosedError("The swarm is closed.") from None
         except BaseException:  # Ctrl-C: the request is given up
             future.cancel()
             raise
 
     def _ask(self, function: Callable[[], Result]) -> Result:
         """Calls a function in the loop's thread, where nothing changes meanwhile."""
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None or self._is_over:
             return function()
 
         async def asked() -> Result:

@@ -3,8 +3,10 @@
 
 import asyncio
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ class _Entry:
     Args:
         inputs: As the model takes them, as soon as they were checked.
         is_kept: Whether it runs on if nobody waits for it, since it came from the journal.
+        accepted: When it came, in seconds of `time.monotonic`.
     """
 
     record: Record
@@ -35,6 +38,7 @@ class _Entry:
     task: "asyncio.Task[SwarmAnswer]" = field(init=False)
     num_waiting: int = 0
     is_kept: bool = False
+    accepted: float = field(default_factory=time.monotonic)
 
 
 class Intake:
@@ -71,6 +75,7 @@ class Intake:
 
         Raises:
             `ValueError`: if the inputs or options cannot be.
+            `OSError`: if it cannot be written into the journal.
             `SwarmBusyError`: if the queue is full.
             `SwarmClosedError`: if no more requests are taken.
             `SwarmError`: if it gets no answer.
@@ -83,11 +88,15 @@ class Intake:
                 self._check_room()
                 entry = self._enter(Record(name, inputs, deadline, max_skips))
             else:
-                await self._check_same(entry, inputs)
+                async with self._waiting(entry):
+                    await self._check_same(entry, inputs)
         except (ValueError, SwarmBusyError, SwarmClosedError) as error:
-            self.events.emit("refused", kind=type(error).__name__, reason=str(error))
+            self._refuse(error)
             raise
-        return await self._wait_for(entry)
+        return await self._outcome_of(entry)
+
+    def _refuse(self, error: Exception) -> None:
+        self.events.emit("refused", kind=type(error).__name__, reason=str(error))
 
     def _check_options(self, deadline: float | None, max_skips: int | None, request_id: str | None) -> None:
         Policy(deadline=deadline)  # refuses what is no number of seconds
@@ -110,12 +119,8 @@ class Intake:
 
     async def _check_same(self, entry: _Entry, inputs: Any) -> None:
         """Refuses a second request of the same name with other inputs."""
-        entry.num_waiting += 1
-        try:
-            named = await self.router.in_thread(self.model.check_inputs, inputs)
-            known = await asyncio.shield(entry.inputs)
-        finally:
-            entry.num_waiting -= 1
+        named = await self.router.in_thread(self.model.check_inputs, inputs)
+        known = await asyncio.shield(entry.inputs)
         if named.keys() != known.keys() or not all(_are_equal(named[key], known[key]) for key in named):
             raise ValueError(
                 f"`request_id` is {entry.record.name!r}, which a request with other inputs has; give each a name of "
@@ -149,36 +154,42 @@ class Intake:
         try:
             named = await self.router.in_thread(self.model.check_inputs, record.inputs)
             split = await self.router.embed(named)
-        except ValueError as error:
-            self.events.emit("refused", kind="ValueError", reason=str(error))
+            entry.inputs.set_result(named)
+            if self.journal is not None and not is_written:
+                await self.journal.write(Record(record.name, named, record.deadline, record.max_skips))
+        except (ValueError, OSError) as error:
+            self._refuse(error)
             raise
-        entry.inputs.set_result(named)
-        if self.journal is not None and not is_written:
-            await self.journal.write(Record(record.name, named, record.deadline, record.max_skips))
         self.events.emit("accepted", request=record.name)
         return split
 
     async def _run_accepted(self, entry: _Entry, split: Any) -> SwarmAnswer:
         record = entry.record
         try:
-            return await self.router.answer(record.name, split, record.deadline, record.max_skips)
+            return await self.router.answer(record.name, split, entry.accepted, record.deadline, record.max_skips)
         except Exception as error:
             self.events.emit("failed", request=record.name, kind=type(error).__name__, reason=str(error))
             raise
 
-    async def _wait_for(self, entry: _Entry) -> SwarmAnswer:
+    async def _outcome_of(self, entry: _Entry) -> SwarmAnswer:
+        async with self._waiting(entry):
+            await asyncio.wait([entry.task])
+        await self._hand_over(entry)
+        return entry.task.result()
+
+    @asynccontextmanager
+    async def _waiting(self, entry: _Entry) -> AsyncIterator[None]:
+        """Gives a request up whose last caller leaves before its end."""
         entry.num_waiting += 1
         try:
-            await asyncio.wait([entry.task])
-        except asyncio.CancelledError:
-            if not entry.is_kept and entry.num_waiting == 1 and not self._is_ended:
+            yield
+        except BaseException:
+            if entry.num_waiting == 1 and not entry.is_kept and not self._is_ended:
                 entry.task.cancel()
                 await self._hand_over(entry)
             raise
         finally:
             entry.num_waiting -= 1
-        await self._hand_over(entry)
-        return entry.task.result()
 
     async def _hand_over(self, entry: _Entry) -> None:
         """Forgets a request whose outcome is known to who asked."""
@@ -199,7 +210,7 @@ class Intake:
                 f"There is no request {request_id!r} whose answer was not handed over; there are "
                 f"{', '.join(self.names[:10]) or 'none'}."
             )
-        return await self._wait_for(self._entries[request_id])
+        return await self._outcome_of(self._entries[request_id])
 
     @property
     def names(self) -> list[str]:

@@ -91,7 +91,7 @@ class Journal:
         return records
 
     async def write(self, record: Record) -> None:
-        """Writes a request down. When this comes back, it is on the disk.
+        """Writes a request down. When this comes back, it outlives this process.
 
         Raises:
             `OSError`: if it cannot be written.
@@ -111,7 +111,11 @@ class Journal:
                 os.fsync(file.fileno())
 
     async def remove(self, name: str) -> None:
-        await self._in_thread(lambda: self._path(name).unlink(missing_ok=True))
+        """Removes a request whose answer is handed over. If that fails, a warning says so: the answer counts more."""
+        try:
+            await self._in_thread(lambda: self._path(name).unlink(missing_ok=True))
+        except OSError as error:
+            logger.warning("'%s' stays in the journal, and will be run again: %s", name, error)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{SUFFIX}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.checks import check_seconds
-from .answers import SwarmError
+from .answers import SwarmClosedError, SwarmError
 from .decisions import Visit
 from .events import Events
 from .placement import Placement
@@ -24,6 +24,7 @@ MOST_RESTARTS = 5  # of a worker within `RESTARTS_COUNT_FOR` seconds, before it 
 RESTARTS_COUNT_FOR = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds before the second restart, and before later ones at most
 STOP_TIMEOUT = 10.0  # seconds
+PING_TIMEOUT = 1.0  # seconds at least
 
 
 @dataclass(eq=False)
@@ -37,6 +38,7 @@ class Worker:
         restarts: When it was restarted lately.
         is_killed: Whether it was ended on purpose, so that no request is the cause.
         is_given_up: Whether it is not restarted any more.
+        is_loading: Whether it loads layers, and so may not answer a ping.
         care: The task that checks or restarts it.
     """
 
@@ -50,6 +52,7 @@ class Worker:
     restarts: list[float] = field(default_factory=list)
     is_killed: bool = False
     is_given_up: bool = False
+    is_loading: bool = False
     care: asyncio.Task | None = None
     ping: asyncio.Task | None = None
 
@@ -92,6 +95,7 @@ class Life:
         self.num_restarts = 0
         self.when_given_up: Any = None  # called when a worker was given up, and when one came after that
         self._tasks: set[asyncio.Task] = set()
+        self._is_closed = False
         router.watcher = self
 
     async def start(self, placement: Placement) -> None:
@@ -111,7 +115,14 @@ class Life:
         self.spawn(self._watch_health())
 
     async def bring_up(self, name: str, layers: Sequence[int]) -> None:
-        """Starts a new worker. If it does not start, it is as if it had never been."""
+        """Starts a new worker. If it does not start, it is as if it had never been.
+
+        Raises:
+            `SwarmClosedError`: if the swarm ended.
+            `SwarmError`, `ValueError`: if it does not start.
+        """
+        if self._is_closed:
+            raise SwarmClosedError("The swarm is closed.")
         worker = self.workers[name] = Worker(name, tuple(layers))
         self.tell(worker, None)
         try:
@@ -126,6 +137,7 @@ class Life:
 
     async def close(self) -> None:
         """Ends what looks after the workers, but not the workers."""
+        self._is_closed = True
         self.restart = False
         while self._tasks:
             tasks = list(self._tasks)
@@ -170,16 +182,19 @@ class Life:
     def look_at(self, worker: Worker) -> None:
         """Pings a worker. One that has a call to answer is watched by the call's timeout."""
         is_pinged = worker.ping is not None and not worker.ping.done()
-        if worker.state == "healthy" and not is_pinged and not self.router.calls_of(worker.name):
+        if worker.state == "healthy" and not is_pinged and not self._is_busy(worker):
             worker.ping = self.spawn(self._ping(worker))
 
+    def _is_busy(self, worker: Worker) -> bool:
+        return worker.is_loading or bool(self.router.calls_of(worker.name))
+
     async def _ping(self, worker: Worker) -> None:
-        timeout = max(1.0, self.health_interval)
+        timeout = max(PING_TIMEOUT, self.health_interval)
         try:
             info = await asyncio.wait_for(self.transport.ping(worker.name), timeout)
             self.starting.check(info, worker.name, info.layers)
         except asyncio.TimeoutError:
-            if not self.router.calls_of(worker.name):  # else the ping waits behind a call
+            if not self._is_busy(worker):  # else the ping waits behind what it does
                 self.suspect(worker, f"{worker.name} did not answer a ping within {timeout:g} s")
         except WorkerGoneError as error:
             self.gone(worker.name, str(error))

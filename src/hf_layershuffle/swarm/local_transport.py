@@ -31,7 +31,7 @@ class LocalTransport:
         self.checkpoint = checkpoint
         self.kwargs = kwargs
         self._workers: dict[str, _Thread] = {}
-        self._ending: set[_Thread] = set()
+        self._ending: dict[_Thread, asyncio.Task] = {}  # threads whose last layer still runs
 
     def make_worker(self, name: str, layers: Sequence[int]) -> Any:
         """The worker itself; called in its thread."""
@@ -81,9 +81,10 @@ class LocalTransport:
     async def close(self) -> None:
         for thread in list(self._workers.values()):
             await self._end(thread, wait=False)
-        for thread in list(self._ending):
-            await thread.finish()
-            self._ending.discard(thread)
+        while self._ending:
+            thread, ending = next(iter(self._ending.items()))
+            await asyncio.wait([ending])
+            await self._finish(thread)  # also if all tasks were cancelled, as by Ctrl-C
 
     def _thread(self, name: str) -> "_Thread":
         if name not in self._workers:
@@ -94,10 +95,14 @@ class LocalTransport:
         if self._workers.get(thread.name) is thread:
             del self._workers[thread.name]
         thread.leave()
-        self._ending.add(thread)
+        if thread not in self._ending:
+            self._ending[thread] = asyncio.create_task(self._finish(thread))
         if wait:
-            await thread.finish()
-            self._ending.discard(thread)
+            await asyncio.wait([self._ending[thread]])
+
+    async def _finish(self, thread: "_Thread") -> None:
+        await thread.finish()
+        self._ending.pop(thread, None)
 
 
 class _Thread:

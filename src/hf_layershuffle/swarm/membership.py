@@ -4,6 +4,7 @@
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
+from itertools import count
 from typing import Any
 
 from .answers import SwarmError
@@ -47,9 +48,9 @@ class Membership:
                 own = layers_for_new_worker(held, self.layers)
             else:
                 own = check_layers(layers, self.layers, "`layers`")
-            number = next(number for number in range(len(held) + 1000) if worker_name(number) not in self.life.workers)
-            await self.life.bring_up(worker_name(number), own)
-            return worker_name(number)
+            name = next(name for name in map(worker_name, count()) if name not in self.life.workers)
+            await self.life.bring_up(name, own)
+            return name
 
     async def remove(self, name: str, drain: bool = True, force: bool = False, rebalance: bool = False) -> None:
         """Ends a worker for good.
@@ -154,13 +155,16 @@ class Membership:
         for name, layers in target.items():
             await self._load(name, sorted({*held[name], *layers}))
         for name, layers in target.items():
-            await self._load(name, sorted(layers))
+            worker = self.life.workers.get(name)
+            if worker is not None and worker is not without:  # who should hold the layer now may have died meanwhile
+                await self._load(name, sorted({*layers, *self._held_alone(worker)}))
 
     async def _load(self, name: str, layers: Sequence[int]) -> None:
         worker = self.life.workers.get(name)
         if worker is None or not worker.is_up or list(worker.layers) == list(layers):
             return
         self.router.pause(name, "it loads layers")
+        worker.is_loading = True
         try:
             await self._until_idle(worker)
             new = [layer for layer in layers if layer not in worker.layers]
@@ -171,7 +175,10 @@ class Membership:
                 self.life.tell(worker, f"it holds layers {list(layers)} now")
         except WorkerGoneError as error:
             self.life.gone(name, str(error))
+        except (OSError, ValueError) as error:
+            raise SwarmError(f"{name} could not load layers {list(layers)}: {error}") from error
         finally:
+            worker.is_loading = False
             self.router.resume(name, "it loads layers")
 
     async def _until_idle(self, worker: Worker) -> None:

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What a scheduler knows of a request, and queues of requests by age."""
+"""What a scheduler knows of a request."""
 
-import heapq
 from collections.abc import Hashable, Sequence
 
 from .decisions import Visit
@@ -40,14 +39,10 @@ class Request:
         return self.max_skips - len(self.skipped)
 
 
-Entry = tuple[int, int, Request]  # of a heap: by age, with the number of waits that tells an old entry
+Entry = tuple[int, int, Request]  # by age, with the number of waits that tells an old entry
 
 
-def oldest(queue: list[Entry]) -> Request | None:
-    """The oldest request of a queue that still waits as when it was put there. Older entries are removed."""
-    while queue:
-        _, num_waits, request = queue[0]
-        if request.waits and request.num_waits == num_waits:
-            return request
-        heapq.heappop(queue)
-    return None
+def still_waits(entry: Entry) -> bool:
+    """Whether a request waits as when the entry was made."""
+    _, num_waits, request = entry
+    return request.waits and request.num_waits == num_waits

@@ -14,7 +14,7 @@ from .answers import Hop, Skip, SwarmAnswer, SwarmError
 from .decisions import Decision, Failed, Finished, Start, TimedOut, Visit
 from .events import Events
 from .policy import Policy
-from .routed_request import RoutedRequest, request_of
+from .routed_request import RoutedRequest, named, request_of
 from .scheduling import Scheduler
 from .transport import LayerCall, Transport, WorkerGoneError, check_result
 
@@ -77,7 +77,7 @@ class Router:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not self._is_closed:
-            await self.in_thread(_nothing)  # so that the shutdown has nothing to wait for
+            await self.in_thread(lambda: None)  # so that the shutdown has nothing to wait for
             self._is_closed = True
             self._executor.shutdown()
 
@@ -125,21 +125,21 @@ class Router:
         return await self.in_thread(self.model.request, inputs)
 
     async def answer(
-        self, name: str, split: Any, deadline: float | None = None, max_skips: int | None = None
+        self, name: str, split: Any, accepted: float, deadline: float | None = None, max_skips: int | None = None
     ) -> SwarmAnswer:
         """Runs a request. If this is cancelled, so is the request.
 
         Args:
             split: From `embed`.
+            accepted: When it came, in seconds of `time.monotonic`. The deadline counts from then.
 
         Raises:
             `SwarmError`: if it gets no answer.
         """
-        accepted = time.monotonic()
         deadline = self.policy.deadline if deadline is None else deadline
         max_skips = self.policy.max_skips if max_skips is None else max_skips
         end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        request = RoutedRequest(name, split, split.hidden_states, accepted, accepted, deadline, max_skips, end)
+        request = RoutedRequest(name, split, split.hidden_states, accepted, deadline, max_skips, end)
         self._requests.add(request)
         try:
             if self._driver is None or self._driver.done():
@@ -150,6 +150,7 @@ class Router:
         finally:
             self._requests.discard(request)
             self._scheduler.cancel(request)
+            request.release()
             self._wake.set()
         skipped = [Skip(layer, reason) for layer, reason in sorted(finished.skipped.items())]
         for skip in skipped:
@@ -221,13 +222,7 @@ class Router:
         request.blamed.add(visit)
         if len(request.blamed) >= self.policy.max_attempts:
             self._scheduler.cancel(request)
-            at = ", ".join(sorted({f"layer {each.layer} on {each.worker}" for each in request.blamed}))
-            request.fail(
-                SwarmError(
-                    f"The request '{request.name}' was given up, since {len(request.blamed)} workers failed in it "
-                    f"({at}), the last one for this reason: {reason}. Its inputs may be the cause."
-                )
-            )
+            request.give_up(reason)
 
     # The driver
 
@@ -271,6 +266,9 @@ class Router:
 
     def _start_call(self, visit: Visit) -> None:
         request = request_of(visit)
+        if request.end.done():  # it was given up for what a decision before this one says
+            self._scheduler.failed(visit, time.monotonic(), "its request was given up")
+            return
         try:
             args, kwargs = request.split.call(visit.layer)
         except Exception as error:  # the others go on
@@ -279,9 +277,9 @@ class Router:
             request.fail(error)
             return
         call = LayerCall(request.name, visit.layer, visit.position, request.hidden_states, args, kwargs)
-        waited = time.monotonic() - request.waits_since
+        waited = request.stop_waiting(visit.started)
         self._open.add(visit)
-        self.events.emit("hop_started", **_named(visit), waited=waited)
+        self.events.emit("hop_started", **named(visit), waited=waited)
         task = asyncio.create_task(self._call(self._scheduler, visit, call))
         self._calls[visit.worker][visit] = task
 
@@ -339,17 +337,5 @@ class Router:
         """Tells the end of a visit, once: after a late end nothing more is told."""
         if visit in self._open:
             self._open.discard(visit)
-            self.events.emit("hop_ended", **_named(visit), seconds=seconds, reason=reason)
-
-
-def _named(visit: Visit) -> dict[str, Any]:
-    return {
-        "request": request_of(visit).name,
-        "layer": visit.layer,
-        "worker": visit.worker,
-        "position": visit.position,
-    }
-
-
-def _nothing() -> None:
-    pass
+            request_of(visit).wait()
+            self.events.emit("hop_ended", **named(visit), seconds=seconds, reason=reason)

@@ -4,13 +4,14 @@
 The router drives a [`Scheduler`] with real workers, and the simulation with simulated ones.
 """
 
-import heapq
 from collections.abc import Collection, Hashable, Sequence
 from itertools import count
+from typing import Any
 
 from .decisions import Decision, Failed, Finished, Start, TimedOut, Visit
+from .heap import Heap
 from .policy import Policy
-from .request import Entry, Request, oldest
+from .request import Entry, Request, still_waits
 from .worker_pool import WorkerPool
 
 
@@ -36,10 +37,11 @@ class Scheduler:
         self._is_strict = self.policy.name == "strict"
         self._workers = WorkerPool(layers)
         self._requests: dict[Hashable, Request] = {}
-        # Requests that could take this layer next. Old entries are left in it
-        self._queues: dict[int, list[Entry]] = {layer: [] for layer in layers}
-        self._to_match: list[Entry] = []  # requests that began to wait since the last decision
-        self._timers: list[tuple[float, int, str, Request, Visit | float | None]] = []
+        # Requests that could take this layer next
+        self._queues: dict[int, Heap[Entry]] = {layer: Heap(still_waits) for layer in layers}
+        self._to_match: Heap[Entry] = Heap(still_waits)  # requests that began to wait since the last decision
+        # When, a number, what for, the request, and what of it
+        self._timers: Heap[tuple[float, int, str, Request, Any]] = Heap(lambda timer: self._is_due(*timer[2:]))
         self._now = 0.0
         self._decisions: list[Decision] = []
         self._visit_numbers, self._request_numbers, self._timer_numbers = count(), count(), count()
@@ -87,7 +89,7 @@ class Scheduler:
         """Requests that wait may be stuck now, or no longer."""
         for request in self._requests.values():
             if request.waits:
-                heapq.heappush(self._to_match, (request.number, request.num_waits, request))
+                self._to_match.push((request.number, request.num_waits, request))
 
     # Requests
 
@@ -177,8 +179,8 @@ class Scheduler:
         request.num_waits += 1
         entry = (request.number, request.num_waits, request)
         for layer in self._next_layers(request):
-            heapq.heappush(self._queues[layer], entry)
-        heapq.heappush(self._to_match, entry)
+            self._queues[layer].push(entry)
+        self._to_match.push(entry)
         if self.policy.skip_after is not None:
             self._set_timer(self.policy.skip_after, "skip_after", request, request.num_waits)
 
@@ -221,32 +223,32 @@ class Scheduler:
     def decide(self, now: float) -> list[Decision]:
         """What is to be done now, in this order."""
         self._now = now
-        while self._timers and self._timers[0][0] <= now:
-            _, _, kind, request, what = heapq.heappop(self._timers)
-            if self._is_due(kind, request, what):
-                getattr(self, f"_on_{kind}")(request, what)
+        while (timer := self._timers.first()) is not None and timer[0] <= now:
+            self._timers.pop()
+            _, _, kind, request, what = timer
+            getattr(self, f"_on_{kind}")(request, what)
         self._match()
         decisions, self._decisions = self._decisions, []
         return decisions
 
     def next_check(self) -> float | None:
         """When `decide` has to be asked again at the latest, if nothing happens before; None for never."""
-        while self._timers and not self._is_due(*self._timers[0][2:]):
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        timer = self._timers.first()
+        return None if timer is None else timer[0]
 
     def _match(self) -> None:
         """Lets visits begin until no free worker holds what a waiting request lacks."""
         workers = self._workers
-        while self._to_match or workers.newly_idle:
+        while True:
             while workers.newly_idle:
                 worker = next(iter(workers.newly_idle))
                 self._serve(worker)
                 workers.newly_idle.pop(worker, None)
-            request = oldest(self._to_match)
-            if request is None:
+            entry = self._to_match.first()
+            if entry is None:
                 break
-            heapq.heappop(self._to_match)
+            self._to_match.pop()
+            request = entry[-1]
             for layer in self._next_layers(request):
                 holder = workers.idle_holder(layer)
                 if holder is not None:
@@ -259,9 +261,9 @@ class Scheduler:
         """Gives a free worker the oldest request that lacks one of its layers, if there is one."""
         found: tuple[Request, int] | None = None
         for layer in self._workers.layers_of(worker):
-            request = oldest(self._queues[layer])
-            if request is not None and (found is None or request.number < found[0].number):
-                found = request, layer
+            entry = self._queues[layer].first()
+            if entry is not None and (found is None or entry[0] < found[0].number):
+                found = entry[-1], layer
         if found is not None:
             self._start(*found, worker)
 
@@ -288,7 +290,7 @@ class Scheduler:
     # Timers
 
     def _set_timer(self, seconds: float, kind: str, request: Request, what: Visit | float | None = None) -> None:
-        heapq.heappush(self._timers, (self._now + seconds, next(self._timer_numbers), kind, request, what))
+        self._timers.push((self._now + seconds, next(self._timer_numbers), kind, request, what))
 
     def _is_due(self, kind: str, request: Request, what: Visit | float | None) -> bool:
         """Whether what a timer was set for still holds."""

@@ -239,7 +239,7 @@ class Swarm(Observable):
         Args:
             inputs: The model's main input, such as images of shape `(batch_size, num_channels, height, width)`, or all
                 inputs by name.
-            deadline: Seconds from acceptance to the answer; None for that of the swarm.
+            deadline: Seconds from this call to the answer; None for that of the swarm.
             max_skips: Most layers that may be missing; None for that of the swarm.
             request_id: Name of the request. One whose answer was not handed over yet is joined, and not run twice.
             named_inputs: Inputs by name, such as `input_ids` and `attention_mask`.
@@ -248,16 +248,18 @@ class Swarm(Observable):
             `ValueError`: if the model does not take these inputs, or an option cannot be.
             `SwarmBusyError`: if `max_queue` requests wait already.
             `SwarmClosedError`: if the swarm drains or is closed.
+            `OSError`: if the request cannot be written into the journal.
             `MissingLayersError`, `DeadlineError`: if too many layers could not run.
             `SwarmError`: if the request ends its workers.
         """
         self._check_open()
-        if named_inputs and isinstance(inputs, torch.Tensor):
-            raise ValueError(
-                f"`inputs` is a tensor, and {', '.join(named_inputs)} came beside it; pass all inputs by name."
-            )
-        given = {**(inputs or {}), **named_inputs} if not isinstance(inputs, torch.Tensor) else inputs
-        return await self._intake.classify(given, deadline, max_skips, request_id)
+        if inputs is None:
+            inputs = named_inputs
+        elif named_inputs:
+            raise ValueError(f"{', '.join(named_inputs)} came beside `inputs`; pass all inputs by name.")
+        elif not isinstance(inputs, (torch.Tensor, Mapping)):
+            raise ValueError(f"`inputs` is of type {type(inputs).__name__}; it must be a tensor, or tensors by name.")
+        return await self._intake.classify(inputs, deadline, max_skips, request_id)
 
     async def answer(self, request_id: str) -> SwarmAnswer:
         """The answer to a request that is under way, such as one of the journal. It is handed over once.
@@ -280,10 +282,7 @@ class Swarm(Observable):
         await self._intake.drain()
 
     async def restart_router(self) -> None:
-        """Throws away what the router knows of who is where, and begins anew with the same workers.
-
-        Accepted requests go on from their last hidden states.
-        """
+        """Forgets who is where, and begins anew with the same workers. Requests go on from their hidden states."""
         self._check_open()
         self._router.restart()
 
