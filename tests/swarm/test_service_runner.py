@@ -1,4 +1,4 @@
-"""Addresses, token files, and signals; whole services are run by tests/cli/test_swarm.py."""
+"""Addresses, token files, and signals; whole services are run by tests/cli/test_cli_swarm.py."""
 
 import asyncio
 import os
