@@ -193,10 +193,15 @@ def serve(
         model, workers=workers, replicas=replicas, transport=reached or transport, policy=policy, max_queue=max_queue,
         address=address, journal=journal, **rules, **hub,
     )  # fmt: skip
+    _announce_start(f"Starting {workers} workers ({transport}) for {model}; this may take a minute")
     try:
         asyncio.run(run_service(swarm, made, listen, items=items, rate=rate, paced=reached, announce=_announce))
     except SwarmError as error:  # of the swarm's start
         raise OSError(str(error)) from error
+
+
+def _announce_start(line: str) -> None:
+    print(line, flush=True)
 
 
 def _announce(address: str) -> None:

@@ -146,7 +146,8 @@ def visited(monkeypatch, tmp_path):
         threads[0].join(60)
         if failures:
             raise failures[0]
-        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert re.fullmatch(r"Starting \d workers \(local\) for .*; this may take a minute\n", result.stdout)
 
     return run
 
@@ -158,6 +159,7 @@ def test_workers_of_ray_are_killed_and_come_back_and_nothing_is_left_at_the_end(
     process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, text=True, cwd=tmp_path, **pipes)
     started = set()
     try:
+        assert process.stdout.readline() == f"Starting 2 workers (ray) for {FOLDER}; this may take a minute\n"
         line = process.stdout.readline()
         found = re.fullmatch(r"The swarm answers at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", line)
         assert found, (line, process.stderr.read())
@@ -266,7 +268,7 @@ def test_a_signal_while_workers_start_ends_it_too(monkeypatch, tmp_path):
 
     monkeypatch.setattr(LocalTransport, "start_worker", never_ready)
     result = run_cli("swarm", "serve", FOLDER, "--port", "0", "--transport", "local", cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("Starting 4 workers (local)")
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler  # as the command found it
 
 

@@ -131,3 +131,13 @@ def test_ctrl_c_leaves_nothing_running():
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "interrupted [] 0\n"
         assert process.wait(30) == 0
+
+
+def test_a_second_end_is_no_error():
+    blocking = integer_swarm().blocking()
+    with blocking:
+        pass
+    blocking.__exit__(None, None, None)
+    never_started = integer_swarm().blocking()
+    with pytest.raises(SwarmError, match="was not started"):
+        never_started.__exit__(None, None, None)

@@ -6,7 +6,7 @@ import pytest
 from support.models import randomize
 
 import hf_layershuffle as ls
-from hf_layershuffle.swarm.fitness import warn_if_unfit
+from hf_layershuffle.swarm.fitness import warn_if_skips_cover_no_worker, warn_if_unfit
 from hf_layershuffle.swarm.policy import Policy
 
 
@@ -59,3 +59,17 @@ def test_the_models_own_report_says_what_it_costs(vit, batch, tmp_path, caplog):
     (tmp_path / "robustness.json").write_text("{}")
     assert "Expect wrong answers" in warn_if_unfit(config(), tmp_path, Policy("free"))
     assert "The model's report could not be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("placement", "max_skips", "most"),
+    [
+        ({"a": (0, 1), "b": (2,)}, 1, 2),
+        ({"a": (0, 1), "b": (2,)}, 2, None),
+        ({"a": (0, 1), "b": (2,)}, 0, None),  # no skips are wanted
+        ({"a": (0, 1, 2), "b": (1, 2)}, 1, None),  # replicas
+    ],
+)
+def test_skips_that_cover_no_dead_worker_are_warned_of(placement, max_skips, most, caplog):
+    warn_if_skips_cover_no_worker(placement, Policy(max_skips=max_skips))
+    assert (f"Take `max_skips={most}`" in caplog.text) == (most is not None) == bool(caplog.text)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY
+from safetensors import SafetensorError
 from support.swarm import IntegerModel, check_answer, integer_swarm, nothing_left, numbers, until
 
 from hf_layershuffle.swarm import journal as journal_module
@@ -230,3 +231,39 @@ def test_kill_9_of_the_routers_process_loses_no_accepted_request(tmp_path):
         assert files(tmp_path / "journal") == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("folder", ["", 5, None])
+def test_what_is_no_folder_is_refused(folder):
+    with pytest.raises(ValueError, match=f"`journal` is {folder!r}; it must be the path of a folder"):
+        Journal(folder, {})
+
+
+def test_a_folder_that_is_there_keeps_its_mode_and_a_link_to_nothing_is_set_aside(tmp_path, caplog):
+    tmp_path.chmod(0o755)
+    (tmp_path / "lost.request.safetensors").symlink_to(tmp_path / "nothing")
+
+    async def main() -> None:
+        journal = Journal(tmp_path, {})
+        assert await journal.open() == []
+        await journal.close()
+
+    asyncio.run(main())
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert "is damaged and was set aside" in caplog.text
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    async def main() -> None:
+        journal = Journal(tmp_path, {})
+        await journal.open()
+        monkeypatch.setattr(journal_module, "save_file", full)
+        with pytest.raises(OSError, match=r"a.request.safetensors' cannot be written: I/O error: No space left"):
+            await journal.write(Record("a", {"x": numbers(1)}))
+        await journal.close()
+
+    asyncio.run(main())
+    assert files(tmp_path) == []

@@ -1,5 +1,6 @@
 import gc
 import json
+import shutil
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from support.models import EXTRAS, randomize
 from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.layerwise import LayerwiseClassifier
 from hf_layershuffle.swarm.layer_worker import LayerWorker
+from hf_layershuffle.swarm.split_model import SplitModel
 from hf_layershuffle.swarm.transport import LayerCall, WorkerFaultError
 
 
@@ -201,3 +203,25 @@ def test_broken_checkpoints_are_refused(folder, tmp_path):
         broken([0], config={"model_type": "resnet"})
     with pytest.raises(ValueError, match=r"there is no folder '\./none'"):
         LayerWorker("./none", [0])
+
+
+def test_digests_are_of_the_configuration_too(vit, tmp_path):
+    vit.classifier().save_pretrained(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["transformers_version"] = "0.0"  # says nothing of what is computed
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    expected = LayerWorker(tmp_path / "one", [0, 1]).info.digests
+    assert LayerWorker(tmp_path / "other", [0, 1]).info.digests == expected
+    assert SplitModel.from_pretrained(tmp_path / "other").digests.items() >= expected.items()
+    config["layer_norm_eps"] = 0.5
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    found = LayerWorker(tmp_path / "other", [0, 1]).info.digests
+    assert found.keys() == expected.keys() and not set(found.values()) & set(expected.values())
+
+
+@pytest.mark.parametrize("device", ["tpu0", "cuda:7", "xla"])
+def test_devices_that_are_not_there_are_refused(device, vit, tmp_path):
+    vit.classifier().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"`device` is '{device}', which cannot be used here"):
+        LayerWorker(tmp_path, [0], device=device)

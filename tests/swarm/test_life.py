@@ -141,12 +141,12 @@ def test_restarts_pause_longer_each_time_and_end(monkeypatch, caplog):
         swarm.transport.start_faults["worker-3"] = 100
         monkeypatch.setattr(life.asyncio, "sleep", noted)
         await swarm.kill_worker("worker-3")
-        await until(lambda: "worker-3 is not restarted any more" in caplog.text)
+        await until(lambda: "worker-3: it was restarted 5 times, and is tried again in 60 s" in caplog.text)
         monkeypatch.undo()
         # Its layer is given to another one
         await until(lambda: any(3 in worker["layers"] for worker in swarm.status()["workers"][:3]))
         await answered(swarm, 4)
-        assert states(swarm)["worker-3"] == "dead" and swarm.transport.start_faults["worker-3"] == 95
+        assert states(swarm)["worker-3"] == "dead" and swarm.transport.start_faults["worker-3"] == 94
 
     run(check, health_interval=0.5)
     assert [pause for pause in pauses if pause in (0.013, 0.026, 0.052, 0.104)] == [0.013, 0.026, 0.052, 0.104]
@@ -293,3 +293,47 @@ def test_numbers_that_cannot_be_are_refused():
 @pytest.fixture(autouse=True)
 def warnings_shown(caplog):
     caplog.set_level(logging.INFO)
+
+
+def test_a_worker_that_was_given_up_is_tried_again_later(monkeypatch):
+    monkeypatch.setattr(life, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(life, "RESTARTS_COUNT_FOR", 0.5)
+
+    async def check(swarm):
+        swarm.transport.start_faults["worker-1"] = 100
+        await swarm.kill_worker("worker-1")
+        await until(lambda: swarm._life.workers["worker-1"].is_given_up)
+        swarm.transport.start_faults["worker-1"] = 0
+        await until(lambda: states(swarm)["worker-1"] == "healthy")
+        assert not swarm._life.workers["worker-1"].is_given_up
+        await answered(swarm, 4)
+
+    run(check)
+
+
+def test_a_worker_that_is_killed_on_purpose_comes_back_each_time():
+    async def check(swarm):
+        for number in range(1, life.MOST_RESTARTS + 3):
+            await swarm.kill_worker("worker-1")
+            await until(lambda number=number: swarm.metrics()["restarts"] == number)
+            await until(lambda: set(states(swarm).values()) == HEALTHY)
+        await answered(swarm, 4)
+
+    run(check)
+
+
+def test_requests_that_fail_on_any_worker_end_each_worker_once_at_most():
+    async def check(swarm):
+        original = swarm.transport.call
+
+        async def call(name, layer_call):
+            return None if layer_call.request_id.startswith("poison") else await original(name, layer_call)
+
+        swarm.transport.call = call
+        for number in range(12):
+            with pytest.raises(SwarmError, match=r"tried 2 times|Its inputs may be the cause"):
+                await swarm.classify(numbers(number), request_id=f"poison-{number}")
+        assert 1 <= swarm.metrics()["restarts"] <= 4
+        await answered(swarm, 4)
+
+    run(check, max_attempts=2)

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import ray
 import torch
 
+from hf_layershuffle.swarm.ray_transport import _running_ray
 from hf_layershuffle.swarm.ray_worker import Failure, RayWorker, pack, unpack
+from hf_layershuffle.swarm.transport import WorkerGoneError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
@@ -29,3 +32,10 @@ def test_what_fails_in_a_worker_is_told_in_a_line(tmp_path):
     failure = worker.info()
     assert failure.kind == "WorkerFaultError" and failure.message.startswith("AttributeError: ")
     assert "\n" not in failure.message and len(failure.message) < 350
+
+
+def test_a_ray_that_has_ended_is_not_started_again(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray started itself"))
+    with pytest.raises(WorkerGoneError, match="Ray has ended"):
+        _running_ray()

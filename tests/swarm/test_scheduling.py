@@ -481,3 +481,10 @@ def test_a_request_that_ran_layers_before_goes_on_behind_them():
     assert [(visit.request, visit.layer, visit.position) for visit in visits(started)] == [("x", 1, 2)]
     assert last.order == [2, 0, 1] and [visit.layer for visit, _ in last.visits] == [1]
     assert [decision.order for decision in started if isinstance(decision, Finished)] == [[1, 0, 2]]
+
+
+def test_strict_requests_that_ran_before_do_not_go_back_to_what_they_skipped():
+    scheduler = scheduler_of(4, {"a": [0, 1, 2, 3]}, name="strict", max_skips=1)
+    scheduler.accept("x", 0.0, ran=[1, 2])
+    finished = run_all(scheduler)[-1]
+    assert finished.order == [1, 2, 3] and finished.skipped == {0: "it was skipped before"}

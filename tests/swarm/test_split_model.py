@@ -214,3 +214,16 @@ def test_models_without_a_head_are_refused(tmp_path):
     plain_model(ENCODERS["ViT"]).vit.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no trained image classifier: its weights lack"):
         SplitModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, device="meta"), "`pixel_values` is a tensor on 'meta'; it must be a dense one"),
+        (torch.zeros(1, 3, 8, 8).to_sparse(), "`pixel_values` is a tensor of torch.sparse_coo"),
+        (torch.nested.nested_tensor([torch.zeros(3, 8, 8)]), "`pixel_values` is a tensor nested"),
+    ],
+)
+def test_tensors_without_numbers_of_their_own_are_refused(images, message, vit_split):
+    with pytest.raises(ValueError, match=message):
+        vit_split.request(images)

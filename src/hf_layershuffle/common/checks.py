@@ -1,8 +1,6 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Checks of arguments."""
 
-import math
-
 
 def check_integers(**values: tuple[object, int]) -> None:
     """Checks that each `name=(value, least)` is an integer of at least `least`.
@@ -19,8 +17,8 @@ def check_seconds(**values: object) -> None:
     """Checks that each value is a number of seconds.
 
     Raises:
-        `ValueError`: if one is none above 0 that is finite.
+        `ValueError`: if one is none above 0 and below 1e9, some thirty years.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+            raise ValueError(f"`{name}` is {str(value)[:40]}; it must be a number of seconds above 0 and below 1e9.")

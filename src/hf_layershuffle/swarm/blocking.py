@@ -50,6 +50,8 @@ class BlockingSwarm:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._is_over:
+            return
         try:
             self._run(self.swarm.__aexit__(kind, *exception))
         finally:
@@ -62,7 +64,8 @@ class BlockingSwarm:
 
     def _end(self) -> None:
         """Ends the loop, which first lets what was cancelled clean up."""
-        assert self._thread is not None
+        if self._thread is None:
+            return
         if not self._is_up.wait(START_TIMEOUT):
             return  # the thread was not started
         with self._lock:

@@ -3,10 +3,12 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.report import REPORT_FILE, RobustnessReport
+from .placement import Placement
 from .policy import Policy
 
 
@@ -41,6 +43,19 @@ def warn_if_unfit(config: Any, folder: str | os.PathLike, policy: Policy) -> str
     return text
 
 
+def warn_if_skips_cover_no_worker(placement: Placement, policy: Policy) -> None:
+    """Warns where skips are allowed, but too few for the layers that are gone with one worker."""
+    holders = Counter(layer for layers in placement.values() for layer in layers)
+    alone = {name: sum(holders[layer] == 1 for layer in layers) for name, layers in placement.items()}
+    most = max(alone.values())
+    if 0 < policy.max_skips < most:
+        logger.warning(
+            "A worker holds %d layers that no other has, and `max_skips` is %d: when it dies, requests wait for its "
+            "restart. Take `max_skips=%d`, more workers, or `replicas=2`.",
+            most, policy.max_skips, most,
+        )  # fmt: skip
+
+
 def _report(folder: str | os.PathLike) -> RobustnessReport | None:
     if not (Path(folder).expanduser() / REPORT_FILE).is_file():
         return None
@@ -56,7 +71,7 @@ def _cost(report: RobustnessReport, policy: Policy, freed: bool, skips: bool) ->
     if freed:
         said.append(f"{report.arbitrary.accuracy.mean:.4f} in arbitrary order")
     left = report.num_layers - policy.max_skips
-    if skips and left >= 1:
-        group = report.pruning["arbitrary" if freed else "random"][left - 1]
-        said.append(f"{group.accuracy.mean:.4f} with {left} of {report.num_layers} layers")
+    groups = report.pruning.get("arbitrary" if freed else "random", [])
+    if skips and 1 <= left <= len(groups):
+        said.append(f"{groups[left - 1].accuracy.mean:.4f} with {left} of {report.num_layers} layers")
     return f"{', '.join(said)} ({report.num_images:,} {report.noun} of {report.dataset})"

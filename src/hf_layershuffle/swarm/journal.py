@@ -49,6 +49,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | os.PathLike, digests: Mapping[int | str, str]):
+        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+            raise ValueError(f"`journal` is {folder!r}; it must be the path of a folder.")
         self.folder = Path(folder).expanduser()
         said = json.dumps(sorted((str(name), digest) for name, digest in digests.items()))
         self.model = hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -72,10 +74,12 @@ class Journal:
             raise
 
     def _open(self) -> list[Record]:
+        is_new = not self.folder.exists()
         self._claim.enter_context(claimed_folder(self.folder, "choose another folder for `journal`"))
-        os.chmod(self.folder, 0o700)
+        if is_new:
+            self.folder.chmod(0o700)
         records = []
-        for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns):
+        for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.lstat().st_mtime_ns):
             try:
                 model, record = _read(path)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -105,7 +109,10 @@ class Journal:
         with replaced_file(self._path(record.name)) as path:
             # Copies, since tensors that share memory are refused
             copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-            save_file(copies, path, metadata={"request": json.dumps(said)})
+            try:
+                save_file(copies, path, metadata={"request": json.dumps(said)})
+            except SafetensorError as error:  # such as of a full disk
+                raise OSError(f"'{self._path(record.name)}' cannot be written: {error}") from error
             path.chmod(0o600)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -19,8 +19,8 @@ from .worker_start import WorkerStart
 
 
 logger = logging.getLogger(__name__)
-MOST_FAULTS = 2  # calls in a row that a worker may fail before it is restarted
-MOST_RESTARTS = 5  # of a worker within `RESTARTS_COUNT_FOR` seconds, before it is given up
+MOST_FAULTS = 2  # calls in a row that a worker may fail before it is restarted, if it was not restarted lately
+MOST_RESTARTS = 5  # of a worker within `RESTARTS_COUNT_FOR` seconds, before its layers go to others
 RESTARTS_COUNT_FOR = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds before the second restart, and before later ones at most
 STOP_TIMEOUT = 10.0  # seconds
@@ -37,7 +37,7 @@ class Worker:
         faults: Calls in a row that it failed.
         restarts: When it was restarted lately.
         is_killed: Whether it was ended on purpose, so that no request is the cause.
-        is_given_up: Whether it is not restarted any more.
+        is_given_up: Whether it failed so often that it is tried again only after a long pause.
         is_loading: Whether it loads layers, and so may not answer a ping.
         care: The task that checks or restarts it.
     """
@@ -161,7 +161,9 @@ class Life:
         if worker is None or not worker.is_up:
             return
         worker.faults += 1
-        if worker.faults >= MOST_FAULTS:
+        # One that passes its trials may have met requests that fail on any worker. They shall not end it over and over
+        was_restarted = any(time.monotonic() - each < RESTARTS_COUNT_FOR for each in worker.restarts)
+        if worker.faults >= MOST_FAULTS and not was_restarted:
             self._lose(worker, f"{worker.name} failed {worker.faults} calls in a row: {reason}")
         else:
             self.suspect(worker, reason, visit)
@@ -253,10 +255,12 @@ class Life:
             worker.restarts = [each for each in worker.restarts if now - each < RESTARTS_COUNT_FOR]
             if len(worker.restarts) >= MOST_RESTARTS:
                 self._give_up(worker, reason)
-                return
+                await asyncio.sleep(RESTARTS_COUNT_FOR)
+                continue
             pause = FIRST_PAUSE * 2 ** (len(worker.restarts) - 1)
             await asyncio.sleep(min(pause, LONGEST_PAUSE) if worker.restarts else 0.0)
-            worker.restarts.append(time.monotonic())
+            if not worker.is_killed:
+                worker.restarts.append(time.monotonic())
             self.num_restarts += 1
             worker.state, worker.is_killed = "starting", False
             self.tell(worker, f"it is restarted: {reason}")
@@ -273,13 +277,16 @@ class Life:
                 return
 
     def _give_up(self, worker: Worker, reason: str) -> None:
-        logger.error("%s is not restarted any more, after %d times: %s", worker.name, len(worker.restarts), reason)
+        again = (
+            f"it was restarted {len(worker.restarts)} times, and is tried again in {RESTARTS_COUNT_FOR:g} s: {reason}"
+        )
+        logger.error("%s: %s", worker.name, again)
         worker.is_given_up = True
-        self.tell(worker, f"it is given up: {reason}")
+        self.tell(worker, again)
         self._call_when_given_up()
 
     def _admit(self, worker: Worker) -> None:
-        worker.state, worker.faults = "healthy", 0
+        worker.state, worker.faults, worker.is_given_up = "healthy", 0, False
         self.tell(worker, "it is ready")
         self.router.add_worker(worker.name, worker.layers)
         if any(each.is_given_up for each in self.workers.values()):

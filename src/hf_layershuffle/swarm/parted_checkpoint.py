@@ -3,6 +3,7 @@
 
 import copy
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -54,7 +55,7 @@ class PartedCheckpoint:
         token: str | None = None,
     ):
         self.what = f"'{checkpoint}'"
-        self.device = torch.device(device or "cpu")
+        self.device = _usable_device(device)
         self._source = open_source("model", os.fspath(checkpoint), revision, token)
         self.plain_class, self._free_class = classes_of(str(self._source.config.plain_model_type), self.what)
         self.dtype = self._chosen_dtype(dtype)
@@ -103,7 +104,7 @@ class PartedCheckpoint:
         self._fill(self.model, "", [name for name in self.model.state_dict() if not name.startswith(layers)])
 
     def digests(self, layers: Sequence[int]) -> dict[int | str, str]:
-        """Of the weights of each layer, and of the depth embedding, as they are stored.
+        """Of the weights of each layer, and of the depth embedding, as they are stored, with the configuration.
 
         They are those of `load_layer`, but are read piece by piece.
         """
@@ -114,7 +115,7 @@ class PartedCheckpoint:
             parts[DEPTH_EMBEDDING] = (self._depth_prefix, self.model._depth_embedding)
         found: dict[int | str, str] = {}
         for part, (prefix, module) in parts.items():
-            digest = hashlib.sha256()
+            digest = self._new_digest()
             for name, stored in self._stored(prefix, module, list(module.state_dict())).items():
                 digest.update(_header(name, stored))
                 for piece in [stored.read()] if stored.dtype is None else stored.chunks():
@@ -171,9 +172,15 @@ class PartedCheckpoint:
                 )
         return {name: tensors[place] for name, place in places.items()}
 
+    def _new_digest(self) -> Any:
+        """The beginning of a part's digest: what the configuration says, without which weights compute nothing."""
+        said = self._source.config.to_dict()
+        said = {name: value for name, value in said.items() if name not in ("transformers_version", "_name_or_path")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+
     def _fill(self, module: nn.Module, prefix: str, names: list[str]) -> str:
         """Gives a module its weights, and returns their digest."""
-        values, digest = {}, hashlib.sha256()
+        values, digest = {}, self._new_digest()
         for name, stored in self._stored(prefix, module, names).items():
             tensor = stored.read()
             digest.update(_header(name, stored))
@@ -207,6 +214,16 @@ def _compute_buffers(model: LayerShuffleMixin) -> None:
         owner, _, short = name.rpartition(".")
         model.get_submodule(owner)._buffers[short] = torch.empty_like(buffer, device="cpu")
     model.initialize_weights()
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch without it
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"`device` is {str(device)!r}, which cannot be used here: {reason}") from error
+    return found
 
 
 def _header(name: str, stored: StoredTensor) -> bytes:

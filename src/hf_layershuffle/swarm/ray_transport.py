@@ -129,7 +129,7 @@ class RayTransport:
             raise
 
     def _new_handle(self, node: str) -> Any:
-        import ray
+        ray = _running_ray()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         made = ray.remote(RayWorker)
@@ -196,10 +196,14 @@ class RayTransport:
 
     async def _asked(self, name: str, actor: _Actor, submit: Callable[[], Any]) -> Any:
         """What an actor gives back. Its arguments go into shared memory in a thread, since that may be full."""
-        import ray
+        ray = _running_ray()
+
+        def submit_to_running() -> Any:
+            _running_ray()
+            return submit()
 
         try:
-            reference = await asyncio.to_thread(submit)
+            reference = await asyncio.to_thread(submit_to_running)
             answer = asyncio.wrap_future(reference.future())
             actor.calls.add(answer)
             answer.add_done_callback(actor.calls.discard)
@@ -219,11 +223,9 @@ class RayTransport:
         """Ends the process of an actor, at once."""
 
         def end() -> None:
-            import ray
-
             if actor.handle is not None:
                 with suppress(Exception):  # Ray is gone already
-                    ray.kill(actor.handle, no_restart=True)
+                    _running_ray().kill(actor.handle, no_restart=True)
             if actor.info is not None and actor.info.process_id and actor.node == self._cluster.this_node:
                 _kill(actor.info.process_id)
 
@@ -235,6 +237,15 @@ _ERRORS: dict[str, type[Exception]] = {
     "OSError": OSError,
     "WorkerFaultError": WorkerFaultError,
 }
+
+
+def _running_ray() -> Any:
+    """Ray, which would start itself, with other settings than ours, where a function is called after its end."""
+    import ray
+
+    if not ray.is_initialized():
+        raise WorkerGoneError("Ray has ended")
+    return ray
 
 
 def _first_line(error: BaseException) -> str:

@@ -59,12 +59,12 @@ class RoutedRequest:
             self.end.set_exception(error)
 
     def give_up(self, reason: str) -> None:
-        """Fails, since too many workers failed in it."""
+        """Fails, since workers failed in it too often."""
         at = ", ".join(sorted({f"layer {visit.layer} on {visit.worker}" for visit in self.blamed}))
         self.fail(
             SwarmError(
-                f"The request '{self.name}' was given up, since {len(self.blamed)} workers failed in it ({at}), the "
-                f"last one for this reason: {reason}. Its inputs may be the cause."
+                f"The request '{self.name}' was given up, since workers failed in it {len(self.blamed)} times ({at}), "
+                f"at last for this reason: {reason}. Its inputs may be the cause."
             )
         )
 

@@ -113,6 +113,9 @@ class Scheduler:
         skips = self.policy.max_skips if max_skips is None else max_skips
         self._now = now
         new = self._requests[request] = Request(request, next(self._request_numbers), self.layers, skips, ran)
+        if self._is_strict and ran:  # what stands before them in the order was skipped
+            before = self.layers[: self.layers.index(ran[-1])]
+            self._leave_out(new, [layer for layer in before if layer not in ran], "it was skipped before")
         if deadline is not None:
             self._set_timer(deadline, "deadline", new)
         self._wait(new)
@@ -214,9 +217,12 @@ class Scheduler:
 
     def _skip(self, request: Request, layers: Sequence[int], otherwise: str = "") -> None:
         self._stop_waiting(request)
+        self._leave_out(request, layers, otherwise)
+        self._wait(request)
+
+    def _leave_out(self, request: Request, layers: Sequence[int], otherwise: str) -> None:
         request.skipped |= {layer: self._why(request, layer, otherwise) for layer in layers}
         request.missing = [layer for layer in request.missing if layer not in request.skipped]
-        self._wait(request)
 
     # Decisions
 

@@ -136,6 +136,11 @@ class SplitModel:
             return
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"`{name}` is of type {type(value).__name__}; it must be a tensor.")
+        if value.is_nested or value.layout != torch.strided or value.device.type == "meta":
+            kind = (
+                "nested" if value.is_nested else f"of {value.layout}" if value.device.type != "meta" else "on 'meta'"
+            )
+            raise ValueError(f"`{name}` is a tensor {kind}; it must be a dense one that holds numbers.")
         if value.ndim == 0 or 0 in value.shape:
             raise ValueError(f"`{name}` has shape {tuple(value.shape)}; it must hold at least one example.")
         if is_main and value.is_floating_point() != (name != "input_ids"):

@@ -12,7 +12,7 @@ from ..common.checks import check_integers
 from .answers import SwarmAnswer, SwarmClosedError, SwarmError
 from .blocking import BlockingSwarm
 from .events import Events
-from .fitness import warn_if_unfit
+from .fitness import warn_if_skips_cover_no_worker, warn_if_unfit
 from .intake import Intake, check_max_skips
 from .journal import Journal
 from .life import Life
@@ -165,6 +165,7 @@ class Swarm(Observable):
             journal=journal,
         )
         warn_if_unfit(split.config, model, rules)
+        warn_if_skips_cover_no_worker(held, rules)
         return swarm
 
     async def __aenter__(self) -> "Swarm":
