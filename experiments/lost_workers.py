@@ -1,13 +1,17 @@
 """What it costs to lose workers: a plain ViT and an order-free one in the same swarm, a worker for each layer.
 
-    python experiments/lost_workers.py digits model_cards/vit-digits-plain model_cards/vit-digits-layershuffle
-    python experiments/lost_workers.py path/to/fashion-mnist path/to/plain model_cards/vit-fashion-mnist-layershuffle
-    python experiments/lost_workers.py --render      # picture, tables and README from the records alone
+    python experiments/lost_workers.py digits model_cards/vit-digits-plain model_cards/vit-digits-layershuffle \
+        --batch_size 20
+    python experiments/lost_workers.py path/to/fashion-mnist path/to/plain model_cards/vit-fashion-mnist-layershuffle \
+        --draws 3
+    python experiments/lost_workers.py --render      # picture and tables from the records alone
 
 Workers are killed one after the other, in an order drawn by seed, and after each all test images are sent again. An
-image without an answer counts as wrong. A run takes some minutes, shows its progress and goes on where it stopped.
-What it found is kept in experiments/records/lost_workers.json. `--draws 2 --transport local` makes it short. The plain
-ViT of Fashion-MNIST is the one that `experiments/grid.py --methods plain-init` trains.
+image without an answer counts as wrong. There are as many requests at a time as workers: only requests that compete
+for workers take the layers in other orders, so a batch must be small beside the data. A run takes some minutes, shows
+its progress and goes on where it stopped. What it found is kept in experiments/records/lost_workers.json. `--draws 2
+--transport local` makes it short. The plain ViT of Fashion-MNIST is the one that `experiments/grid.py --methods
+plain-init` trains.
 """
 
 import argparse
@@ -188,7 +192,8 @@ def table(records: dict[str, dict]) -> str:
         lines += [
             "",
             f"Fraction of {record['num_images']:,} test images with the right answer; one without an answer counts as "
-            f"wrong. Mean over {draws} draws of the workers lost, in brackets the worst and the best.",
+            f"wrong. In requests of {record['batch_size']} images, as many at a time as workers. "
+            f"Mean over {draws} draws of the workers lost, in brackets the worst and the best.",
         ]
         lines += [""]
     return "\n".join(lines).rstrip()
@@ -236,6 +241,7 @@ def main() -> None:
         except (ValueError, OSError) as error:
             parser.error(str(error))
     render(read_records(arguments.records), arguments.pages)
+    print(f"Results: {arguments.records}; picture: {arguments.pages[0].parent / PICTURE}.png")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,12 @@ from .models.modeling_layershuffle import (
 )
 from .models.modeling_layershuffle import LayerShuffleViTModel as LayerShuffleViTModel
 from .models.modeling_layershuffle import free_order as free_order
+from .swarm.answers import DeadlineError as DeadlineError
+from .swarm.answers import MissingLayersError as MissingLayersError
 from .swarm.answers import SwarmAnswer as SwarmAnswer
+from .swarm.answers import SwarmBusyError as SwarmBusyError
+from .swarm.answers import SwarmClosedError as SwarmClosedError
+from .swarm.answers import SwarmError as SwarmError
 from .swarm.blocking import BlockingSwarm as BlockingSwarm
 from .swarm.swarm import Swarm as Swarm
 from .training import Accuracy as Accuracy

@@ -76,6 +76,13 @@ Hedge = Annotated[
     float | None,
     typer.Option("--hedge", help="Seconds after which a second worker that is free is asked for the same layer."),
 ]
+MaxWait = Annotated[
+    float,
+    typer.Option(
+        "--max_wait",
+        help="Seconds that a request waits for a layer that no worker holds, such as for a restart, before it fails.",
+    ),
+]
 MaxQueue = Annotated[int, typer.Option("--max_queue", help="Requests that wait or run; beyond them, 429.")]
 TransportName = Annotated[
     str,
@@ -133,6 +140,7 @@ def serve(
     deadline: Deadline = None,
     call_timeout: CallTimeout = 30.0,
     hedge: Hedge = None,
+    max_wait: MaxWait = 30.0,
     max_queue: MaxQueue = 256,
     transport: TransportName = "ray",
     address: ClusterAddress = None,
@@ -176,7 +184,7 @@ def serve(
         skip_after = 1.0 if skip_after is None else skip_after
     rules: dict[str, Any] = {
         "max_skips": max_skips or 0, "skip_after": skip_after, "deadline": deadline, "call_timeout": call_timeout,
-        "hedge": hedge,
+        "hedge": hedge, "max_wait": max_wait,
     }  # fmt: skip
     Policy(policy, **rules)
     limits = Limits(max_body_bytes, max_pixels, max_in_flight)

@@ -48,7 +48,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         "`policy` is 'fast'; it must be one of free, strict.": serve("--policy", "fast"),
         "`max_skips` is -1": serve("--max_skips", -1),
         "`max_skips` is 6": serve("--max_skips", 6),
-        "`deadline` is 0.0; it must be a number of seconds above 0.": serve("--deadline", 0),
+        "`deadline` is 0.0; it must be a number of seconds above 0 and below 1e9.": serve("--deadline", 0),
         "`skip_after` is -1.0": serve("--skip_after", -1),
         "`call_timeout` is 0.0": serve("--call_timeout", 0),
         "`hedge` is 0.0": serve("--hedge", 0),

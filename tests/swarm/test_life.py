@@ -322,6 +322,34 @@ def test_a_worker_that_is_killed_on_purpose_comes_back_each_time():
     run(check)
 
 
+def test_nothing_is_asked_of_a_swarm_that_is_not_ready():
+    async def main() -> None:
+        swarm = integer_swarm()
+        swarm.transport.seconds = {"worker-0": 0.5}
+        starting = asyncio.create_task(swarm.__aenter__())
+        await until(lambda: "worker-0" in states(swarm))
+        assert not starting.done()
+        with pytest.raises(SwarmError, match="was not started"):
+            await swarm.remove_worker("worker-0", force=True)
+        with pytest.raises(SwarmError, match="was not started"):
+            await swarm.classify(numbers(1))
+        await starting
+        swarm.transport.seconds.clear()
+        await answered(swarm, 4)
+        await swarm.__aexit__(None, None, None)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_was_removed_may_still_be_told_of():
+    async def check(swarm):
+        swarm._life.succeeded("worker-9", 0.1)
+        swarm._life.timed_out("worker-9", "it took long")
+        assert set(states(swarm).values()) == HEALTHY
+
+    run(check)
+
+
 def test_requests_that_fail_on_any_worker_end_each_worker_once_at_most():
     async def check(swarm):
         original = swarm.transport.call

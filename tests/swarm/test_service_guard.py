@@ -27,7 +27,10 @@ def test_other_names_and_addresses(host):
         ("[::1]:80", "[::1]"),
         ("[::1]", "[::1]"),
         ("a", "a"),
-        ("a@127.0.0.1:1", "a@127.0.0.1"),
+        ("a@127.0.0.1:1", ""),
+        ("127.0.0.1:80@evil.example", ""),
+        ("[::1]evil.example", ""),
+        ("", ""),
     ],
 )
 def test_the_host_of_a_header_has_no_port(header, expected):
@@ -77,3 +80,19 @@ def test_bytes_are_counted_whatever_the_request_says_of_them():
     status, read = answer_to([b"aaaa"], 7, **{"content-length": "8"})
     assert (status, read) == (413, b"")
     assert answer_to([b"aaaa"], 7, **{"content-length": "many"}) == (None, b"aaaa")
+
+
+@pytest.mark.parametrize("name", ["host", "origin"])
+def test_two_headers_of_which_one_could_be_looked_at_are_refused(name):
+    sent = []
+
+    async def run():
+        async def send(message):
+            sent.append(message)
+
+        first = [(b"host", b"localhost"), (b"origin", b"http://localhost")]
+        scope = {"type": "http", "path": "/classify", "method": "POST", "headers": [*first, (name.encode(), b"other")]}
+        await Guard(lambda *args: pytest.fail("it was let through"), 8)(scope, None, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 400

@@ -116,3 +116,8 @@ def test_what_is_started_is_cancelled_by_a_signal_and_its_error_is_told():
 
     asyncio.run(run())
     assert ended == ["cancelled"]
+
+
+def test_a_token_file_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a file; name one, or one that is not there yet"):
+        read_token(tmp_path)

@@ -240,6 +240,8 @@ def test_arguments_that_cannot_be_are_refused_before_anything_starts(tmp_path):
     for message, arguments in cases.items():
         with pytest.raises(ValueError, match=message):
             ls.Swarm.from_pretrained(folder, **{"transport": "local", **arguments})
+    with pytest.raises(TypeError, match=r"Swarm.from_pretrained\(\) got an unexpected keyword argument 'replica'"):
+        ls.Swarm.from_pretrained(folder, transport="local", replica=2)
     with pytest.raises((OSError, ValueError), match="no-such-folder"):
         ls.Swarm.from_pretrained(tmp_path / "no-such-folder", transport="local")
 

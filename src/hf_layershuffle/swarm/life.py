@@ -148,13 +148,15 @@ class Life:
     # What the router sees
 
     def succeeded(self, worker: str, seconds: float) -> None:
-        known = self.workers[worker]
-        known.num_calls += 1
-        known.seconds += seconds
-        known.faults = 0
+        known = self.workers.get(worker)
+        if known is not None:  # else it was removed meanwhile
+            known.num_calls += 1
+            known.seconds += seconds
+            known.faults = 0
 
     def timed_out(self, worker: str, reason: str) -> None:
-        self.suspect(self.workers[worker], reason)
+        if worker in self.workers:
+            self.suspect(self.workers[worker], reason)
 
     def faulted(self, visit: Visit, reason: str) -> None:
         worker = self.workers.get(visit.worker)

@@ -301,6 +301,7 @@ class Router:
             fault = str(error) or repr(error)
         finally:
             self._calls.get(visit.worker, {}).pop(visit, None)
+        self._wake.set()
         now = time.monotonic()
         if fault is None:
             counts = scheduler.arrived(visit, now)
@@ -314,7 +315,6 @@ class Router:
             self._report_hop(visit, fault)
         if fault is not None:
             self.watcher.faulted(visit, fault)
-        self._wake.set()
 
     def _take(self, visit: Visit, result: Any) -> None:
         """A result that counts."""

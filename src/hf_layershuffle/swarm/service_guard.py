@@ -3,6 +3,7 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -29,8 +30,9 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name or address of a `Host` header, without the port."""
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+    """The name or address of a `Host` header, without the port; nothing if it is no such header."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d*)?", host, re.ASCII)
+    return found[1] if found is not None else ""
 
 
 class Guard:
@@ -71,6 +73,8 @@ class Guard:
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> JSONResponse | None:
         host, origin = headers.get("host", ""), headers.get("origin")
+        if max(len(headers.getlist(name)) for name in ("host", "origin")) > 1:
+            return _refused(400, "The request has two headers Host or Origin.")
         if self.token is None and not is_loopback(host_name(host)):
             return _refused(403, f"The host '{host[:100]}' is not this machine; ask by 127.0.0.1 or localhost.")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():

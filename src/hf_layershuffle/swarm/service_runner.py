@@ -112,6 +112,10 @@ def read_token(path: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
+        if not path.is_file():
+            raise ValueError(
+                f"The token file '{path}' is not a file; name one, or one that is not there yet."
+            ) from None
         mode = stat.S_IMODE(path.stat().st_mode)
         if os.name == "posix" and mode & 0o077:
             raise ValueError(

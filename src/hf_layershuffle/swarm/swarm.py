@@ -24,7 +24,7 @@ from .policy import Policy
 from .router import Router
 from .split_model import SplitModel
 from .transport import Transport
-from .transports import transport_of
+from .transports import model_options, transport_of
 
 
 class Swarm(Observable):
@@ -36,7 +36,6 @@ class Swarm(Observable):
 
     ```python
     >>> import hf_layershuffle as ls
-
     >>> async with ls.Swarm.from_pretrained(ls.example_model(), workers=3) as swarm:
     ...     answer = await swarm.classify(pixel_values)
     >>> answer.logits, answer.execution_order, answer.skipped, answer.trace
@@ -75,7 +74,7 @@ class Swarm(Observable):
         self._metrics = Metrics(self._gauges)
         self.events.sinks.append(self._metrics.record)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_over = False
+        self._is_up = self._is_over = False
 
     @classmethod
     def from_pretrained(
@@ -146,7 +145,7 @@ class Swarm(Observable):
         """
         rules = Policy(policy, max_skips, skip_after, deadline, call_timeout, hedge, max_attempts, max_wait)
         check_integers(workers=(workers, 1), replicas=(replicas, 1))
-        split = SplitModel.from_pretrained(model, **kwargs)
+        split = SplitModel.from_pretrained(model, **model_options(kwargs))
         if placement is None:
             held = place_evenly(split.layers, workers, replicas)
         else:
@@ -179,6 +178,7 @@ class Swarm(Observable):
             await self._life.start(self.placement)
             self._intake.journal = self._journal
             self._intake.run_again(records)
+            self._is_up = True
         except BaseException:
             await self._end()
             raise
@@ -342,7 +342,7 @@ class Swarm(Observable):
         return BlockingSwarm(self)
 
     def _check_open(self) -> None:
-        if self._loop is None:
+        if not self._is_up:
             raise SwarmError("The swarm was not started; use it in `async with`, or `with swarm.blocking()`.")
         if self._is_over:
             raise SwarmClosedError("The swarm is closed.")

@@ -9,6 +9,21 @@ from .local_transport import LocalTransport
 from .transport import Transport
 
 
+_MODEL_OPTIONS = ("device", "dtype", "attn_implementation", "revision", "token")
+
+
+def model_options(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments for a model and its workers, as they were given.
+
+    Raises:
+        `TypeError`: if one is none.
+    """
+    for name in kwargs:
+        if name not in _MODEL_OPTIONS:
+            raise TypeError(f"Swarm.from_pretrained() got an unexpected keyword argument '{name}'")
+    return kwargs
+
+
 def transport_of(
     transport: str | Transport, checkpoint: str | os.PathLike, address: str | None, kwargs: Mapping[str, Any]
 ) -> Transport:
