@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other, prints all ratios in one table and renders README.md from the records.
 
-make bench                                         # all that need no GPU, under ten minutes on 2 cores
+make bench                                         # all that need no GPU, about a quarter of an hour on 2 cores
 python benchmarks/run.py --only train_step startup
 python benchmarks/run.py --resume                  # leaves out what was recorded at this commit already
 python benchmarks/run.py --render                  # measures nothing
@@ -26,7 +26,7 @@ which other work on the machine disturbs less. Tests assert no time. Rendered by
 from `results/*.json`, which also hold the absolute numbers.
 
 ```bash
-make bench                       # all that need no GPU, under ten minutes on 2 cores
+make bench                       # all that need no GPU, about a quarter of an hour on 2 cores
 python benchmarks/gpu.py         # on a GPU: plain transformers, timm and ours, eager and compiled
 ```
 """

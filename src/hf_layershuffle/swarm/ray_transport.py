@@ -22,6 +22,7 @@ from .transport import LayerCall, LayerResult, WorkerFaultError, WorkerGoneError
 
 
 _CALLS_AT_A_TIME = 4  # of a worker: a layer that runs must not keep it from answering a ping
+_SMALL_BYTES = 64 * 1024  # of hidden states that go with the call, and not into shared memory
 _SECONDS_FOR_A_CALL = 60.0  # that a worker has to end the one it is in, before it is ended all the same
 
 
@@ -158,6 +159,8 @@ class RayTransport:
             fields = {each.name: getattr(call, each.name) for each in dataclasses.fields(call)}
             return actor.handle.run.remote(pack(fields))
 
+        if call.hidden_states.nbytes <= _SMALL_BYTES:
+            return LayerResult(**unpack(await self._asked(name, actor, submit, at_once=True)))
         return LayerResult(**await asyncio.to_thread(unpack, await self._asked(name, actor, submit)))
 
     async def stop_worker(self, name: str, force: bool = False) -> None:
@@ -194,8 +197,12 @@ class RayTransport:
         actor.info = await self._asked(name, actor, submit)
         return actor.info
 
-    async def _asked(self, name: str, actor: _Actor, submit: Callable[[], Any]) -> Any:
-        """What an actor gives back. Its arguments go into shared memory in a thread, since that may be full."""
+    async def _asked(self, name: str, actor: _Actor, submit: Callable[[], Any], at_once: bool = False) -> Any:
+        """What an actor gives back. Its arguments go into shared memory in a thread, since that may be full.
+
+        Args:
+            at_once: Whether they are small: the way to a thread and back would take longer than to send them.
+        """
         ray = _running_ray()
 
         def submit_to_running() -> Any:
@@ -203,7 +210,7 @@ class RayTransport:
             return submit()
 
         try:
-            reference = await asyncio.to_thread(submit_to_running)
+            reference = submit_to_running() if at_once else await asyncio.to_thread(submit_to_running)
             answer = asyncio.wrap_future(reference.future())
             actor.calls.add(answer)
             answer.add_done_callback(actor.calls.discard)
