@@ -139,7 +139,7 @@ def name_of(process_id: int) -> str:
     return ""
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_nothing_is_left_of_a_process_that_is_ended(how):
     command = [sys.executable, "-c", HOLD, ls.example_model()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -177,7 +177,8 @@ def test_folders_of_processes_that_run_are_kept(monkeypatch, tmp_path):
     assert mine.exists() and other.exists() and not dead.exists()
 
 
-@pytest.mark.parametrize("num_requests", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_swarm.py has a short one
+@pytest.mark.parametrize("num_requests", [60, 500])
 def test_no_request_is_lost_or_wrong_when_processes_are_killed_and_stopped(num_requests, vit, tmp_path):
     model = randomize(vit.classifier(num_hidden_layers=4, shuffle_mode="arbitrary")).eval()
     model.save_pretrained(tmp_path)

@@ -40,8 +40,8 @@ DIGIT = (FOLDER / "examples" / "3.png").read_bytes()
 class StandIn:
     """What the service needs of a swarm, with the model itself in the place of workers."""
 
-    def __init__(self, model=None):
-        self.model = model or load_classifier(FOLDER).eval()
+    def __init__(self, model):
+        self.model = model
         self.asked, self.killed, self.cancelled = [], [], []
         self.fault = None
         self.layers = list(range(len(self.model.free_layers)))
@@ -129,7 +129,9 @@ class Service:
 @contextmanager
 def running(inputs: RequestInputs, token=None, items=(), paced=None, model=None):
     """A service on a free port, in a thread of its own."""
-    ready, made = threading.Event(), []
+    ready, made, failed = threading.Event(), [], []
+    # In this thread: one that a test interrupted may hold the lock of progress bars, which loading a model asks for
+    model = model or load_classifier(FOLDER).eval()
 
     async def serve():
         swarm = StandIn(model)
@@ -138,6 +140,10 @@ def running(inputs: RequestInputs, token=None, items=(), paced=None, model=None)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none", http="h11"))
         task = asyncio.ensure_future(server.serve())
         while not server.started:
+            if task.done():
+                failed.append(task.exception() or "the server ended")
+                ready.set()
+                return
             await asyncio.sleep(0.01)
         made.extend([server, Service(server.servers[0].sockets[0].getsockname()[1], swarm, watched)])
         ready.set()
@@ -148,7 +154,7 @@ def running(inputs: RequestInputs, token=None, items=(), paced=None, model=None)
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(60)
+    assert ready.wait(60) and not failed, failed
     try:
         yield made[1]
     finally:
