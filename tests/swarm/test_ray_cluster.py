@@ -84,7 +84,8 @@ def test_only_who_has_the_token_is_answered_and_nothing_is_left(tmp_path):
 
 
 # Ray tries its first process for half a minute
-@pytest.mark.parametrize("how", [pytest.param("at its first process", marks=pytest.mark.slow), "after its last"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["at its first process", "after its last"])
 def test_a_ray_that_cannot_start_leaves_nothing(how, monkeypatch):
     import ray
     from ray._private import services
@@ -118,6 +119,7 @@ def test_a_ray_that_is_missing_is_said(monkeypatch):
         RayCluster().start()
 
 
+@pytest.mark.slow
 def test_a_swarm_whose_workers_cannot_load_leaves_nothing(vit, tmp_path):
     folder = tmp_path / "model"
     vit.classifier(shuffle_mode="arbitrary").save_pretrained(folder)
@@ -139,7 +141,8 @@ def name_of(process_id: int) -> str:
     return ""
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a service that is ended by a signal is in test_cli_swarm.py
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_a_process_that_is_ended(how):
     command = [sys.executable, "-c", HOLD, ls.example_model()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
