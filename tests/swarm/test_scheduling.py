@@ -488,3 +488,16 @@ def test_strict_requests_that_ran_before_do_not_go_back_to_what_they_skipped():
     scheduler.accept("x", 0.0, ran=[1, 2])
     finished = run_all(scheduler)[-1]
     assert finished.order == [1, 2, 3] and finished.skipped == {0: "it was skipped before"}
+
+
+def test_each_time_of_waiting_counts_for_itself():
+    scheduler = scheduler_of(2, {"a": [0], "b": [1]}, name="strict", skip_after=2.0, max_skips=1)
+    for name in "yx":
+        scheduler.accept(name, 0.0)
+    (visit,) = visits(scheduler.decide(0.0))  # x waits for layer 0 from now on
+    scheduler.arrived(visit, 1.5)
+    (visit,) = [each for each in visits(scheduler.decide(1.5)) if each.request == "x"]
+    scheduler.arrived(visit, 1.9)  # x waits for layer 1, which y runs
+    assert scheduler.decide(2.1) == []
+    (finished,) = scheduler.decide(3.9)
+    assert finished.request == "x" and finished.order == [0] and list(finished.skipped) == [1]
