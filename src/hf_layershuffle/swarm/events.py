@@ -45,6 +45,12 @@ class Listener:
             await self._news.wait()
         return self._events.popleft()
 
+    def take_all(self) -> list[dict]:
+        """The events that are there now."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
 
 class Events:
     """Tells each event to functions at once, and to listeners when they ask."""

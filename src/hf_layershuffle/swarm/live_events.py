@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass
 from typing import Any
 
+from .events import Listener
+
 
 Event = dict[str, Any]
 BATCH_SECONDS = 0.04  # events are sent in batches, so that a browser draws each batch once
@@ -109,41 +111,35 @@ class LiveEvents:
     def __init__(self, most_listeners: int = 32):
         self.most_listeners = most_listeners
         self.is_closed = False
-        self._queues: list[tuple[deque[Event], asyncio.Event]] = []
+        self._listeners: list[Listener] = []
 
     @property
     def num_listeners(self) -> int:
-        return len(self._queues)
+        return len(self._listeners)
 
     def publish(self, event: Event) -> None:
-        for queue, is_there in self._queues:
-            queue.append(event)
-            is_there.set()
+        for listener in self._listeners:
+            listener.put(event)
 
     def close(self) -> None:
         """Ends what listeners hear."""
         self.is_closed = True
-        for _, is_there in self._queues:
-            is_there.set()
+        for listener in self._listeners:
+            listener.close()
 
     async def listen(self, first: Callable[[], Event]) -> AsyncIterator[list[Event]]:
         """Batches of events, of which the first is what `first` gives at the beginning."""
-        queue: deque[Event] = deque(maxlen=MOST_WAITING)
-        is_there = asyncio.Event()
-        listener = (queue, is_there)
-        self._queues.append(listener)
+        listener = Listener(MOST_WAITING)
+        if self.is_closed:
+            listener.close()
+        self._listeners.append(listener)
         try:
             yield [first()]
-            while queue or not self.is_closed:
-                await is_there.wait()
+            async for event in listener:
                 await asyncio.sleep(BATCH_SECONDS)
-                is_there.clear()
-                events = list(queue)
-                queue.clear()
-                if events:
-                    yield events
+                yield [event, *listener.take_all()]
         finally:
-            self._queues.remove(listener)
+            self._listeners.remove(listener)
 
 
 def as_server_sent(events: Collection[Event]) -> str:
