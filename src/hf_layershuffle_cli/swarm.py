@@ -166,8 +166,9 @@ def serve(
     POST /classify takes an image (or a text, as JSON), GET /health and /metrics say how it is, and / shows the workers
     and the requests as they move. Ctrl-C ends it, after the answers under way.
     """
+    from hf_layershuffle.common.checks import check_number
     from hf_layershuffle.swarm.answers import SwarmError
-    from hf_layershuffle.swarm.demonstration import MOST_RATE, PacedTransport, check_number
+    from hf_layershuffle.swarm.demonstration import MOST_RATE, PacedTransport
     from hf_layershuffle.swarm.policy import Policy
     from hf_layershuffle.swarm.request_inputs import Limits, RequestInputs
     from hf_layershuffle.swarm.service_runner import Address, read_token, run_service

@@ -3,14 +3,13 @@
 
 import asyncio
 import itertools
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..common.checks import check_integers
+from ..common.checks import check_integers, check_number
 from .transport import LayerCall, LayerResult, Transport, WorkerInfo
 
 
@@ -136,15 +135,3 @@ class PacedTransport:
 
     async def close(self) -> None:
         await self.transport.close()
-
-
-def check_number(name: str, value: float, least: float, most: float) -> float:
-    """A number in a range.
-
-    Raises:
-        `ValueError`: if it is not.
-    """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not least <= value <= most:
-        raise ValueError(f"`{name}` is {value!r}; it must be a number from {least:g} to {most:g}.")
-    return float(value)
