@@ -37,6 +37,11 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             device until the Trainer logs, evaluates, saves or ends, and for 100 steps at most. So the error, which
             names the step, may come that much later. No checkpoint is saved in between. Steps that `fp16` skips to
             scale the loss anew do not count.
+        ema_decay:
+            Share in [0, 1) that an exponential moving average of the weights keeps of itself in a step, such as
+            0.9999; 0 for no average. In the first steps it keeps less: after step n at most (1 + n) / (10 + n).
+            The average is what is evaluated, saved and left in the model at the end. Not with schedule-free
+            optimizers, which average the weights by themselves.
     """
 
     eval_orders: int = field(
@@ -58,6 +63,13 @@ class LayerShuffleTrainingArguments(TrainingArguments):
     stop_on_nonfinite: bool = field(
         default=True, metadata={"help": "End at the first loss or gradient norm that is not finite, with an error."}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, which keeps this share of itself "
+            "in a step: 0.999 to 0.9999, below 1. 0 for none."
+        },
+    )
 
     def __post_init__(self):
         for name in ("eval_orders", "eval_orders_seed"):
@@ -69,6 +81,8 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`distillation_temperature` is {self.distillation_temperature}; it must be a finite number above 0."
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; it must be a fraction in [0, 1), 0 for no average.")
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         super().__post_init__()

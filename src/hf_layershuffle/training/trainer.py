@@ -18,6 +18,7 @@ from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
+from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
 from .hub_pushes import HubMixin
@@ -32,7 +33,7 @@ from .raw_datasets import as_model_inputs
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
@@ -44,6 +45,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
       `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
       `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
+    - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
+      the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
