@@ -159,7 +159,7 @@ def test_a_decay_outside_its_range_is_refused(tmp_path, decay):
 
 
 def test_what_cannot_be_combined_is_refused(vit, tmp_path):
-    with pytest.raises(ValueError, match="`ema_decay` is 0.7, and .* averages the weights by itself"):
+    with pytest.raises(ValueError, match=r"`ema_decay` is 0.7, and .* averages the weights by itself"):
         train(vit.classifier(), tmp_path, **EMA, **SCHEDULE_FREE)
     with pytest.raises(ValueError, match=r"is trained in torch.bfloat16, in which an average loses small changes"):
         train(vit.classifier().to(torch.bfloat16), tmp_path, float32_weights=False, **EMA)
@@ -169,9 +169,9 @@ def test_what_cannot_be_combined_is_refused(vit, tmp_path):
 def test_resuming_in_another_way_is_refused(vit, tmp_path, options):
     train(vit.classifier(), tmp_path / "averaged", callbacks=[Stop(2)], **options)
     train(vit.classifier(), tmp_path / "plain", callbacks=[Stop(2)])
-    with pytest.raises(ValueError, match="checkpoint-2' has averaged weights .* training would go on from them"):
+    with pytest.raises(ValueError, match=r"checkpoint-2' has averaged weights .* training would go on from them"):
         train(vit.classifier(), tmp_path / "averaged", resume=str(tmp_path / "averaged" / "checkpoint-2"))
-    with pytest.raises(ValueError, match="checkpoint-2' holds no training_weights.pt"):
+    with pytest.raises(ValueError, match=r"checkpoint-2' holds no training_weights\.pt"):
         train(vit.classifier(), tmp_path / "plain", resume=str(tmp_path / "plain" / "checkpoint-2"), **options)
     path = tmp_path / "averaged" / "checkpoint-2" / "training_weights.pt"
     values = torch.load(path, weights_only=True)

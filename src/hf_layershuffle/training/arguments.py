@@ -42,6 +42,11 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             0.9999; 0 for no average. In the first steps it keeps less: after step n at most (1 + n) / (10 + n).
             The average is what is evaluated, saved and left in the model at the end. Not with schedule-free
             optimizers, which average the weights by themselves.
+        layer_lr_decay:
+            Factor in (0, 1] of the learning rate from each layer of the checkpoint to the one before it: the
+            classifier, and what stands behind the layers, has `learning_rate`, the last layer `layer_lr_decay` times
+            as much, the embeddings the least ([`layer_depths`]). For fine-tuning, such as 0.75 (BEiT, arXiv
+            2106.08254). 1 for one learning rate.
     """
 
     eval_orders: int = field(
@@ -70,6 +75,13 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             "in a step: 0.999 to 0.9999, below 1. 0 for none."
         },
     )
+    layer_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor in (0, 1] of the learning rate from each layer of the checkpoint to the one before it, "
+            "for fine-tuning: 0.65 to 0.9. 1 for one learning rate."
+        },
+    )
 
     def __post_init__(self):
         for name in ("eval_orders", "eval_orders_seed"):
@@ -83,6 +95,10 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; it must be a fraction in [0, 1), 0 for no average.")
+        if not 0 < self.layer_lr_decay <= 1:
+            raise ValueError(
+                f"`layer_lr_decay` is {self.layer_lr_decay}; it must be a fraction in (0, 1], 1 for one learning rate."
+            )
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         super().__post_init__()

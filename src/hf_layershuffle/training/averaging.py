@@ -22,8 +22,8 @@ TRAINING_WEIGHTS = "training_weights"
 class AveragingMixin(TrainerPart):
     """Puts averaged weights into the model for each evaluation and for saving (`ema_decay`, schedule-free optimizers).
 
-    A checkpoint's model is then the one that was evaluated. The weights of training lie in `training_weights.pt`, or in
-    one such file for each process if they are sharded, so that a resumed run goes on exactly.
+    A checkpoint's model is then the one that was evaluated. The weights of training lie in `training_weights.pt`, or
+    in one such file for each process if they are sharded, so that a resumed run goes on exactly.
     """
 
     _evaluated_weights: EvaluatedWeights | None = None
@@ -102,8 +102,8 @@ class AveragingMixin(TrainerPart):
         path = checkpoint / self._training_weights_file()
         if not path.exists():
             raise ValueError(
-                f"'{checkpoint}' holds no {path.name}: it is of another number of processes, or was sharded in another "
-                "way. Resume as that run was started."
+                f"'{checkpoint}' holds no {path.name}: it is of another number of processes, or was sharded in "
+                "another way. Resume as that run was started."
             )
         values = torch.load(path, map_location=self.args.device, weights_only=True)
         try:
@@ -124,9 +124,9 @@ class AveragingMixin(TrainerPart):
             )
         if averages and not is_there:
             raise ValueError(
-                f"'{checkpoint}' holds no {TRAINING_WEIGHTS}.pt: it is of a run without averaged weights (`ema_decay`, "
-                "schedule-free optimizers), or of `save_only_model`. Resume as that run was started, or start a new "
-                "run from the checkpoint."
+                f"'{checkpoint}' holds no {TRAINING_WEIGHTS}.pt: it is of a run without averaged weights "
+                "(`ema_decay`, schedule-free optimizers), or of `save_only_model`. Resume as that run was started, or "
+                "start a new run from the checkpoint."
             )
 
     def _training_weights_file(self) -> str:

@@ -89,6 +89,7 @@ RECORDED_ARGUMENTS = {
         "adam_epsilon",
         "max_grad_norm",
         "ema_decay",
+        "layer_lr_decay",
         "label_smoothing_factor",
         "distillation_weight",
         "distillation_temperature",

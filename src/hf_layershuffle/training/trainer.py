@@ -22,6 +22,7 @@ from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
 from .hub_pushes import HubMixin
+from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .nonfinite import NonFiniteWatch, largest_weight
@@ -33,7 +34,7 @@ from .raw_datasets import as_model_inputs
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
