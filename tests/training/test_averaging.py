@@ -75,7 +75,7 @@ def test_an_average_changes_nothing_of_the_training(vit, tmp_path):
 @of_both_averages
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_a_resumed_run_gives_the_weights_of_the_uninterrupted_one(vit, tmp_path, options, stop_at):
-    flags = dict(shuffle_mode="arbitrary", layerdrop=0.2, depth_embedding=True, hidden_dropout_prob=0.1)
+    flags = dict(shuffle_mode="arbitrary", layerdrop=0.2, drop_path_rate=0.2, depth_embedding=True)
     options = dict(max_steps=8, gradient_accumulation_steps=2, per_device_train_batch_size=4, **options)
     weights, first, second = Weights(), Weights(), Weights()
     model = vit.classifier(**flags)

@@ -75,7 +75,7 @@ SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd", "schedule_free_rada
 @pytest.mark.parametrize("optim", [*OPTIMIZERS, *SCHEDULE_FREE])
 def test_optimizers_go_on_exactly_with_all_options(vit, tmp_path, optim):
     is_free = optim in SCHEDULE_FREE
-    flags = dict(shuffle_mode="arbitrary", layerdrop=0.2, depth_embedding=True, hidden_dropout_prob=0.1)
+    flags = dict(shuffle_mode="arbitrary", layerdrop=0.2, drop_path_rate=0.2, depth_embedding=True)
     options = dict(optim=optim, layer_lr_decay=0.8, weight_decay=0.05, warmup_steps=0.5, max_steps=5)
     options |= dict(gradient_accumulation_steps=2, per_device_train_batch_size=4, max_grad_norm=0.5)
     options |= dict(eval_strategy="steps", eval_steps=2, eval_orders=2)

@@ -80,6 +80,12 @@ class ModelArguments:
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
     )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability in [0, 1) with which an image skips a layer in training: stochastic depth (0.0)."
+        },
+    )
     execution_order: str | None = field(
         default=None,
         metadata={"help": "Evaluation order: sequential, arbitrary, or layer indices such as 2,0,1 (sequential)."},
