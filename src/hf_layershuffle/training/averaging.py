@@ -105,7 +105,7 @@ class AveragingMixin(TrainerPart):
                 f"'{checkpoint}' holds no {path.name}: it is of another number of processes, or was sharded in "
                 "another way. Resume as that run was started."
             )
-        values = torch.load(path, map_location=self.args.device, weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True)
         try:
             self._evaluated_weights.resume(values)
         except ValueError as error:

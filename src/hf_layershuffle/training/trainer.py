@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import finish_batch
@@ -26,6 +27,7 @@ from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .nonfinite import NonFiniteWatch, largest_weight
+from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 
@@ -83,6 +85,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         self.eval_dataset = self._as_model_inputs(self.eval_dataset, "eval_dataset")
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+        callbacks = self.callback_handler.callbacks
+        callbacks[:] = [OrderProgressCallback() if type(each) is ProgressCallback else each for each in callbacks]
         self._watch = NonFiniteWatch()
         self._classes_by_order: list[list[torch.Tensor]] = []
 
@@ -95,7 +99,10 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
 
     def _config(self, name: str, default: Any = None) -> Any:
         """A field of the model's configuration, if it has one."""
-        return getattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), name, default)
+        return getattr(self._config_of_model(), name, default)
+
+    def _config_of_model(self) -> Any:
+        return getattr(self.accelerator.unwrap_model(self.model), "config", None)
 
     def create_accelerator_and_postprocess(self) -> None:
         drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
@@ -220,7 +227,22 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
+            self._report_orders(classes, labels, output.metrics, prefix)
         return output
+
+    def _report_orders(self, classes: np.ndarray, labels: np.ndarray, metrics: dict[str, float], prefix: str) -> None:
+        is_labelled = labels != -100
+        if not is_labelled.any() or not self.is_world_process_zero():
+            return
+        accuracies = (classes == labels[:, None])[is_labelled].mean(axis=0).tolist()
+        own_accuracy = metrics.get(f"{prefix}_accuracy")
+        callbacks = self.callback_handler.callbacks
+        report_orders(callbacks, self.state.global_step, accuracies, self._evaluated_orders(), own_accuracy, prefix)
+
+    def _evaluated_orders(self) -> list[list[int]]:
+        config = cast(PreTrainedConfig, self._config_of_model())
+        num_orders, seed = self._argument("eval_orders"), self._argument("eval_orders_seed")
+        return arbitrary_execution_orders(num_layers_of(config), num_orders, seed=seed)
 
     def prediction_step(
         self,
@@ -243,13 +265,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
-        config = cast(PreTrainedConfig, self.accelerator.unwrap_model(model).config)
-        orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
         with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
+            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 
