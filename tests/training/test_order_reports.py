@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sqlite3
+import tempfile
 import types
 
 import numpy as np
@@ -17,6 +19,7 @@ from hf_layershuffle.training.order_reports import OrderProgressCallback, order_
 
 
 ORDERS = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]]
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp())  # which it reads when it is imported
 EVALUATED = dict(eval_strategy="steps", eval_steps=3, eval_orders=3)
 
 
@@ -42,7 +45,7 @@ def test_tensorboard_gets_a_picture_and_a_histogram_at_each_evaluation(vit, tmp_
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     trainer = train(vit.classifier(shuffle_mode="arbitrary"), tmp_path, report_to="tensorboard", **EVALUATED)
-    events = EventAccumulator(str(tmp_path / "events"))
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     assert [event.step for event in events.Images("eval/orders")] == [3, 6]
     stored = Image.open(io.BytesIO(events.Images("eval/orders")[-1].encoded_image_string))
@@ -57,19 +60,13 @@ def test_tensorboard_gets_a_picture_and_a_histogram_at_each_evaluation(vit, tmp_
     assert trainer.evaluate()["eval_arbitrary_accuracy"] > 0  # after the writer is closed
 
 
-def test_trackio_gets_them_too(vit, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    import trackio
+def test_trackio_gets_them_too(vit, tmp_path):
     from trackio.utils import TRACKIO_DIR
 
     options = dict(report_to="trackio", project="orders", run_name="one", **EVALUATED)
     train(vit.classifier(shuffle_mode="arbitrary"), tmp_path, **options)
-    trackio.finish()
-    databases = list(TRACKIO_DIR.glob("*.db"))
-    rows = sqlite3.connect(next(path for path in databases if path.stem == "orders")).execute(
-        "SELECT metrics FROM metrics"
-    )
-    logged = [json.loads(row[0]) for row in rows]
+    with sqlite3.connect(TRACKIO_DIR / "orders.db") as database:
+        logged = [json.loads(row[0]) for row in database.execute("SELECT metrics FROM metrics")]
     found = [each for each in logged if "eval/orders" in each]
     assert [each["train/global_step"] for each in found] == [3, 6]
     assert found[0]["eval/orders"]["_type"] == "trackio.image"
