@@ -95,6 +95,11 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; it must be a fraction in [0, 1), 0 for no average.")
+        if self.ema_decay > 0 and str(getattr(self.optim, "value", self.optim)).startswith("schedule_free"):
+            raise ValueError(
+                f"`ema_decay` is {self.ema_decay}, and the optimizer (`optim`) averages the weights by itself; leave "
+                "out `ema_decay`, or take another optimizer."
+            )
         if not 0 < self.layer_lr_decay <= 1:
             raise ValueError(
                 f"`layer_lr_decay` is {self.layer_lr_decay}; it must be a fraction in (0, 1], 1 for one learning rate."
