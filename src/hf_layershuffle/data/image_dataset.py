@@ -11,7 +11,10 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import ImageProcessingMixin, default_data_collator
 
-from .augmentation import crop_indices, finish_batch
+from ..common.checks import check_integers
+from .augmentation import MIXING, finish_batch
+from .augmentation_settings import Augmentation
+from .image_operations import import_kornia
 from .image_reading import damaged_message, read_images, to_pil
 from .pixel_cache import CHUNK, DamagedImagesError, load_pixels, unequal_sizes
 
@@ -27,9 +30,10 @@ STREAM = (
 class ImageClassificationDataset(torch.utils.data.Dataset):
     """Normalised images and labels for the Trainer, decoded once and augmented a batch at a time without torchvision.
 
-    Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation (a random
-    crop of the padded image, a horizontal flip) is a function of `(seed, epoch, index)`: the same after a resume and
-    for any number of workers or processes.
+    Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation is a function
+    of `(seed, epoch, index)`: the same after a resume and for any number of workers or processes. Where images are
+    mixed, items also say how (`mixing`, `mixing_boxes`), since that is done when a batch is there: with a collator of
+    this package and [`LayerShuffleTrainer`].
 
     Decoded images are kept as uint8 in a memory-mapped file beside the dataset's own cache files, which later runs
     read. They are kept in memory if the dataset has no files, `datasets.disable_caching()` was called or the folder
@@ -39,10 +43,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         dataset: A dataset with the columns `image` and `label`, as from [`load_image_datasets`].
         image_processor: The image processor that resizes the images and says their mean and standard deviation.
         num_channels: 3 to read all images as RGB, 1 as grey.
-        augment: Whether to augment.
-        crop_padding: Pixels of black on each side before the random crop, at least 0.
-        horizontal_flip: Whether to mirror half of the images.
-        seed: Seed of the augmentation.
+        augmentation: How to augment. None does not.
+        seed: Seed of the augmentation, at least 0.
         max_cached_bytes: Images that take more bytes than this as uint8 (in memory: than 2 GiB) are decoded whenever
             they are read.
         skip_damaged: Whether to leave out images that cannot be read, with a warning that names them. They are looked
@@ -60,9 +62,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         image_processor: ImageProcessingMixin,
         *,
         num_channels: int | None = 3,
-        augment: bool = False,
-        crop_padding: int = 0,
-        horizontal_flip: bool = False,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         max_cached_bytes: int = 16 * 2**30,
         skip_damaged: bool = False,
@@ -72,20 +72,18 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             raise ValueError(STREAM)
         if len(dataset) == 0:
             raise ValueError("The dataset is empty; pass at least one image.")
-        if crop_padding < 0:
-            raise ValueError(f"`crop_padding` is {crop_padding}; it must be a number of pixels of at least 0.")
+        check_integers(seed=(seed, 0))
+        if augmentation is not None and augmentation.policy is not None:
+            import_kornia()  # or an error before images are read
         self.dataset = dataset
         self.image_processor: Any = image_processor
         if num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {num_channels}; images are read with 1 (grey) or 3 (RGB) channels.")
         self.mode = "L" if num_channels == 1 else "RGB"
-        self.augment = augment
-        self.crop_padding = crop_padding
-        self.horizontal_flip = horizontal_flip
+        self.augmentation = augmentation
         self.seed = seed
         # In shared memory, so that workers that outlive an epoch see it change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._draws: tuple[int, torch.Tensor, torch.Tensor] | None = None  # an epoch, and its offsets and flips
         self._shape = (num_channels, 1, 1)  # until one image is decoded
         self._normalization = _scale_and_shift(image_processor, num_channels)
         settings = {**image_processor.to_dict(), "num_channels": num_channels}
@@ -163,10 +161,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         else:
             pixels = self._pixels.index_select(0, self._pixel_rows[rows])
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}
-        if self.augment:
-            offsets, flips = self._epoch_draws()
-            height, width = pixels.shape[-2:]
-            batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets[rows], flips[rows], (height, width))
+        if self.augmentation is not None:
+            batch |= self.augmentation.draw(self.seed, int(self._epoch), rows.numpy(), tuple(pixels.shape[1:]))
         # One row an image, so that a launcher may cut the batch into parts; each in memory of its own, to be pinned
         return ImageBatch({**batch, "normalization": self._normalization.repeat(len(rows), 1, 1)})
 
@@ -227,16 +223,6 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         stand_in = next(iter(images.values()), None)
         return [images.get(index, stand_in) for index in indices], damaged
 
-    def _epoch_draws(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crop offsets of shape `(num_images, 2)` and flips of shape `(num_images,)` of the current epoch."""
-        epoch = int(self._epoch)
-        if self._draws is None or self._draws[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            offsets = rng.integers(0, 2 * self.crop_padding + 1, size=(len(self), 2)) - self.crop_padding
-            flips = (rng.random(len(self)) < 0.5) & self.horizontal_flip
-            self._draws = (epoch, torch.from_numpy(offsets), torch.from_numpy(flips))
-        return self._draws[1:]
-
 
 def _scale_and_shift(image_processor: Any, num_channels: int) -> torch.Tensor:
     """The image processor's rescaling and normalisation as `pixels * scale + shift`; shape `(2, num_channels)`."""
@@ -268,17 +254,18 @@ class ImageBatch(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         if self._items is None:
-            batch = finish_batch(self.unfinished)
+            batch = finish_batch({name: each for name, each in self.unfinished.items() if name not in MIXING})
+            kept = {name: self.unfinished[name] for name in MIXING if name in self.unfinished}
             self._items = [
-                {"pixel_values": image, "labels": label}
-                for image, label in zip(batch["pixel_values"], batch["labels"].tolist())
+                {"pixel_values": image, "labels": label, **{name: kept[name][row] for name in kept}}
+                for row, (image, label) in enumerate(zip(batch["pixel_values"], batch["labels"].tolist()))
             ]
         return self._items[index]
 
 
 def collate_images(features: Any) -> dict[str, Any]:
     """Makes a batch as transformers' `default_data_collator` does, and at once of an [`ImageBatch`]."""
-    return finish_batch(features.unfinished) if isinstance(features, ImageBatch) else default_data_collator(features)
+    return finish_batch(features.unfinished if isinstance(features, ImageBatch) else default_data_collator(features))
 
 
 def collate_for_device(features: Any) -> dict[str, Any]:
@@ -287,6 +274,7 @@ def collate_for_device(features: Any) -> dict[str, Any]:
     That is a fourth of the bytes to move to the device. There [`finish_batch`] augments and normalises them, as in
     [`LayerShuffleTrainer`].
     """
-    if isinstance(features, ImageBatch) and "crop_rows" in features.unfinished:
-        return features.unfinished
-    return collate_images(features)
+    if not isinstance(features, ImageBatch):
+        return default_data_collator(features)  # items of several datasets, of which only mixing is left to do
+    is_augmented = features.unfinished.keys() > {"pixel_values", "labels", "normalization"}
+    return features.unfinished if is_augmented else collate_images(features)
