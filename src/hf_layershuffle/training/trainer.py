@@ -24,6 +24,7 @@ from .hub_pushes import HubMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .nonfinite import NonFiniteWatch, largest_weight
+from .order_agreement import TeacherAnswer, check_order_consistency
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 
@@ -71,8 +72,17 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
             check_teacher(teacher_model, cast(PreTrainedModel, self.model))
+            self.teacher_answer = TeacherAnswer(
+                teacher_model, self._argument("teacher_orders"), self._argument("teacher_layers"), self.args.seed
+            )
             teacher_model = cast(Any, teacher_model).to(self.args.device).eval()  # transformers hides what `to` takes
+        elif self._argument("teacher_orders"):
+            raise ValueError(
+                f"`teacher_orders` is {self._argument('teacher_orders')}, and there is no teacher; pass a "
+                "`teacher_model` with free layer order, or set it to 0."
+            )
         self.teacher_model = teacher_model
+        check_order_consistency(self._argument("order_consistency"), cast(PreTrainedModel, self.model))
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
         self.train_dataset = self._as_model_inputs(self.train_dataset, "train_dataset")
