@@ -86,11 +86,10 @@ PRESETS = {
 }
 # Sums rounded differently by another number of threads move 5 of the 360 digits; one thread is also the fastest there
 ONE_THREAD = ("digits",)
-# On a GPU: PyTorch's own attention; batches ahead of the device; no wait for the device at each step to look at the
-# loss, which the Trainer's own check of losses does; no checkpoints of runs of a minute
+# On a GPU: PyTorch's own attention; batches ahead of the device; no checkpoints of runs of a minute
 ON_GPU = (
     "--attn_implementation sdpa --dataloader_num_workers 2 --dataloader_persistent_workers True "
-    "--dataloader_prefetch_factor 4 --logging_nan_inf_filter False --per_device_eval_batch_size 2000 "
+    "--dataloader_prefetch_factor 4 --per_device_eval_batch_size 2000 "
     "--save_strategy no --disable_tqdm True"
 ).split()
 # What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,

@@ -45,7 +45,8 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             about to be saved are not. One process on the CPU looks at each step. Otherwise the numbers wait on the
             device until the Trainer logs, evaluates, saves or ends, and for 100 steps at most. So the error, which
             names the step, may come that much later. No checkpoint is saved in between. Steps that `fp16` skips to
-            scale the loss anew do not count.
+            scale the loss anew do not count. With it, `logging_nan_inf_filter` is off: it would make the host wait for
+            the device at each micro-batch, to leave losses out of the log at which training stops anyway.
     """
 
     eval_orders: int = field(
@@ -97,4 +98,6 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             raise ValueError(f"`order_consistency` is {self.order_consistency}; it must be a finite number from 0.")
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+        if self.stop_on_nonfinite:
+            self.logging_nan_inf_filter = False
         super().__post_init__()

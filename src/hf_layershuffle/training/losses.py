@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
+from .mixed_loss import mixed_loss, mixed_targets, split_mixture
 from .order_agreement import order_divergence
 from .trainer_part import TrainerPart
 
@@ -82,15 +83,16 @@ class TrainingLossMixin(TrainerPart):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        inputs, mixture = split_mixture(inputs)
         labels = inputs.get("labels")  # label smoothing takes them out of `inputs`
         teacher_logits = None
         if self.teacher_model is not None and model.training:
             teacher_logits = self._teacher_logits(inputs, labels)
         consistency = self._argument("order_consistency") if model.training else 0.0
         for_second_order = dict(inputs) if consistency else {}
-        loss, outputs = self._loss_in_one_order(model, inputs, teacher_logits, num_items_in_batch)
+        loss, outputs = self._loss_in_one_order(model, inputs, mixture, teacher_logits, num_items_in_batch)
         if consistency:
-            second = self._loss_in_one_order(model, for_second_order, teacher_logits, num_items_in_batch)
+            second = self._loss_in_one_order(model, for_second_order, mixture, teacher_logits, num_items_in_batch)
             losses = order_divergence(outputs.logits, second[1].logits, labels)
             divergence = self._mean_over_images(losses, labels, num_items_in_batch)
             loss = (loss + second[0]) / 2 + consistency * divergence
@@ -100,6 +102,7 @@ class TrainingLossMixin(TrainerPart):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
+        mixture: dict[str, torch.Tensor],
         teacher_logits: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, Any]:
@@ -107,6 +110,8 @@ class TrainingLossMixin(TrainerPart):
         labels = inputs.get("labels")
         if teacher_logits is not None and labels is None:
             loss, outputs = self._nothing_but_outputs(model, inputs)
+        elif mixture:
+            loss, outputs = self._mixed_loss(model, inputs, mixture, num_items_in_batch)
         else:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
@@ -117,6 +122,28 @@ class TrainingLossMixin(TrainerPart):
             losses = distillation_loss(outputs.logits, teacher_logits, labels, temperature=temperature)
             loss = (1 - weight) * loss + weight * self._mean_over_images(losses, labels, num_items_in_batch)
         return loss, outputs
+
+    def _mixed_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mixture: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss of images that are mixtures of two, and the model's outputs."""
+        if not self._chooses_one_class([inputs]):
+            raise ValueError(
+                "Images are mixed (mixup or CutMix), which is defined for one class an image; this model has "
+                f"`problem_type` {self._config('problem_type')!r} and {self._config('num_labels')} labels. Set "
+                "`mixup_alpha` and `cutmix_alpha` of the augmentation to 0."
+            )
+        labels, mixed_labels, weights = inputs["labels"], mixture["mixed_labels"], mixture["mixing"]
+        if self.compute_loss_func is not None:
+            targets = mixed_targets(labels, mixed_labels, weights, self._config("num_labels"))
+            return super().compute_loss(model, {**inputs, "labels": targets}, True, num_items_in_batch)
+        outputs = model(**{name: each for name, each in inputs.items() if name != "labels"})
+        losses = mixed_loss(outputs.logits, labels, mixed_labels, weights, self.args.label_smoothing_factor)
+        return self._mean_over_images(losses, labels, num_items_in_batch), outputs
 
     def _nothing_but_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         weight = self._argument("distillation_weight")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from ..data.augmentation import finish_batch
+from ..data.augmentation import MIXING, finish_batch
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
@@ -23,6 +23,7 @@ from .distillation import check_teacher
 from .hub_pushes import HubMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
+from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
 from .order_agreement import TeacherAnswer, check_order_consistency
 from .precision import check_mixed_precision, use_float32_weights
@@ -94,6 +95,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
+    _num_parameters: int | None = None  # of the model that is trained
 
     def _argument(self, name: str) -> Any:
         """A training argument. The arguments may be transformers' own, which lack ours."""
@@ -101,7 +103,18 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     def _config(self, name: str, default: Any = None) -> Any:
         """A field of the model's configuration, if it has one."""
-        return getattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), name, default)
+        # To look for what wraps a model goes through all its modules, and this is asked at each micro-batch
+        model = self.model if hasattr(self.model, "config") else self.accelerator.unwrap_model(self.model)
+        return getattr(getattr(model, "config", None), name, default)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # As transformers counts them, but without a count of all parameters at each micro-batch
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if main_input is None or not hasattr(self.model, "num_parameters"):
+            return 0
+        if self._num_parameters is None:
+            self._num_parameters = cast(PreTrainedModel, self.model).num_parameters(exclude_embeddings=True)
+        return 6 * main_input.numel() * self._num_parameters
 
     def create_accelerator_and_postprocess(self) -> None:
         drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
@@ -124,6 +137,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
             self._base_precision = use_float32_weights(model) or self._base_precision
             check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
+        self._num_parameters = None
         return super().train(*args, **kwargs)
 
     # --- Data ---
@@ -168,6 +182,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         # It would take a batch apart into items, and such a batch holds no unused columns
         removing = super()._get_collator_with_removed_columns(data_collator, description)
         return partial(_collate_batch_or_items, data_collator, removing)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # Items of datasets that were put together say how they are to be mixed
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
@@ -253,7 +272,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
-        inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
             classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
