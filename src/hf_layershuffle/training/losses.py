@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
@@ -19,16 +20,21 @@ from .order_agreement import order_divergence
 from .trainer_part import TrainerPart
 
 
+logger = logging.get_logger(__name__)
+
+
 class TrainingLossMixin(TrainerPart):
     """How [`LayerShuffleTrainer`] computes its loss."""
+
+    _took_mixture = True  # whether the loss of this step takes both classes of mixed images into account
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         # Wraps whatever a subclass, or a script on this object, made of `compute_loss`
         was_set = vars(self).get("compute_loss")
-        with_positions = partial(self._compute_loss_with_positions, self.compute_loss)
-        self.compute_loss = with_positions  # type: ignore[method-assign]  # for this step only
+        whole_loss = partial(self._compute_whole_loss, self.compute_loss)
+        self.compute_loss = whole_loss  # type: ignore[method-assign]  # for this step only
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
@@ -39,6 +45,19 @@ class TrainingLossMixin(TrainerPart):
         if self._reads_at_once():  # before the weights take a step
             self._stop_if_nonfinite()
         return loss
+
+    def _compute_whole_loss(
+        self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        self._took_mixture = "mixed_labels" not in inputs
+        result = self._compute_loss_with_positions(compute_loss, model, inputs, *args, **kwargs)
+        if not self._took_mixture:
+            logger.warning_once(
+                "Images are mixed (mixup or CutMix), and the `compute_loss` of this Trainer does not call "
+                "LayerShuffleTrainer's. It must weigh both classes of an image itself: inputs['labels'] by "
+                "inputs['mixing'], and inputs['mixed_labels'] by the rest to 1."
+            )
+        return result
 
     def _compute_loss_with_positions(
         self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -137,6 +156,7 @@ class TrainingLossMixin(TrainerPart):
                 f"`problem_type` {self._config('problem_type')!r} and {self._config('num_labels')} labels. Set "
                 "`mixup_alpha` and `cutmix_alpha` of the augmentation to 0."
             )
+        self._took_mixture = True
         labels, mixed_labels, weights = inputs["labels"], mixture["mixed_labels"], mixture["mixing"]
         if self.compute_loss_func is not None:
             targets = mixed_targets(labels, mixed_labels, weights, self._config("num_labels"))
