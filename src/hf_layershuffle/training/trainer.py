@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from ..data.augmentation import MIXING, finish_batch
+from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
@@ -187,6 +187,12 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         super()._set_signature_columns_if_needed()
         # Items of datasets that were put together say how they are to be mixed
         self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return finish_images_together(batches), num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
