@@ -6,7 +6,7 @@ from support.images import image_dataset, processor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from hf_layershuffle.data import Augmentation, ImageClassificationDataset
-from hf_layershuffle.data.augmentation import erase, finish_batch, mix
+from hf_layershuffle.data.augmentation import erase, finish_batch, finish_images_together, mix
 from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS
 from hf_layershuffle.data.image_dataset import collate_for_device, collate_images
 
@@ -151,3 +151,24 @@ def test_a_missing_library_is_said_before_an_image_is_read(monkeypatch):
     with pytest.raises(ValueError, match="need kornia"):
         dataset("cifar")
     dataset("cifar", policy=None)
+
+
+# --- Several batches of a step at once ---
+
+
+@pytest.mark.parametrize("num_at_once", [3, 2**25])
+def test_batches_finished_together_are_those_finished_one_by_one(monkeypatch, num_at_once):
+    monkeypatch.setattr("hf_layershuffle.data.augmentation.MAX_AT_ONCE", num_at_once)
+    images = dataset()
+    batches = [collate_for_device(images.__getitems__(rows)) for rows in ([0, 1, 2, 3], [4, 5, 6], [7])]
+    together = finish_images_together([dict(batch) for batch in batches])
+    assert all("operations" not in batch and "mixing_boxes" in batch for batch in together)
+    for ours, batch in zip(together, batches):
+        ours, alone = finish_batch(ours), finish_batch(batch)
+        assert ours.keys() == alone.keys() and ours["mixed_labels"].equal(alone["mixed_labels"])
+        torch.testing.assert_close(ours["pixel_values"], alone["pixel_values"])
+
+
+def test_batches_without_operations_are_left_as_they_are():
+    batches = [collate_for_device(dataset("light").__getitems__([row])) for row in (0, 1)]
+    assert finish_images_together(batches) is batches

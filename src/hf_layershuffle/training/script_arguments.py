@@ -4,6 +4,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
@@ -253,7 +254,10 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         if not self.do_eval:
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
+        sends_ahead = self.dataloader_pin_memory and self.accelerator_config is None
         super().__post_init__()
+        if sends_ahead:  # pinned batches need no wait for the device
+            cast(Any, self.accelerator_config).non_blocking = True
         for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
