@@ -167,8 +167,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             offsets, flips = self._epoch_draws()
             height, width = pixels.shape[-2:]
             batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets[rows], flips[rows], (height, width))
-        # One row an image, so that a launcher may cut the batch into parts
-        return ImageBatch({**batch, "normalization": self._normalization.expand(len(rows), -1, -1)})
+        # One row an image, so that a launcher may cut the batch into parts; each in memory of its own, to be pinned
+        return ImageBatch({**batch, "normalization": self._normalization.repeat(len(rows), 1, 1)})
 
     def _decode(self, indices: list[int]) -> torch.Tensor:
         """uint8 of shape `(len(indices), num_channels, height, width)`, of the image processor's size."""
