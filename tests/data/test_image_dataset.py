@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, ViTImageProcessor, default_data_collator
 
 import hf_layershuffle as ls
+from hf_layershuffle.data import Augmentation
 from hf_layershuffle.data.augmentation import crop, crop_indices, finish_batch
 from hf_layershuffle.data.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
 from hf_layershuffle.data.image_fingerprint import fingerprint_images
@@ -270,6 +271,16 @@ def test_all_collators_give_the_same_batches(augmentation, num_workers):
             assert sorted(batch) == ["labels", "pixel_values"]
             assert batch["pixel_values"].equal(expected["pixel_values"])
             assert batch["labels"].equal(expected["labels"]) and batch["labels"].dtype == torch.long
+
+
+def test_a_batch_can_be_pinned():
+    """Pinning refuses tensors of which several elements are one place in memory, such as expanded ones."""
+    for preset in ("light", "deit"):
+        images = ImageClassificationDataset(
+            image_dataset(4), processor(), augmentation=Augmentation.from_preset(preset)
+        )
+        batch = images.__getitems__([0, 1, 2]).unfinished
+        assert {name: value.is_contiguous() for name, value in batch.items()} == dict.fromkeys(batch, True)
 
 
 def test_a_crop_is_a_shift_of_the_image_on_black(vit):

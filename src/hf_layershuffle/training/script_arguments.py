@@ -4,12 +4,14 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
+from .augmentation_arguments import AugmentationArguments
 from .recipes import PRESETS
 
 
@@ -142,7 +144,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AugmentationArguments):
     dataset_name: str = field(
         default="digits",
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
@@ -170,20 +172,6 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many images, drawn by seed."}
-    )
-    crop_padding: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pixels added around the image before the random crop. Defaults to an eighth of the image, and "
-            "to none below 16 pixels."
-        },
-    )
-    horizontal_flip: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
-            "often characters."
-        },
     )
     skip_damaged: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping at them."}
@@ -272,7 +260,10 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         if not self.do_eval:
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
+        sends_ahead = self.dataloader_pin_memory and self.accelerator_config is None
         super().__post_init__()
+        if sends_ahead:  # pinned batches need no wait for the device
+            cast(Any, self.accelerator_config).non_blocking = True
         for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from ..data.augmentation import finish_batch
+from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
@@ -26,7 +26,9 @@ from .hub_pushes import HubMixin
 from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
+from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
+from .order_agreement import TeacherAnswer, check_order_consistency
 from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
@@ -77,8 +79,17 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
             check_teacher(teacher_model, cast(PreTrainedModel, self.model))
+            self.teacher_answer = TeacherAnswer(
+                teacher_model, self._argument("teacher_orders"), self._argument("teacher_layers"), self.args.seed
+            )
             teacher_model = cast(Any, teacher_model).to(self.args.device).eval()  # transformers hides what `to` takes
+        elif self._argument("teacher_orders"):
+            raise ValueError(
+                f"`teacher_orders` is {self._argument('teacher_orders')}, and there is no teacher; pass a "
+                "`teacher_model` with free layer order, or set it to 0."
+            )
         self.teacher_model = teacher_model
+        check_order_consistency(self._argument("order_consistency"), cast(PreTrainedModel, self.model))
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
         self.train_dataset = self._as_model_inputs(self.train_dataset, "train_dataset")
@@ -92,6 +103,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
 
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
+    _num_parameters: int | None = None  # of the model that is trained
 
     def _argument(self, name: str) -> Any:
         """A training argument. The arguments may be transformers' own, which lack ours."""
@@ -102,7 +114,18 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         return getattr(self._config_of_model(), name, default)
 
     def _config_of_model(self) -> Any:
-        return getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        # To look for what wraps a model goes through all its modules, and this is asked at each micro-batch
+        model = self.model if hasattr(self.model, "config") else self.accelerator.unwrap_model(self.model)
+        return getattr(model, "config", None)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # As transformers counts them, but without a count of all parameters at each micro-batch
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if main_input is None or not hasattr(self.model, "num_parameters"):
+            return 0
+        if self._num_parameters is None:
+            self._num_parameters = cast(PreTrainedModel, self.model).num_parameters(exclude_embeddings=True)
+        return 6 * main_input.numel() * self._num_parameters
 
     def create_accelerator_and_postprocess(self) -> None:
         drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
@@ -125,6 +148,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             self._base_precision = use_float32_weights(model) or self._base_precision
             check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
+        self._num_parameters = None
         return super().train(*args, **kwargs)
 
     # --- Data ---
@@ -169,6 +193,17 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         # It would take a batch apart into items, and such a batch holds no unused columns
         removing = super()._get_collator_with_removed_columns(data_collator, description)
         return partial(_collate_batch_or_items, data_collator, removing)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # Items of datasets that were put together say how they are to be mixed
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return finish_images_together(batches), num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
@@ -267,7 +302,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             )
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
-        inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
             classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
