@@ -26,6 +26,7 @@ from .metrics import order_metrics
 from .nonfinite import NonFiniteWatch, largest_weight
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
+from .sharding import shard_embeddings_once
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
@@ -98,6 +99,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         if drops_layers and self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = True  # transformers would not, with gradient checkpointing
         super().create_accelerator_and_postprocess()
+        shard_embeddings_once(self.accelerator, cast(nn.Module, self.model))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
