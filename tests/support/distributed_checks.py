@@ -160,6 +160,8 @@ def check_fsdp2_by_accelerate(rank: int):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, state_dict=weights)
         assert type(model).__name__.startswith("FSDP")  # as before
+        if rank > 0:  # which saves nothing
+            return
         files = os.listdir(folder)
         assert "modeling_layershuffle.py" in files and not any("fsdp" in name for name in files), files
         loaded = AutoModelForImageClassification.from_pretrained(folder)
