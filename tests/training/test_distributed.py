@@ -14,10 +14,11 @@ from hf_layershuffle.training.sharding import shard_embeddings_once
 CHECKS = (
     ["ddp_gradients", "fsdp2_training", "fsdp2_refusal", "fsdp2_by_accelerate"],
     ["distillation", "losses_outside_forward", "layerdrop_and_stops"],
+    ["averaged_weights", "sharded_averages"],
 )
 
 
-@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer"])
+@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer", "averages"])
 def test_two_processes(checks):
     script = REPOSITORY / "tests" / "support" / "distributed_checks.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

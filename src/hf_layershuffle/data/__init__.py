@@ -2,6 +2,7 @@
 """Labelled images and texts as the models take them."""
 
 from ..checkpoints.image_processors import load_image_processor
+from .augmentation_settings import Augmentation
 from .class_labels import match_labels
 from .dataloading import as_dataloader
 from .datasets import load_image_datasets
@@ -11,6 +12,7 @@ from .text_datasets import load_text_datasets
 
 
 __all__ = [
+    "Augmentation",
     "ImageClassificationDataset",
     "TextClassificationDataset",
     "as_dataloader",

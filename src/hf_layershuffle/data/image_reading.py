@@ -110,7 +110,7 @@ def typical_image_size(dataset: Dataset, num_images: int = 100, seed: int = 0) -
     if num_images < 1:
         raise ValueError(f"`num_images` is {num_images}; it must be at least 1.")
     rows = draw_rows(len(dataset), num_images, seed)
-    stored = _undecoded(dataset)
+    stored = undecoded(dataset)
     sizes = []
     for row in rows:
         try:
@@ -127,9 +127,14 @@ def _stored_size(image: Any) -> tuple[int, int]:
     if not isinstance(image, dict):
         return _channels_last(np.asarray(image)).shape[:2]
     with PILImage.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as file:
-        width, height = file.size
-        # A PNG file is decoded to its end for its EXIF data, which hardly any has
-        is_turned = (file.format != "PNG" or "exif" in file.info) and file.getexif().get(_ORIENTATION, 1) >= 5
+        return oriented_size(file)
+
+
+def oriented_size(image: PILImage.Image) -> tuple[int, int]:
+    """Height and width of an image that may not be decoded yet, turned as its EXIF data says."""
+    width, height = image.size
+    # A PNG file is decoded to its end for its EXIF data, which hardly any has
+    is_turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) >= 5
     return (width, height) if is_turned else (height, width)
 
 
@@ -157,7 +162,7 @@ def damaged_message(dataset: Dataset, rows: list[int], mode: str = "RGB") -> str
     a contiguous range leaves no trace of where it began.)
     """
     own = own_rows(dataset)
-    stored = _undecoded(dataset)
+    stored = undecoded(dataset)
     described = []
     for row in rows[:_SHOWN]:
         image = stored[row]["image"]
@@ -182,7 +187,7 @@ def _reason(dataset: Dataset, row: int, mode: str) -> str:
     return "it could not be read a moment ago"
 
 
-def _undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: Dataset) -> Dataset:
     """Gives image files as `{"bytes", "path"}`."""
     if isinstance(dataset.features["image"], ImageFeature):
         return dataset.cast_column("image", ImageFeature(decode=False))

@@ -15,6 +15,7 @@ from ..common.claims import CLAIM_FILES, claimed_folder
 from ..common.files import DISK_FULL, write_text
 from ..common.paths import public_name
 from ..hub.folder_records import read_json
+from .augmentation_arguments import AUGMENTATION_ARGUMENTS
 from .checkpointing import (
     IncompleteCheckpoint,
     check_checkpoint,
@@ -66,8 +67,7 @@ RECORDED_ARGUMENTS = {
         "eval_split",
         "eval_fraction",
         "max_train_samples",
-        "crop_padding",
-        "horizontal_flip",
+        *AUGMENTATION_ARGUMENTS,
         "skip_damaged",
     ),
     "training": (
@@ -88,9 +88,14 @@ RECORDED_ARGUMENTS = {
         "adam_beta2",
         "adam_epsilon",
         "max_grad_norm",
+        "ema_decay",
+        "layer_lr_decay",
         "label_smoothing_factor",
         "distillation_weight",
         "distillation_temperature",
+        "teacher_orders",
+        "teacher_layers",
+        "order_consistency",
         "bf16",
         "fp16",
         "load_best_model_at_end",
@@ -99,7 +104,7 @@ RECORDED_ARGUMENTS = {
     ),
 }
 _OF_TEXTS = ("text_column_name", "text_pair_column_name")
-_NOT_OF_TEXTS = ("image_column_name", "crop_padding", "horizontal_flip")
+_NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS)
 RECORDED_TEXT_ARGUMENTS = {
     "model": (*RECORDED_ARGUMENTS["model"], "vocab_size", "max_length"),
     "data": (*_OF_TEXTS, *(name for name in RECORDED_ARGUMENTS["data"] if name not in _NOT_OF_TEXTS)),
@@ -286,6 +291,7 @@ def claimed_run_folder(folder: Path) -> Iterator[Path]:
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
     """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
     saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
+    saves += saves == 3 and args.ema_decay > 0
     needed = 4 * num_parameters * (1 + saves) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:

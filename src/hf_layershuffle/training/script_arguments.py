@@ -4,12 +4,14 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
+from .augmentation_arguments import AugmentationArguments
 from .recipes import PRESETS
 
 
@@ -80,6 +82,12 @@ class ModelArguments:
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
     )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability in [0, 1) with which an image skips a layer in training: stochastic depth (0.0)."
+        },
+    )
     execution_order: str | None = field(
         default=None,
         metadata={"help": "Evaluation order: sequential, arbitrary, or layer indices such as 2,0,1 (sequential)."},
@@ -136,7 +144,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AugmentationArguments):
     dataset_name: str = field(
         default="digits",
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
@@ -164,20 +172,6 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many images, drawn by seed."}
-    )
-    crop_padding: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pixels added around the image before the random crop. Defaults to an eighth of the image, and "
-            "to none below 16 pixels."
-        },
-    )
-    horizontal_flip: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
-            "often characters."
-        },
     )
     skip_damaged: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping at them."}
@@ -266,7 +260,10 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         if not self.do_eval:
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
+        sends_ahead = self.dataloader_pin_memory and self.accelerator_config is None
         super().__post_init__()
+        if sends_ahead:  # pinned batches need no wait for the device
+            cast(Any, self.accelerator_config).non_blocking = True
         for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
@@ -293,6 +290,12 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         for name, (value, reason) in FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be {value}: {reason}.")
+        if self.optim.startswith("schedule_free") and self.lr_scheduler_type != "constant":
+            schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+            raise ValueError(
+                f"`lr_scheduler_type` is '{schedule}', and `optim` is '{self.optim}', which needs no schedule and "
+                "warms up by itself; add --lr_scheduler_type constant."
+            )
         metrics = ("accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
         metrics = ("loss", *(() if self.prediction_loss_only else metrics))
         if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:
