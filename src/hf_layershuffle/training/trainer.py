@@ -32,6 +32,7 @@ from .order_agreement import TeacherAnswer, check_order_consistency
 from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
+from .sharding import shard_embeddings_once
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
@@ -132,6 +133,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         if drops_layers and self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = True  # transformers would not, with gradient checkpointing
         super().create_accelerator_and_postprocess()
+        shard_embeddings_once(self.accelerator, cast(nn.Module, self.model))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
