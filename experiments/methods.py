@@ -89,11 +89,10 @@ PRESETS = {
 }
 # Sums rounded differently by another number of threads move 5 of the 360 digits; one thread is also the fastest there
 ONE_THREAD = ("digits",)
-# On a GPU: PyTorch's own attention; batches ahead of the device; no checkpoints of runs of a minute
+# On a GPU: PyTorch's own attention; batches ahead of the device, all of one size; no checkpoints of runs of a minute
 ON_GPU = (
     "--attn_implementation sdpa --dataloader_num_workers 2 --dataloader_persistent_workers True "
-    "--dataloader_prefetch_factor 4 --per_device_eval_batch_size 2000 "
-    "--save_strategy no --disable_tqdm True"
+    "--dataloader_prefetch_factor 4 --dataloader_drop_last True --do_eval False --save_strategy no --disable_tqdm True"
 ).split()
 # What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,
 # and the least part of the accuracy that three quarters of the layers keep
