@@ -101,6 +101,11 @@ def test_an_image_of_one_level_and_a_tiny_one_stay_as_they_are(name):
         torch.testing.assert_close(result, pixels, atol=1e-6, rtol=0)
 
 
+def test_posterizing_leaves_at_least_one_bit(image):
+    assert (changed(image, "posterize", 0) == changed(image, "posterize", 1)).all()
+    assert set(np.unique(changed(image, "posterize", 0).round())) == {0, 128}
+
+
 def test_without_kornia_there_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(ValueError, match=r'need kornia, .*: pip install "hf-layershuffle\[augment\]"'):

@@ -88,7 +88,7 @@ def _invert(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) 
 def _posterize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import posterize
 
-    return posterize(pixels, magnitudes.to(torch.int32))
+    return posterize(pixels, magnitudes.to(torch.int32).clamp(min=1))  # no bits would leave a black image
 
 
 def _solarize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
