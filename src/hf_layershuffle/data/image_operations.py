@@ -53,8 +53,7 @@ def apply_operations(
                 continue
             if name in _CHANGES:
                 chosen = pixels.index_select(0, images)
-                changed = _CHANGES[name](chosen, magnitudes[images, slot], fill.index_select(0, images))
-                pixels.index_copy_(0, images, changed)
+                pixels.index_copy_(0, images, _CHANGES[name](chosen, magnitudes[images, slot]))
             elif name in _MOVES:
                 rows = _MOVES[name](magnitudes[images, slot], pixels.shape[-2:])
                 moves.append((images, torch.stack([torch.stack(row, dim=-1) for row in rows], dim=1)))
@@ -65,63 +64,63 @@ def apply_operations(
     return pixels
 
 
-# Each takes images, magnitudes of shape `(num_images,)` and fill colours of shape `(num_images, num_channels)`
+# Each takes images, and magnitudes of shape `(num_images,)`
 
 
-def _auto_contrast(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _auto_contrast(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import normalize_min_max
 
     is_flat = pixels.amax((-2, -1), keepdim=True) == pixels.amin((-2, -1), keepdim=True)
     return torch.where(is_flat, pixels, normalize_min_max(pixels))
 
 
-def _equalize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _equalize(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import equalize
 
     return equalize(pixels)
 
 
-def _invert(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _invert(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     return 1 - pixels
 
 
-def _posterize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _posterize(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import posterize
 
     return posterize(pixels, magnitudes.to(torch.int32).clamp(min=1))  # no bits would leave a black image
 
 
-def _solarize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _solarize(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import solarize
 
     return solarize(pixels, (magnitudes - 0.5) / 255)  # between two levels of grey
 
 
-def _solarize_add(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _solarize_add(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     # kornia adds to bright pixels too
     added = (pixels + magnitudes[:, None, None, None] / 255).clamp(max=1)
     return torch.where(pixels < 127.5 / 255, added, pixels)
 
 
-def _color(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _color(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance.adjust import adjust_saturation_with_gray_subtraction
 
     return adjust_saturation_with_gray_subtraction(pixels, 1 + magnitudes)
 
 
-def _contrast(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _contrast(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance.adjust import adjust_contrast_with_mean_subtraction
 
     return adjust_contrast_with_mean_subtraction(pixels, 1 + magnitudes)
 
 
-def _brightness(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _brightness(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance.adjust import adjust_brightness_accumulative
 
     return adjust_brightness_accumulative(pixels, 1 + magnitudes)
 
 
-def _sharpness(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _sharpness(pixels: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import sharpness
 
     return pixels if min(pixels.shape[-2:]) < 3 else sharpness(pixels, 1 + magnitudes)
@@ -186,7 +185,7 @@ _MOVES: dict[str, Callable[[torch.Tensor, torch.Size], tuple]] = {
     "translate_x": _translated_x,
     "translate_y": _translated_y,
 }
-_CHANGES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+_CHANGES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "invert": _invert,
