@@ -152,6 +152,7 @@ def test_the_command_trains_with_a_preset_goes_on_and_refuses_another_one(tmp_pa
     recorded = json.loads((tmp_path / "whole" / ".train_run.json").read_text())
     assert recorded["augmentation"] == "deit" and recorded["label_smoothing_factor"] == 0.1
     assert set(AUGMENTATION_ARGUMENTS) <= set(recorded)
+    assert json.loads((tmp_path / "whole" / "training.json").read_text())["arguments"]["augmentation"] == "deit"
     for changed, message in (
         (["--augmentation", "light"], "`augmentation` 'deit', and this one has 'light'"),
         (["--augmentation", "deit", "--mixup_alpha", "0.1"], "`mixup_alpha` None, and this one has 0.1"),

@@ -124,6 +124,20 @@ class Augmentation:
         flip = is_colour if self.horizontal_flip is None else self.horizontal_flip
         return dataclasses.replace(self, crop_padding=padding, horizontal_flip=flip)
 
+    def describe(self) -> str:
+        """The nearest preset and what differs from it, such as "cifar, random_erasing=0.1".
+
+        A preset's None stands for any value, since images decide on it.
+        """
+        described = []
+        for name, preset in AUGMENTATION_PRESETS.items():
+            values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+            changes = [f"{key}={value}" for key, value in values if getattr(preset, key) not in (None, value)]
+            extra = [key for key in ("policy", "resized_crop_scale") if getattr(preset, key) is None]
+            changes += [f"{key}={getattr(self, key)}" for key in extra if getattr(self, key) is not None]
+            described.append((name, *changes))
+        return ", ".join(min(described, key=len))
+
     def crop_boxes(self, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """The part of each original image that a resized crop takes.
 
