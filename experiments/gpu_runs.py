@@ -23,17 +23,18 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grid import GridArguments, check, evaluate_folder, record_of, run_folder, run_key, train_command
+from gpu_run import RECORD
+from grid import GridArguments, check, run_folder
 from methods import METHODS, PRESETS
 from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
 
 STOP_SECONDS = 8  # that a run has to end by itself once it is told to
+ONE_RUN = Path(__file__).with_name("gpu_run.py")
 MAX_BYTES = 14 * 2**20
 MAX_ARCHIVES = 4
 RECORDS = "records.jsonl"
-RECORD = "record.json"  # in the folder of a run that is done
 POLL_SECONDS = 0.2
 
 
@@ -89,7 +90,7 @@ class GpuRun:
     def start(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.log = Path(f"{self.folder}.log")
-        command = [sys.executable, __file__, "one", json.dumps(vars(self.args)), self.method, str(self.seed)]
+        command = [sys.executable, str(ONE_RUN), json.dumps(vars(self.args)), self.method, str(self.seed)]
         with open(self.log, "w", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             # A session of its own, so that its workers can be ended with it
@@ -211,7 +212,8 @@ def report(run: GpuRun) -> None:
     """Records a run that is done, and prints how any run ended."""
     name = f"{run.args.preset}, {run.method}, seed {run.seed}"
     if run.status != "done":
-        print(f"{name}: {run.status} after {run.seconds:.0f} s", flush=True)
+        last = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if run.log else []
+        print(f"{name}: {run.status} after {run.seconds:.0f} s: {''.join(last)[-300:]}", flush=True)
         return
     record = json.loads((run.folder / RECORD).read_text(encoding="utf-8"))
     with open(run.args.records, "a", encoding="utf-8") as file:
@@ -219,34 +221,10 @@ def report(run: GpuRun) -> None:
     arbitrary = record["report"]["arbitrary"]["accuracy"]
     print(
         f"{name}: sequential {record['report']['sequential']['accuracy']:.4f}, arbitrary {arbitrary['mean']:.4f}, "
-        f"worst {arbitrary['min']:.4f} ({run.seconds:.0f} s, of which training {record['train_seconds']:.0f})",
+        f"worst {arbitrary['min']:.4f} ({run.seconds:.0f} s, of which training {record['train_seconds']:.0f}, "
+        f"{record['images_per_second']} images/s)",
         flush=True,
     )
-
-
-def run_one(args: GridArguments, method: str, seed: int) -> None:
-    """Trains and evaluates in this process, and leaves the record in the run's folder."""
-    from hf_layershuffle.training.session import one_line_errors, run
-
-    folder = run_folder(args, method, seed)
-    command = train_command(args, method, seed, folder)
-    started = time.monotonic()
-    with one_line_errors("gpu_runs.py"):
-        run(command[2:])
-        print(f"trained after {time.monotonic() - started:.1f} s", flush=True)
-        evaluate_folder(args, str(folder))
-    seconds = time.monotonic() - started
-    print(f"evaluated after {seconds:.1f} s", flush=True)
-    results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    record = run_key(args, method, seed) | record_of(args, folder, command, dict(os.environ), seconds)
-    record |= {
-        "train_seconds": results["train_runtime"],
-        "report": json.loads((folder / "robustness.json").read_text(encoding="utf-8")),
-    }
-    # Complete or not there: a run that is stopped in its last moment counts as not done
-    partial = folder / f".{RECORD}"
-    partial.write_text(json.dumps(record), encoding="utf-8")
-    partial.replace(folder / RECORD)
 
 
 def export(folder: Path, exported: Path) -> None:
@@ -294,9 +272,6 @@ def pack(runs: list[GpuRun], exported: list[tuple], output: Path) -> None:
 
 def main() -> None:
     started = time.monotonic()
-    if sys.argv[1:2] == ["one"]:
-        run_one(GridArguments(**json.loads(sys.argv[2])), sys.argv[3], int(sys.argv[4]))
-        return
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     try:
         if args.jobs < 1 or not args.reserve < args.seconds < float("inf"):

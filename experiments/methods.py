@@ -28,6 +28,8 @@ METHODS = {
     "order-free-distilled": [*ORDER_FREE, *DISTILLED],
     "order-free-finetuned": [*ORDER_FREE, *FINE_TUNED],
     "order-free-finetuned-distilled": [*ORDER_FREE, *FINE_TUNED, *DISTILLED],
+    # Each batch in two orders, which shall agree: twice the work for the same images
+    "order-free-finetuned-distilled-consistent": [*ORDER_FREE, "--order_consistency", "1", *FINE_TUNED, *DISTILLED],
     # For models that will run with layers missing
     "order-free-finetuned-distilled-layerdrop": [*ORDER_FREE, "--layerdrop", "0.2", *FINE_TUNED, *DISTILLED],
 }
@@ -49,6 +51,7 @@ LABELS = {
     "order-free-distilled": "preset order-free, distilled",
     "order-free-finetuned": "preset order-free, fine-tuned",
     "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled",
+    "order-free-finetuned-distilled-consistent": "preset order-free, fine-tuned and distilled, two orders that agree",
     "order-free-finetuned-distilled-layerdrop": "preset order-free, fine-tuned and distilled, LayerDrop 0.2",
 }
 PICTURED = ("plain", "layerdrop", "layershuffle", "order-free", "order-free-finetuned-distilled")

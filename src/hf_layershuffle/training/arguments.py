@@ -47,6 +47,16 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             names the step, may come that much later. No checkpoint is saved in between. Steps that `fp16` skips to
             scale the loss anew do not count. With it, `logging_nan_inf_filter` is off: it would make the host wait for
             the device at each micro-batch, to leave losses out of the log at which training stops anyway.
+        ema_decay:
+            Share in [0, 1) that an exponential moving average of the weights keeps of itself in a step, such as
+            0.9999; 0 for no average. In the first steps it keeps less: after step n at most (1 + n) / (10 + n).
+            The average is what is evaluated, saved and left in the model at the end. Not with schedule-free
+            optimizers, which average the weights by themselves.
+        layer_lr_decay:
+            Factor in (0, 1] of the learning rate from each layer of the checkpoint to the one before it: the
+            classifier, and what stands behind the layers, has `learning_rate`, the last layer `layer_lr_decay` times
+            as much, the embeddings the least ([`layer_depths`]). For fine-tuning, such as 0.75 (BEiT, arXiv
+            2106.08254). 1 for one learning rate.
     """
 
     eval_orders: int = field(
@@ -81,6 +91,20 @@ class LayerShuffleTrainingArguments(TrainingArguments):
     stop_on_nonfinite: bool = field(
         default=True, metadata={"help": "End at the first loss or gradient norm that is not finite, with an error."}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, which keeps this share of itself "
+            "in a step: 0.999 to 0.9999, below 1. 0 for none."
+        },
+    )
+    layer_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor in (0, 1] of the learning rate from each layer of the checkpoint to the one before it, "
+            "for fine-tuning: 0.65 to 0.9. 1 for one learning rate."
+        },
+    )
 
     def __post_init__(self):
         for name in ("eval_orders", "eval_orders_seed", "teacher_orders"):
@@ -96,6 +120,17 @@ class LayerShuffleTrainingArguments(TrainingArguments):
             raise ValueError(f"`teacher_layers` is {self.teacher_layers!r}; it must be an integer of at least 1.")
         if not 0 <= self.order_consistency < float("inf"):
             raise ValueError(f"`order_consistency` is {self.order_consistency}; it must be a finite number from 0.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; it must be a fraction in [0, 1), 0 for no average.")
+        if self.ema_decay > 0 and str(getattr(self.optim, "value", self.optim)).startswith("schedule_free"):
+            raise ValueError(
+                f"`ema_decay` is {self.ema_decay}, and the optimizer (`optim`) averages the weights by itself; leave "
+                "out `ema_decay`, or take another optimizer."
+            )
+        if not 0 < self.layer_lr_decay <= 1:
+            raise ValueError(
+                f"`layer_lr_decay` is {self.layer_lr_decay}; it must be a fraction in (0, 1], 1 for one learning rate."
+            )
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         if self.stop_on_nonfinite:

@@ -82,6 +82,12 @@ class ModelArguments:
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
     )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability in [0, 1) with which an image skips a layer in training: stochastic depth (0.0)."
+        },
+    )
     execution_order: str | None = field(
         default=None,
         metadata={"help": "Evaluation order: sequential, arbitrary, or layer indices such as 2,0,1 (sequential)."},
@@ -284,6 +290,12 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         for name, (value, reason) in FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be {value}: {reason}.")
+        if self.optim.startswith("schedule_free") and self.lr_scheduler_type != "constant":
+            schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+            raise ValueError(
+                f"`lr_scheduler_type` is '{schedule}', and `optim` is '{self.optim}', which needs no schedule and "
+                "warms up by itself; add --lr_scheduler_type constant."
+            )
         metrics = ("accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
         metrics = ("loss", *(() if self.prediction_loss_only else metrics))
         if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:

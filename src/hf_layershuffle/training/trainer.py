@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
@@ -18,14 +19,17 @@ from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
+from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
 from .hub_pushes import HubMixin
+from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
 from .order_agreement import TeacherAnswer, check_order_consistency
+from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 
@@ -34,7 +38,7 @@ from .raw_datasets import as_model_inputs
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
@@ -50,6 +54,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
       `compute_loss` of a subclass calls this class's, or weighs `inputs["labels"]` by `inputs["mixing"]` and
       `inputs["mixed_labels"]` by the rest.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
+    - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
+      the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
@@ -94,6 +100,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         self.eval_dataset = self._as_model_inputs(self.eval_dataset, "eval_dataset")
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+        callbacks = self.callback_handler.callbacks
+        callbacks[:] = [OrderProgressCallback() if type(each) is ProgressCallback else each for each in callbacks]
         self._watch = NonFiniteWatch()
         self._classes_by_order: list[list[torch.Tensor]] = []
 
@@ -107,9 +115,12 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     def _config(self, name: str, default: Any = None) -> Any:
         """A field of the model's configuration, if it has one."""
+        return getattr(self._config_of_model(), name, default)
+
+    def _config_of_model(self) -> Any:
         # To look for what wraps a model goes through all its modules, and this is asked at each micro-batch
         model = self.model if hasattr(self.model, "config") else self.accelerator.unwrap_model(self.model)
-        return getattr(getattr(model, "config", None), name, default)
+        return getattr(model, "config", None)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # As transformers counts them, but without a count of all parameters at each micro-batch
@@ -255,7 +266,22 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
             classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
+            self._report_orders(classes, labels, output.metrics, prefix)
         return output
+
+    def _report_orders(self, classes: np.ndarray, labels: np.ndarray, metrics: dict[str, float], prefix: str) -> None:
+        is_labelled = labels != -100
+        if not is_labelled.any() or not self.is_world_process_zero():
+            return
+        accuracies = (classes == labels[:, None])[is_labelled].mean(axis=0).tolist()
+        own_accuracy = metrics.get(f"{prefix}_accuracy")
+        callbacks = self.callback_handler.callbacks
+        report_orders(callbacks, self.state.global_step, accuracies, self._evaluated_orders(), own_accuracy, prefix)
+
+    def _evaluated_orders(self) -> list[list[int]]:
+        config = cast(PreTrainedConfig, self._config_of_model())
+        num_orders, seed = self._argument("eval_orders"), self._argument("eval_orders_seed")
+        return arbitrary_execution_orders(num_layers_of(config), num_orders, seed=seed)
 
     def prediction_step(
         self,
@@ -278,13 +304,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
-        config = cast(PreTrainedConfig, self.accelerator.unwrap_model(model).config)
-        orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
+            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 

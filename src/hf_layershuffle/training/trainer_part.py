@@ -26,6 +26,12 @@ if TYPE_CHECKING:
         def _config(self, name: str, default: Any = None) -> Any:
             raise NotImplementedError
 
+        def _prepare_for_training(self, *args: Any) -> Any:
+            raise NotImplementedError
+
+        def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
         def _reads_at_once(self) -> bool:
             raise NotImplementedError
 
