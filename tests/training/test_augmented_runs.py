@@ -129,13 +129,6 @@ def test_values_that_cannot_be_meant_are_refused_before_anything_is_read(argv, m
         session.run(argv.split())
 
 
-def test_without_kornia_the_command_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(ValueError, match=r'pip install "hf-layershuffle\[augment\]"'):
-        session.run(["--augmentation", "cifar", "--output_dir", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
-
-
 SMALL = """
     --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --per_device_train_batch_size 8
     --max_train_samples 32 --max_eval_samples 40 --max_steps 6 --save_steps 3 --eval_strategy no --final_eval_orders 8

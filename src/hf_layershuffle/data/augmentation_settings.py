@@ -36,7 +36,7 @@ class Augmentation:
             size and shape takes, which is then resized (Szegedy et al., arXiv 1409.4842). None takes the whole image.
         resized_crop_ratio: Smallest and largest width to height of these crops, above 0.
         policy: "randaugment" (arXiv 1909.13719) or "trivialaugment" (arXiv 2103.10158, for which the strength of an
-            operation is drawn and `magnitude` counts for nothing), which needs kornia. None for neither.
+            operation is drawn and `magnitude` counts for nothing). None for neither.
         num_operations: Operations of the policy that an image gets, from 1 to 8.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude, which is drawn for each operation, at least 0.
