@@ -50,6 +50,10 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
       `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
       `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
+    - Images that the dataset mixes (see [`Augmentation`]) have two classes, which the loss weighs, also with label
+      smoothing. `compute_loss_func` gets their probabilities as labels, of shape `(batch_size, num_labels)`. The
+      `compute_loss` of a subclass calls this class's, or weighs `inputs["labels"]` by `inputs["mixing"]` and
+      `inputs["mixed_labels"]` by the rest.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
