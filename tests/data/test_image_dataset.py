@@ -272,6 +272,14 @@ def test_all_collators_give_the_same_batches(augmentation, num_workers):
             assert batch["labels"].equal(expected["labels"]) and batch["labels"].dtype == torch.long
 
 
+def test_a_batch_can_be_pinned():
+    """Pinning refuses tensors of which several elements are one place in memory, such as expanded ones."""
+    batch = ImageClassificationDataset(image_dataset(4), processor(), **AUGMENTATION).__getitems__([0, 1, 2])
+    assert {name: value.is_contiguous() for name, value in batch.unfinished.items()} == dict.fromkeys(
+        batch.unfinished, True
+    )
+
+
 def test_a_crop_is_a_shift_of_the_image_on_black(vit):
     image = torch.arange(1, 13, dtype=torch.uint8).view(1, 1, 3, 4)
     rows, columns = crop_indices(torch.tensor([[1, -2]]), torch.tensor([False]), (3, 4))

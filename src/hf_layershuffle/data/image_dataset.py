@@ -178,8 +178,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}
         if self.augmentation is not None:
             batch |= self.augmentation.draw(self.seed, epoch, rows.numpy(), self._shape)
-        # One row an image, so that a launcher may cut the batch into parts
-        return ImageBatch({**batch, "normalization": self._decoder.normalization.expand(len(rows), -1, -1)})
+        # One row an image, so that a launcher may cut the batch into parts; each in memory of its own, to be pinned
+        return ImageBatch({**batch, "normalization": self._decoder.normalization.repeat(len(rows), 1, 1)})
 
     def _decode_parts(self, indices: list[int], epoch: int) -> torch.Tensor:
         """Parts of the images, resized, as [`_decode`] gives the whole."""
