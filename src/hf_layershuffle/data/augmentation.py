@@ -1,9 +1,15 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""From decoded images to the model's input by crop, flip and normalisation, a batch at a time and on any device."""
+"""From decoded images to the model's input by augmentation and normalisation, a batch at a time and on any device."""
 
 from typing import Any
 
 import torch
+
+from .image_operations import apply_operations
+
+
+# What is left to do to finished images, when a batch is there
+MIXING = ("mixing", "mixing_boxes")
 
 
 def crop_indices(
@@ -43,16 +49,64 @@ def normalize(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) ->
     return pixels.to(torch.float32).mul_(scale[:, :, None, None]).add_(shift[:, :, None, None])
 
 
+def erase(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Normalised images with 0, the mean colour, in one box each.
+
+    Args:
+        pixels: Images of shape `(num_images, num_channels, height, width)`.
+        boxes: int64 of shape `(num_images, 4)`: top, left, height and width, which may be 0.
+    """
+    return pixels.masked_fill(_inside(boxes, pixels.shape[-2:]), 0)
+
+
+def mix(pixels: torch.Tensor, weights: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Images mixed with those at the same place from the end of the batch.
+
+    Args:
+        pixels: Images of shape `(num_images, num_channels, height, width)`.
+        weights: Weights in [0, 1] of shape `(num_images,)` of the images themselves in a mixture.
+        boxes: int64 of shape `(num_images, 4)`: the part that is the other image (arXiv 1905.04899). Where it has no
+            height, pixels are averaged (arXiv 1710.09412).
+    """
+    is_cut = (boxes[:, 2] > 0)[:, None, None, None]
+    averaged = torch.where(is_cut, 1.0, weights[:, None, None, None])
+    weights = torch.where(_inside(boxes, pixels.shape[-2:]), 0.0, averaged).to(pixels.dtype)
+    return torch.lerp(pixels.flip(0), pixels, weights)
+
+
+def _inside(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Which pixels lie in the boxes: booleans of shape `(num_images, 1, height, width)`."""
+    top, left, height, width = boxes[:, :, None].unbind(1)
+    rows, columns = (torch.arange(length, device=boxes.device) for length in size)
+    in_rows = (rows >= top) & (rows < top + height)
+    in_columns = (columns >= left) & (columns < left + width)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
 def finish_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Does what remains to be done to a batch of [`ImageBatch.unfinished`], on the device where it lies.
 
-    Any other batch comes back as it is.
+    Images are cropped and mirrored, changed by the operations of a policy, normalised, erased in part and mixed, as the
+    batch says (see [`Augmentation.draw`]). A mixed batch has two further keys: `mixed_labels`, the labels of the other
+    images, and `mixing`, the weights of the images themselves. Any other batch comes back as it is.
     """
-    if "normalization" not in batch:
-        return batch
-    batch = dict(batch)
-    scale, shift = batch.pop("normalization").unbind(1)
-    pixels = batch["pixel_values"]
-    if "crop_rows" in batch:
-        pixels = crop(pixels, batch.pop("crop_rows"), batch.pop("crop_columns"))
-    return {**batch, "pixel_values": normalize(pixels, scale, shift)}
+    if "normalization" in batch:
+        batch = dict(batch)
+        scale, shift = batch.pop("normalization").unbind(1)
+        pixels = batch.pop("pixel_values")
+        if "crop_rows" in batch:
+            pixels = crop(pixels, batch.pop("crop_rows"), batch.pop("crop_columns"))
+        if "operations" in batch:
+            mean = (-shift / scale / 255).clamp(0, 1)
+            operations, magnitudes = batch.pop("operations"), batch.pop("magnitudes")
+            pixels = apply_operations(pixels.to(torch.float32) / 255, operations, magnitudes, mean) * 255
+        pixels = normalize(pixels, scale, shift)
+        if "erased" in batch:
+            pixels = erase(pixels, batch.pop("erased"))
+        batch["pixel_values"] = pixels
+    if "mixing_boxes" in batch:
+        batch = dict(batch)
+        batch["pixel_values"] = mix(batch["pixel_values"], batch["mixing"], batch.pop("mixing_boxes"))
+        if "labels" in batch:
+            batch["mixed_labels"] = batch["labels"].flip(0)
+    return batch

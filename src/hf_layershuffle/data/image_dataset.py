@@ -11,9 +11,10 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import ImageProcessingMixin, default_data_collator
 
-from .augmentation import finish_batch
+from .augmentation import MIXING, finish_batch
 from .augmentation_settings import Augmentation
 from .image_decoding import ImageDecoder, open_image
+from .image_operations import import_kornia
 from .image_reading import damaged_message, read_images, to_pil, undecoded
 from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
 
@@ -31,7 +32,9 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
     """Normalised images and labels for the Trainer, decoded once and augmented a batch at a time without torchvision.
 
     Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation is a
-    function of `(seed, epoch, index)`: the same after a resume and for any number of workers or processes.
+    function of `(seed, epoch, index)`: the same after a resume and for any number of workers or processes. Where images
+    are mixed, items also say how (`mixing`, `mixing_boxes`), since that is done when a batch is there: with a collator
+    of this package and [`LayerShuffleTrainer`].
 
     With resized crops (`Augmentation.resized_crop_scale`), images are decoded whenever they are read, since each crop
     is taken from the image in its own size. Otherwise decoded images are kept as uint8 in a memory-mapped file beside
@@ -84,6 +87,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             )
         settings = Augmentation(crop_padding=crop_padding, horizontal_flip=horizontal_flip)
         self.augmentation = settings if augment else augmentation
+        if self.augmentation is not None and self.augmentation.policy is not None:
+            import_kornia()  # or an error before images are read
         self.dataset = dataset
         self.image_processor: Any = image_processor
         self._decoder = ImageDecoder(image_processor, num_channels)
@@ -245,17 +250,18 @@ class ImageBatch(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         if self._items is None:
-            batch = finish_batch(self.unfinished)
+            batch = finish_batch({name: each for name, each in self.unfinished.items() if name not in MIXING})
+            kept = {name: self.unfinished[name] for name in MIXING if name in self.unfinished}
             self._items = [
-                {"pixel_values": image, "labels": label}
-                for image, label in zip(batch["pixel_values"], batch["labels"].tolist())
+                {"pixel_values": image, "labels": label, **{name: each[row] for name, each in kept.items()}}
+                for row, (image, label) in enumerate(zip(batch["pixel_values"], batch["labels"].tolist()))
             ]
         return self._items[index]
 
 
 def collate_images(features: Any) -> dict[str, Any]:
     """Makes a batch as transformers' `default_data_collator` does, and at once of an [`ImageBatch`]."""
-    return finish_batch(features.unfinished) if isinstance(features, ImageBatch) else default_data_collator(features)
+    return finish_batch(features.unfinished if isinstance(features, ImageBatch) else default_data_collator(features))
 
 
 def collate_for_device(features: Any) -> dict[str, Any]:
@@ -264,6 +270,6 @@ def collate_for_device(features: Any) -> dict[str, Any]:
     That is a fourth of the bytes to move to the device. There [`finish_batch`] augments and normalises them, as in
     [`LayerShuffleTrainer`].
     """
-    if isinstance(features, ImageBatch) and features.unfinished.keys() - _PLAIN:
-        return features.unfinished
-    return collate_images(features)
+    if not isinstance(features, ImageBatch):
+        return default_data_collator(features)  # of items of several datasets, of which mixing is left to do
+    return features.unfinished if features.unfinished.keys() - _PLAIN else collate_images(features)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
+from .mixed_loss import mixed_loss, mixed_targets, split_mixture
 from .trainer_part import TrainerPart
 
 
@@ -81,10 +82,13 @@ class TrainingLossMixin(TrainerPart):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        inputs, mixture = split_mixture(inputs)
         labels = inputs.get("labels")  # label smoothing takes them out of `inputs`
         distills = self.teacher_model is not None and model.training
         if distills and labels is None:
             loss, outputs = self._nothing_but_outputs(model, inputs)
+        elif mixture:
+            loss, outputs = self._mixed_loss(model, inputs, mixture, num_items_in_batch)
         else:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
@@ -94,6 +98,32 @@ class TrainingLossMixin(TrainerPart):
             distilled = self._distillation_loss(outputs.logits, inputs, labels, num_items_in_batch)
             loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
+
+    def _mixed_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mixture: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss of images that are mixtures of two, and the model's outputs."""
+        if not self._chooses_one_class([inputs]):
+            raise ValueError(
+                "Images are mixed (mixup or CutMix), which is defined for one class an image; this model has "
+                f"`problem_type` {self._config('problem_type')!r} and {self._config('num_labels')} labels. Set "
+                "`mixup_alpha` and `cutmix_alpha` of the augmentation to 0."
+            )
+        labels, mixed_labels, weights = inputs["labels"], mixture["mixed_labels"], mixture["mixing"]
+        if self.compute_loss_func is not None:
+            targets = mixed_targets(labels, mixed_labels, weights, self._config("num_labels"))
+            return super().compute_loss(model, {**inputs, "labels": targets}, True, num_items_in_batch)
+        outputs = model(**{name: each for name, each in inputs.items() if name != "labels"})
+        losses = mixed_loss(outputs.logits, labels, mixed_labels, weights, self.args.label_smoothing_factor)
+        num_images = (labels != -100).sum().clamp(min=1)
+        loss = self._share_of_step(
+            lambda count: losses.sum() / (num_images if count is None else count), num_items_in_batch
+        )
+        return loss, outputs
 
     def _nothing_but_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         weight = self._argument("distillation_weight")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from ..data.augmentation import finish_batch
+from ..data.augmentation import MIXING, finish_batch
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
@@ -23,6 +23,7 @@ from .distillation import check_teacher
 from .hub_pushes import HubMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
+from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
@@ -159,6 +160,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         removing = super()._get_collator_with_removed_columns(data_collator, description)
         return partial(_collate_batch_or_items, data_collator, removing)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # Items of datasets that were put together say how they are to be mixed
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
 
@@ -243,7 +249,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
-        inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
             classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
