@@ -178,13 +178,14 @@ def _with_images(stream: IterableDataset, dataset_name: str) -> IterableDataset:
 
 def _known_labels(feature: Any, test: Dataset) -> Dataset:
     """One row for each label that a stream may hold: those with a name, or else those of the evaluation split."""
-    if isinstance(feature, ClassLabel):
-        return Dataset.from_dict({"label": list(range(feature.num_classes))}, features=Features({"label": feature}))
-    stored = test.features["label"]
-    if isinstance(stored, ClassLabel):  # whose names the stream does not know: its integers are class indices
-        return _known_labels(stored, test)
-    values = [value for value in dict.fromkeys(test["label"][:]) if value is not None]
-    return Dataset.from_dict({"label": sorted(values)}, features=Features({"label": stored}))
+    stored = feature if isinstance(feature, ClassLabel) else test.features["label"]
+    if isinstance(stored, ClassLabel):  # integers of the stream, if it does not know the names, are class indices
+        values = list(range(stored.num_classes))
+    else:
+        values = sorted({value for value in test["label"][:] if value is not None})
+    # With a column beside the labels, which are replaced, since a table without columns has no rows
+    features = Features({"label": stored, "row": Value("int64")})
+    return Dataset.from_dict({"label": values, "row": list(range(len(values)))}, features=features)
 
 
 def _length_of(builder: DatasetBuilder, split: str) -> int | None:
