@@ -86,9 +86,9 @@ def _inside(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
 def finish_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Does what remains to be done to a batch of [`ImageBatch.unfinished`], on the device where it lies.
 
-    Images are cropped and mirrored, changed by the operations of a policy, normalised, erased in part and mixed, as the
-    batch says (see [`Augmentation.draw`]). A mixed batch has two further keys: `mixed_labels`, the labels of the other
-    images, and `mixing`, the weights of the images themselves. Any other batch comes back as it is.
+    Images are cropped and mirrored, changed by the operations of a policy, normalised, erased in part and mixed, as
+    the batch says (see [`Augmentation.draw`]). A mixed batch has two further keys: `mixed_labels`, the labels of the
+    other images, and `mixing`, the weights of the images themselves. Any other batch comes back as it is.
     """
     if "normalization" in batch:
         batch = dict(batch)

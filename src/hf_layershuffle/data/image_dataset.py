@@ -32,9 +32,9 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
     """Normalised images and labels for the Trainer, decoded once and augmented a batch at a time without torchvision.
 
     Items are `{"pixel_values": float32 tensor (num_channels, height, width), "labels": int}`. Augmentation is a
-    function of `(seed, epoch, index)`: the same after a resume and for any number of workers or processes. Where images
-    are mixed, items also say how (`mixing`, `mixing_boxes`), since that is done when a batch is there: with a collator
-    of this package and [`LayerShuffleTrainer`].
+    function of `(seed, epoch, index)`: the same after a resume and for any number of workers or processes. Where
+    images are mixed, items also say how (`mixing`, `mixing_boxes`), since that is done when a batch is there: with a
+    collator of this package and [`LayerShuffleTrainer`].
 
     With resized crops (`Augmentation.resized_crop_scale`), images are decoded whenever they are read, since each crop
     is taken from the image in its own size. Otherwise decoded images are kept as uint8 in a memory-mapped file beside

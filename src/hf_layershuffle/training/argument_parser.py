@@ -16,6 +16,7 @@ from ..checkpoints.locations import is_local
 from ..common.yaml_files import read_mapping
 from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
+from .augmentation_arguments import augmentation_defaults, augmentation_of
 from .recipes import PRESETS, SCRATCH_DEFAULTS, initializer_range_of
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 from .tasks import TASKS, ImageClassification, Task
@@ -164,12 +165,14 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     model_args, data_args, args = parser.parse(argv)
     check_numbers(model_args, data_args, args)
     check_consistency(model_args, args)
+    augmentation_of(data_args)
+    defaults = augmentation_defaults(data_args)
     if model_args.preset is None:
-        return model_args, data_args, args
+        return parser.parse([*defaults, *argv]) if defaults else (model_args, data_args, args)
     if model_args.preset not in PRESETS:
         raise ValueError(f"`preset` is '{model_args.preset}'; choose from {', '.join(PRESETS)}.")
     given = model_args
-    model_args, data_args, args = parser.parse([*PRESETS[model_args.preset], *argv])
+    model_args, data_args, args = parser.parse([*PRESETS[model_args.preset], *defaults, *argv])
     if given.model_name_or_path is not None:  # a preset does not start a checkpoint's weights anew
         model_args.residual_init_scale = given.residual_init_scale
     elif model_args.initializer_range is None:

@@ -11,6 +11,7 @@ from ..checkpoints.image_size import as_pair, image_size_of
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
 from ..data.image_reading import is_grey, read_images
 from ..models.configuration_layershuffle import num_channels_of
+from .augmentation_arguments import augmentation_of
 from .script_arguments import DataArguments
 
 
@@ -65,11 +66,8 @@ def build_datasets(
     config = model.config
     check_num_classes(args, splits, config)
     limit_samples(args, splits, seed)
-    size = min(as_pair(image_size_of(config) or 0))
-    padding = (size // 8 if size >= 16 else 0) if args.crop_padding is None else args.crop_padding
     is_colour = not is_grey(*read_images(splits["train"], [0]))
-    flip = is_colour if args.horizontal_flip is None else args.horizontal_flip
-    augmentation: dict[str, Any] = {"augment": True, "crop_padding": padding, "horizontal_flip": flip, "seed": seed}
+    augmentation = augmentation_of(args).resolved(as_pair(image_size_of(config) or 0), is_colour)
     if args.max_cached_gib < 0:
         raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")
     common: dict[str, Any] = {
@@ -78,8 +76,9 @@ def build_datasets(
         "max_cached_bytes": int(args.max_cached_gib * 2**30),
         "skip_damaged": args.skip_damaged,
     }
+    training = {**common, "augmentation": augmentation, "seed": seed, "description": "Decoding training images"}
     return (
-        ImageClassificationDataset(splits["train"], **common, **augmentation, description="Decoding training images"),
+        ImageClassificationDataset(splits["train"], **training),
         ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
     )
 

@@ -15,6 +15,7 @@ from ..common.claims import CLAIM_FILES, claimed_folder
 from ..common.files import DISK_FULL, write_text
 from ..common.paths import public_name
 from ..hub.folder_records import read_json
+from .augmentation_arguments import AUGMENTATION_ARGUMENTS
 from .checkpointing import (
     IncompleteCheckpoint,
     check_checkpoint,
@@ -66,8 +67,7 @@ RECORDED_ARGUMENTS = {
         "eval_split",
         "eval_fraction",
         "max_train_samples",
-        "crop_padding",
-        "horizontal_flip",
+        *AUGMENTATION_ARGUMENTS,
         "skip_damaged",
     ),
     "training": (
@@ -99,7 +99,7 @@ RECORDED_ARGUMENTS = {
     ),
 }
 _OF_TEXTS = ("text_column_name", "text_pair_column_name")
-_NOT_OF_TEXTS = ("image_column_name", "crop_padding", "horizontal_flip")
+_NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS)
 RECORDED_TEXT_ARGUMENTS = {
     "model": (*RECORDED_ARGUMENTS["model"], "vocab_size", "max_length"),
     "data": (*_OF_TEXTS, *(name for name in RECORDED_ARGUMENTS["data"] if name not in _NOT_OF_TEXTS)),

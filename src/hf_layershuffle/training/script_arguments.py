@@ -10,6 +10,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
+from .augmentation_arguments import AugmentationArguments
 from .recipes import PRESETS
 
 
@@ -136,7 +137,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AugmentationArguments):
     dataset_name: str = field(
         default="digits",
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},
@@ -164,20 +165,6 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, drawn by seed."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many images, drawn by seed."}
-    )
-    crop_padding: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pixels added around the image before the random crop. Defaults to an eighth of the image, and "
-            "to none below 16 pixels."
-        },
-    )
-    horizontal_flip: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Mirror half of the images. Defaults to True for colour and False for grey images, which are "
-            "often characters."
-        },
     )
     skip_damaged: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping at them."}

@@ -100,8 +100,17 @@ class TextDataArguments(DataArguments):
         default=False, metadata={"help": "Leave out rows without a text, instead of stopping at them."}
     )
     image_column_name: str | None = _not_of_texts()
+    augmentation: str = _not_of_texts("none")
     crop_padding: int | None = _not_of_texts()
     horizontal_flip: bool | None = _not_of_texts()
+    resized_crop_scale: list[float] | None = field(init=False, default=None)
+    augmentation_policy: str | None = _not_of_texts()
+    augmentation_operations: int | None = _not_of_texts()
+    augmentation_magnitude: float | None = _not_of_texts()
+    random_erasing: float | None = _not_of_texts()
+    mixup_alpha: float | None = _not_of_texts()
+    cutmix_alpha: float | None = _not_of_texts()
+    mixing_probability: float | None = _not_of_texts()
     max_cached_gib: float = _not_of_texts(16.0)
 
 
