@@ -40,3 +40,6 @@ class StreamingArguments:
                 f"`max_train_samples` is {max_train_samples}, and of a stream no rows can be drawn; use "
                 "--num_train_samples, which is the images of an epoch."
             )
+
+
+STREAMING_ARGUMENTS = tuple(StreamingArguments.__dataclass_fields__)
