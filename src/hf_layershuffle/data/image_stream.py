@@ -138,13 +138,15 @@ class ImageStream(torch.utils.data.Dataset):
         if self.shuffle_buffer_size:
             pieces = pieces[uniform(self.seed, number, pieces, "piece")[:, 0].argsort(kind="stable")]
         place, step = (rank, world_size) if divides else (0, 1)
-        for count, row in enumerate(self._shuffled(self._rows(pieces), number, rank if divides else 0)):
+        for count, row in enumerate(self._shuffled(self._rows(pieces, number), number, rank if divides else 0)):
             if divides or count % world_size == rank:
                 yield Sample(number, place + step * count, row["image"], row["label"])
 
-    def _rows(self, pieces: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _rows(self, pieces: np.ndarray, number: int) -> Iterator[dict[str, Any]]:
         for piece in pieces.tolist():
-            yield from self.dataset.shard(self.num_pieces, piece, contiguous=False)
+            rows = self.dataset.shard(self.num_pieces, piece, contiguous=False)
+            rows.set_epoch(number)  # of one that is shuffled already
+            yield from rows
 
     def _shuffled(self, rows: Iterator[dict[str, Any]], number: int, rank: int) -> Iterator[dict[str, Any]]:
         """The next row takes the place of one that is drawn from a buffer."""
