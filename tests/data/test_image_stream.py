@@ -1,4 +1,5 @@
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_processes_have_as_many_batches_and_lose_nothing_over_epochs(dataset, wo
         for epoch in range(6):
             images.set_epoch(epoch)
             in_epoch = list(batches)
-            assert len(in_epoch) == len(batches) == -(-(-(-TOTAL // world_size)) // 4)
+            assert len(in_epoch) == len(batches) == math.ceil(math.ceil(TOTAL / world_size) / 4)
             share += [(each.number, each.image["bytes"]) for batch in in_epoch for each in batch]
         shares.append(share)
     for share in shares:
@@ -156,7 +157,7 @@ def test_a_stream_of_unknown_length_has_no_end(dataset):
 
 def test_a_length_that_is_not_the_streams_is_refused(dataset):
     images = stream(dataset, num_samples=TOTAL + 1, is_length=True)
-    with pytest.raises(ValueError, match="holds 26 images, and 27 were expected .*--num_train_samples"):
+    with pytest.raises(ValueError, match=r"holds 26 images, and 27 were expected .*--num_train_samples"):
         list(StreamBatches(images, 4))
 
 
@@ -256,10 +257,10 @@ def test_labels_that_are_no_classes_are_named(dataset):
     images = stream(of_images(rows, features), class_numbers={"a": 1, "b": 0}, shuffle_buffer_size=0)
     samples = list(images.samples(0))
     assert images.__getitems__(samples[:2]).unfinished["labels"].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="Image 2 .* has the label 'c'; the labels of this stream are 'a', 'b'"):
+    with pytest.raises(ValueError, match=r"Image 2 .* has the label 'c'; the labels of this stream are 'a', 'b'"):
         images.__getitems__(samples)
     images.class_numbers = None
-    with pytest.raises(ValueError, match="has the label 'a'; .* integers of at least 0"):
+    with pytest.raises(ValueError, match=r"has the label 'a'; .* integers of at least 0"):
         images.__getitems__(samples[:1])
 
 

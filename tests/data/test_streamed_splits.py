@@ -58,7 +58,9 @@ def test_labels_that_are_names_are_numbered_by_the_evaluation_split(tmp_path):
     assert splits.test["label"][:] == [0, 1]
     assert labels_of(splits) == [1, 0, 1]
     write_table(tmp_path, "train", ["bee", "cow"], Value("string"))
-    with pytest.raises(ValueError, match="Image 1 .* has the label 'cow'; the labels of this stream are 'ant', 'bee'"):
+    with pytest.raises(
+        ValueError, match=r"Image 1 .* has the label 'cow'; the labels of this stream are 'ant', 'bee'"
+    ):
         labels_of(load_image_stream(str(tmp_path)))
 
 
@@ -80,14 +82,14 @@ def test_bytes_without_a_type_are_images(tmp_path):
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'digits' comes with its library .* leave out --streaming"):
+    with pytest.raises(ValueError, match=r"'digits' comes with its library .* leave out --streaming"):
         load_image_stream("digits")
     with pytest.raises(ValueError, match="no dataset folder"):
         load_image_stream(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="`save_to_disk` wrote, which are read at any row"):
         load_image_stream(save(tmp_path, train=image_dataset(4)))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="cannot be streamed: .* Pass a folder of Parquet"):
+    with pytest.raises(ValueError, match=r"cannot be streamed: .* Pass a folder of Parquet"):
         load_image_stream(str(tmp_path / "empty"))
 
 

@@ -153,11 +153,13 @@ def _read(
     files = {str(name): list(paths) for name, paths in (builder.config.data_files or {}).items()}
     described: dict[str, Any] = {} if builder.info.features is None else {"features": builder.info.features}
 
-    def read(split: str, streaming: bool) -> Any:
-        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming, **described)
+    def read(split: str, streaming: bool, **columns: Any) -> Any:
+        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming, **columns)
 
     try:
-        stream, test = read(train_split, True), read(eval_split, False)
+        stream, test = read(train_split, True, **described), read(eval_split, False, **described)
+        if stream.features is None:  # those of a CSV or JSON file are not known before it is read
+            stream = read(train_split, True, features=test.features)
     except Exception as error:  # as above
         raise ValueError(f"Dataset '{dataset_name}' cannot be streamed: {first_line(error)}") from error
     if len(test) == 0:
