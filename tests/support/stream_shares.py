@@ -1,7 +1,8 @@
-"""Trains in one of several processes on a stream, and prints which images of the first pass it saw."""
+"""Trains in one of several processes on a stream, and writes which images of the first pass it saw."""
 
 import sys
 import zlib
+from pathlib import Path
 
 import torch
 from datasets import load_dataset
@@ -34,7 +35,7 @@ def main(output: str, *folders: str) -> None:
         args = arguments(output, per_device_train_batch_size=4, max_steps=8)
         model = ls.LayerShuffleViTForImageClassification(config)
         ls.LayerShuffleTrainer(model, args, train_dataset=recorded).train()
-        print(f"{folder}:", *recorded.seen, flush=True)
+        Path(output, f"{Path(folder).name}-{args.process_index}.txt").write_text(" ".join(map(str, recorded.seen)))
 
 
 if __name__ == "__main__":

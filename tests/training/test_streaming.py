@@ -1,10 +1,12 @@
 """Training on a stream: the same for any number of workers, and after a stop anywhere in it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,7 +124,7 @@ def test_the_command_trains_on_parquet_and_goes_on_in_the_middle(folder, tmp_pat
     assert_equal(*files)
 
 
-def test_the_command_trains_on_tar_files(tmp_path):
+def test_the_command_trains_on_tar_files_and_evaluates(tmp_path, quick_pictures):
     folder = write_tars(tmp_path / "tars")
     options = ["train", "--dataset_name", folder, *SMALL, "--output_dir", tmp_path / "run"]
     refused = run_cli(*options)
@@ -132,6 +134,10 @@ def test_the_command_trains_on_tar_files(tmp_path):
     result = run_cli(*options, "--max_steps", "8")
     assert result.returncode == 0, result.stderr
     assert "not its card" not in result.stderr and (tmp_path / "run" / "README.md").exists()
+    (command,) = [line for line in result.stdout.splitlines() if line.startswith("Next: ")]
+    assert "--streaming" in command
+    evaluated = run_cli(*shlex.split(command)[2:], "--num_orders", "8", "--num_subsets", "1")
+    assert evaluated.returncode == 0, evaluated.stderr
     other = run_cli(*options, "--max_steps", "8", "--shuffle_buffer_size", "7")
     assert other.returncode == 2 and "`shuffle_buffer_size` 6, and this one has 7" in other.stderr
 
@@ -146,7 +152,7 @@ def test_options_that_would_do_nothing_are_refused(folder):
 def test_two_processes_share_the_stream(tmp_path):
     folders = [
         write_parquet(tmp_path / name, shards=shards)
-        for name, shards in {"of pieces": (7, 6, 8, 5), "of rows": (9, 9, 8)}.items()
+        for name, shards in {"pieces": (7, 6, 8, 5), "rows": (9, 9, 8)}.items()
     ]
     script = REPOSITORY / "tests" / "support" / "stream_shares.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -154,7 +160,7 @@ def test_two_processes_share_the_stream(tmp_path):
     result = run_command([*torchrun, script, tmp_path / "run", *folders], environment={"PYTHONPATH": paths})
     assert result.returncode == 0, result.stderr
     for folder in folders:
-        marker = f"{folder}: "
-        seen = [set(line.split(marker)[1].split()) for line in result.stdout.splitlines() if marker in line]
-        assert len(seen) == 2 and not seen[0] & seen[1]
+        files = [tmp_path / "run" / f"{Path(folder).name}-{rank}.txt" for rank in (0, 1)]
+        seen = [set(file.read_text().split()) for file in files]
+        assert not seen[0] & seen[1]
         assert len(seen[0] | seen[1]) == TOTAL
