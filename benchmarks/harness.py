@@ -181,20 +181,34 @@ def _silent_standard_error():
 def environment() -> dict:
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit or None,
+        "commit": _commit(),
         "machine": gpu or _processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def _commit() -> str | None:
+    """The commit of the folder; None in a copy without git."""
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor_name() -> str:
@@ -206,17 +220,28 @@ def _processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def record(question: str, rows: list[Row], settings: dict | None = None, notes: str = "") -> Path:
+def record(
+    question: str,
+    rows: list[Row],
+    settings: dict | None = None,
+    notes: str = "",
+    measurements: list[dict] | None = None,
+    folder: str | os.PathLike | None = None,
+) -> Path:
     """Prints the table and writes `results/<script>.json`.
 
-    A run with arguments is a trial. It is written to the temporary folder.
+    A run with arguments is a trial. It is written to the temporary folder, unless a folder is given.
+
+    Args:
+        measurements: Absolute numbers for the file alone.
     """
     script = Path(sys.argv[0])
     print_rows({script.stem: rows})
     if notes:
         print(notes)
-    folder = RESULTS if len(sys.argv) == 1 else Path(tempfile.gettempdir(), "layershuffle-benchmarks")
-    folder.mkdir(exist_ok=True)
+    default = RESULTS if len(sys.argv) == 1 else Path(tempfile.gettempdir(), "layershuffle-benchmarks")
+    folder = Path(folder or default)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{script.stem}.json"
     content = {
         "benchmark": script.stem,
@@ -226,6 +251,7 @@ def record(question: str, rows: list[Row], settings: dict | None = None, notes: 
         "environment": environment(),
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "notes": notes,
+        **({"measurements": measurements} if measurements else {}),
     }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -25,10 +25,12 @@ from pathlib import Path
 
 import torch
 from intervals import mean_std
-from methods import METHODS, ONE_THREAD, PRESETS
+from methods import METHODS, ON_GPU, ONE_THREAD, PRESETS, value_of
 from page import merge_command, render_pages
 from runs import counted, read_records
 from transformers import HfArgumentParser
+
+from hf_layershuffle.training.recipes import SCRATCH_DEFAULTS, initializer_range_of
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,12 +107,15 @@ def run_folder(args: GridArguments, method: str, seed: int) -> Path:
 
 def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> list[str]:
     held_out = ["--eval_split", "train", "--eval_fraction", "0.1"] if args.held_out else []
-    if not torch.accelerator.is_available():
-        held_out.append("--use_cpu")
-    trained = {"plain-init": str(run_folder(args, "plain-init", seed))}
-    method_arguments = [argument.format_map(trained) for argument in METHODS[method]]
+    device = ON_GPU if torch.accelerator.is_available() else ["--use_cpu"]
+    width = int(value_of(args.preset, "hidden_size", str(SCRATCH_DEFAULTS["hidden_size"])))
+    values = {
+        "plain-init": str(run_folder(args, "plain-init", seed)),
+        "initializer_range": str(initializer_range_of(width)),
+    }
+    method_arguments = [argument.format_map(values) for argument in METHODS[method]]
     command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
-    command += [*PRESETS[args.preset], *method_arguments, *args.train_arguments.split(), *held_out]
+    command += [*PRESETS[args.preset], *method_arguments, *device, *args.train_arguments.split(), *held_out]
     command += ["--seed", str(seed), "--output_dir", str(folder)]
     return command + "--eval_strategy no --save_total_limit 1 --final_eval_orders 8 --report_to none".split()
 
@@ -133,14 +138,20 @@ def run_one(args: GridArguments, method: str, seed: int) -> dict:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
     seconds = time.monotonic() - started
     report = evaluate(args, folder, environment)
+    return key | record_of(args, folder, command, environment, seconds) | {"report": report}
+
+
+def record_of(args: GridArguments, folder: Path, command: list[str], environment: dict, seconds: float) -> dict:
+    """What is recorded of a run beside its key and its report."""
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    return key | {
+    has_gpu = torch.accelerator.is_available() and torch.cuda.is_available()
+    device = f", {torch.cuda.get_device_name()}" if has_gpu else ""
+    return {
         "command": public_command(args, command, environment),
         "images_seen": round(results["epoch"] * results["train_samples"]),
         "seconds": round(seconds),  # of this call: less than all where the run was stopped and went on
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at a time",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores{device}, {args.jobs} runs at a time",
         "date": now(),
-        "report": report,
     }
 
 
@@ -182,13 +193,16 @@ def evaluate_folder(args: GridArguments, folder: str) -> None:
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
     torch.set_float32_matmul_precision("medium")
+    accelerator = torch.accelerator.current_accelerator()
+    device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
+    model = load_classifier(folder, attn_implementation="eager" if device == "cpu" else "sdpa")
     report = ls.evaluate_robustness(
-        load_classifier(folder, attn_implementation="eager"),
+        model.to(device),
         load_image_datasets(args.dataset_name, **split)["test"],
         image_processor=load_image_processor(folder),
         num_orders=args.num_orders,
         num_subsets=args.num_subsets,
-        batch_size=250,
+        batch_size=250 if device == "cpu" else 2000,
         model_name=Path(folder).name,
         dataset_name=args.preset,
         progress_file=Path(folder, ".evaluation.npz"),

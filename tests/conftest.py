@@ -16,6 +16,11 @@ from pathlib import Path
 # Nothing here may reach a network; read when the libraries are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# `pytest -m gpu` runs the tests that need a CUDA device. All others are of the CPU and see none
+if not re.search(r" -m[ =]?.*(?<!not )\bgpu\b", " ".join(sys.argv)) and "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Lets cuBLAS give the same numbers each time; read when it is first used
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
@@ -60,6 +65,16 @@ ARCHITECTURES = {
         ls.LayerShuffleDeiTForImageClassification,
     ),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and `pytest -m gpu`")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
 
 
 class Architecture:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, ViTImageProcessor, default_data_collator
 
 import hf_layershuffle as ls
+from hf_layershuffle.data import Augmentation
 from hf_layershuffle.data.augmentation import crop, crop_indices, finish_batch
 from hf_layershuffle.data.image_dataset import ImageClassificationDataset, collate_for_device, collate_images
 from hf_layershuffle.data.image_fingerprint import fingerprint_images
@@ -274,10 +275,12 @@ def test_all_collators_give_the_same_batches(augmentation, num_workers):
 
 def test_a_batch_can_be_pinned():
     """Pinning refuses tensors of which several elements are one place in memory, such as expanded ones."""
-    batch = ImageClassificationDataset(image_dataset(4), processor(), **AUGMENTATION).__getitems__([0, 1, 2])
-    assert {name: value.is_contiguous() for name, value in batch.unfinished.items()} == dict.fromkeys(
-        batch.unfinished, True
-    )
+    for preset in ("light", "deit"):
+        images = ImageClassificationDataset(
+            image_dataset(4), processor(), augmentation=Augmentation.from_preset(preset)
+        )
+        batch = images.__getitems__([0, 1, 2]).unfinished
+        assert {name: value.is_contiguous() for name, value in batch.items()} == dict.fromkeys(batch, True)
 
 
 def test_a_crop_is_a_shift_of_the_image_on_black(vit):

@@ -15,10 +15,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from trainers import Stop  # beside this script
 from transformers import ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.position_modules import position_loss
+from hf_layershuffle.training.evaluated_weights import MovingAverage
 
 
 TINY = dict(
@@ -181,7 +183,8 @@ class OwnLoss(ls.LayerShuffleTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def trained_by(model, folder, trainer_class=ls.LayerShuffleTrainer, dataset=None, compute_loss_func=None, **kwargs):
+def trained_by(model, folder, trainer_class=ls.LayerShuffleTrainer, dataset=None, resume=None, callbacks=(), **kwargs):
+    compute_loss_func = kwargs.pop("compute_loss_func", None)
     options = dict(
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
@@ -196,8 +199,10 @@ def trained_by(model, folder, trainer_class=ls.LayerShuffleTrainer, dataset=None
     )
     args = ls.LayerShuffleTrainingArguments(folder, **{**options, **kwargs})
     assert args.world_size == 2
-    trainer = trainer_class(model, args, train_dataset=dataset or FullBatch(), compute_loss_func=compute_loss_func)
-    trainer.train()
+    data = dataset or FullBatch()
+    options = dict(train_dataset=data, compute_loss_func=compute_loss_func, callbacks=list(callbacks))
+    trainer = trainer_class(model, args, **options)
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -270,6 +275,60 @@ def check_layerdrop_and_stops(rank: int):
         saved = sorted(name for name in os.listdir(folders[0]) if name.startswith("checkpoint"))
         assert saved == ["checkpoint-1", "checkpoint-2"], saved
         dist.barrier()
+
+
+def check_averaged_weights(rank: int):
+    """Processes average alike, and go on exactly from a checkpoint that one of them wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [None, None]
+        dist.all_gather_object(folders, folder)
+        options = dict(max_steps=5, num_train_epochs=5, save_strategy="steps", save_steps=5, ema_decay=0.5)
+        options |= dict(layer_lr_decay=0.8, optim="adamw_torch", learning_rate=0.01)
+        flags = dict(shuffle_mode="arbitrary", drop_path_rate=0.2)
+        whole, part, resumed = (build(**flags) for _ in range(3))
+        trained_by(whole, folders[0], **options)
+        parts = f"{folders[0]}/parts"
+        trained_by(part, parts, callbacks=[Stop(3)], **options)
+        dist.barrier()
+        trained_by(resumed, parts, resume=f"{parts}/checkpoint-3", **options)
+        digests = [None, None]
+        dist.all_gather_object(digests, [parameter.sum().item() for parameter in resumed.parameters()])
+        assert digests[0] == digests[1] == [parameter.sum().item() for parameter in whole.parameters()]
+        dist.barrier()
+
+
+def check_sharded_averages(rank: int):
+    """The average of a model under FSDP2 is that of the whole model, and what was trained comes back bit for bit."""
+    reference = build(shuffle_mode="arbitrary")
+    model = shard(copy.deepcopy(reference))
+    average, expected = MovingAverage(model, 0.6), MovingAverage(reference, 0.6)
+    for step in range(1, 4):
+        train(reference, [step])
+        train(model, [step], rank)
+        average.update(step)
+        expected.update(step)
+        before = {name: parameter.to_local().clone() for name, parameter in model.named_parameters()}
+        with average.applied(), expected.applied(), torch.no_grad():
+            for (name, parameter), other in zip(model.named_parameters(), reference.parameters()):
+                torch.testing.assert_close(parameter.full_tensor(), other.data, atol=1e-5, rtol=1e-5, msg=name)
+            logits = model.eval()(full_batch()["pixel_values"]).logits  # leaves parameters of the root whole
+            torch.testing.assert_close(
+                logits, reference.eval()(full_batch()["pixel_values"]).logits, atol=1e-4, rtol=1e-4
+            )
+            stored = {name: value.clone() for name, value in average.training_values().items()}
+            evaluated = copy.deepcopy(reference)
+        model.train()
+        reference.train()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.to_local(), before[name]) and torch.equal(stored[name], before[name]), name
+    resumed = shard(evaluated)
+    goes_on = MovingAverage(resumed, 0.6, step=3)
+    goes_on.resume(stored)
+    assert all(torch.equal(each.to_local(), before[name]) for name, each in resumed.named_parameters())
+    average.finish()
+    goes_on.finish()
+    for each, other in zip(resumed.parameters(), model.parameters()):
+        torch.testing.assert_close(each.full_tensor(), other.full_tensor(), atol=1e-5, rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from conftest import REPOSITORY, of_both_architectures, run_command
 CHECKS = (
     ["ddp_gradients", "fsdp2_training", "fsdp2_refusal"],
     ["distillation", "losses_outside_forward", "layerdrop_and_stops"],
+    ["averaged_weights", "sharded_averages"],
 )
 
 
-@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer"])
+@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer", "averages"])
 def test_two_processes(checks):
     script = REPOSITORY / "tests" / "support" / "distributed_checks.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -81,10 +81,10 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _plain_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+def _plain_config(config: Any, num_layers: int) -> PreTrainedConfig:
     plain: Any = copy.deepcopy(config)
     plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
-    for name in _DROPPED_FIELDS:
+    for name in _DROPPED_FIELDS - ({"drop_path_rate"} if config.has_own_drop_path else set()):
         plain.__dict__.pop(name, None)
     set_num_layers(plain, num_layers)
     return plain

@@ -37,6 +37,7 @@ _METHOD_FIELDS = (
     "shuffle_mode",
     "shuffle_window",
     "layerdrop",
+    "drop_path_rate",
     "depth_embedding",
     "position_predictor",
     "residual_init_scale",
@@ -284,7 +285,7 @@ def _report_table(report: RobustnessReport, baseline: dict | None) -> str:
 
 def _method(config: SimpleNamespace) -> dict:
     """The settings of the configuration that decide how the model was trained, without those that are off."""
-    is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0}
+    is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0, "drop_path_rate": 0.0}
     values = {name: getattr(config, name, None) for name in _METHOD_FIELDS}
     return {
         name: value

@@ -45,6 +45,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "position_predictor": (lambda v: isinstance(v, bool), "True or False"),
     "position_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
     "layerdrop": (lambda v: _is_number(v) and 0 <= v < 1, "a fraction in [0, 1)"),
+    "drop_path_rate": (lambda v: _is_number(v) and 0 <= v < 1, "a fraction in [0, 1)"),
     "residual_init_scale": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
     "tower": (lambda v: v is None or v in TOWERS, f"None or one of {', '.join(map(repr, TOWERS))}"),
     "execution_order": (
@@ -99,6 +100,10 @@ class LayerShuffleConfigMixin(_FamilyConfig):
         position_predictor: Whether each layer has a head that predicts the position it ran at (LayerShuffle-predict).
         position_loss_weight: Weight of the position loss in the training loss, at least 0.
         layerdrop: Probability in `[0, 1)` with which each layer is left out of a training forward (arXiv 1909.11556).
+        drop_path_rate: Probability in `[0, 1)` with which an example skips a layer in training (stochastic depth,
+            arXiv 1603.09382). What the layer changes in the others is scaled up by `1 / (1 - drop_path_rate)`. The
+            rate is the same for all layers, since in an arbitrary order none is deeper. Families with a field of this
+            name, such as DINOv2 and BEiT, do it in their own way.
         residual_init_scale: Factor, at least 0, of the initial weights that write into the residual stream (in most
             families the output projections of attention and MLP). Below 1, a fresh layer changes the tokens little, so
             that the order of the layers matters little when training begins; GPT-2 starts with `1 / sqrt(2 *
@@ -119,6 +124,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     position_predictor: bool = False
     position_loss_weight: float = 1.0
     layerdrop: float = 0.0
+    drop_path_rate: float = 0.0
     residual_init_scale: float = 1.0
     execution_order: str | list[int] = "sequential"
     tower: str | None = None
@@ -127,13 +133,15 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     keys_to_ignore_at_inference = ["execution_order", "position_logits"]
     # The model type whose checkpoints these configurations read as their own; set by each architecture.
     plain_model_type: ClassVar[str | None] = None
+    # Whether the field of this name is the family's, whose own layers follow it
+    has_own_drop_path: ClassVar[bool] = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.check_layershuffle()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FIELD_RULES:
+        if name in _FIELD_RULES and not (name == "drop_path_rate" and self.has_own_drop_path):
             is_valid, allowed = _FIELD_RULES[name]
             if not is_valid(value):
                 raise ValueError(f"`{name}` is {value!r}; it must be {allowed}.")
@@ -224,6 +232,11 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[Layer
             "model_type": f"{MODEL_TYPE_PREFIX}{plain_class.model_type}",
             "plain_model_type": plain_class.model_type,
         }
+        if hasattr(plain_class, "drop_path_rate"):
+            # The family's default, in the place of the mixin's
+            body["drop_path_rate"] = plain_class.drop_path_rate
+            body["__annotations__"] = {"drop_path_rate": Any}
+            body["has_own_drop_path"] = True
         made: Any = type(name, (LayerShuffleConfigMixin, plain_class), body)
         _MADE[plain_class] = made
         made.register_for_auto_class()  # `save_pretrained` then puts the code beside the configuration

@@ -56,7 +56,8 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             if argument("use_cache", args, kwargs) is None:
                 kwargs["use_cache"] = False
         check_cache(cache, order)
-        run = Run(layers, order, self._depth_embedding)
+        run = Run(layers, order, self._depth_embedding, self._dropped_paths)
+        run.num_examples = _num_examples(argument(self.main_input_name, args, kwargs))
         with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
@@ -69,6 +70,10 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     documented.__doc__ = (plain_forward.__doc__ or "") + _EXECUTION_ORDER_DOC
     documented.__signature__ = _with_execution_order(signature)
     return forward
+
+
+def _num_examples(inputs: Any) -> int | None:
+    return len(inputs) if isinstance(inputs, torch.Tensor) else None
 
 
 _REPEAT_IN_CACHE = (

@@ -75,6 +75,12 @@ class FreeLayersMixin(_FamilyModel):
         is_free = encoder is not self and isinstance(encoder, FreeLayersMixin)
         return encoder._depth_embedding if is_free else getattr(encoder, "depth_embedding", None)
 
+    @property
+    def _dropped_paths(self) -> float:
+        """The `drop_path_rate` of the next forward pass, as far as the layer program and not the family follows it."""
+        is_ours = self.training and not self.config.has_own_drop_path
+        return self.config.drop_path_rate if is_ours else 0.0
+
     def resolve_execution_order(self, execution_order: str | ExecutionOrder | None = None) -> list[int]:
         """The order of the next forward pass.
 

@@ -139,10 +139,19 @@ class Run:
         layers: The model's list of layers.
         order: Index of the layer at each position.
         depth_embedding: The vector of each position, for layers that are told theirs.
+        drop_path_rate: Probability in `[0, 1)` with which an example skips a layer.
     """
 
-    def __init__(self, layers: LayerProgram, order: list[int], depth_embedding: nn.Embedding | None = None):
+    def __init__(
+        self,
+        layers: LayerProgram,
+        order: list[int],
+        depth_embedding: nn.Embedding | None = None,
+        drop_path_rate: float = 0.0,
+    ):
         self.order = order
+        self.drop_path_rate = drop_path_rate
+        self.num_examples: int | None = None  # of the batch, where it is known
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
@@ -167,7 +176,8 @@ class Run:
         """A layer as the loop shall call it: told its position, if it is one of [`positioned_layer_class`]."""
         called: Any = layer if self.checkpoint is None else CheckpointedCall(layer, self.checkpoint)
         # Not by its class: a compiled layer is of another
-        return PositionedCall(called, position, self) if hasattr(layer, "position_head") else called
+        called = PositionedCall(called, position, self) if hasattr(layer, "position_head") else called
+        return called if self.drop_path_rate == 0 else DroppedPathCall(called, self)
 
     def depth_vector(self, position: int, device: torch.device) -> torch.Tensor | None:
         """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last."""
@@ -227,3 +237,41 @@ class PositionedCall(StandIn):
         self.run.position_logits.append(output[-1])
         # A layer that gives one tensor gives two now
         return output[0] if len(output) == 2 else output[:-1]
+
+
+def drop_path(hidden_states: torch.Tensor, output: torch.Tensor, rate: float) -> torch.Tensor:
+    """Lets each example skip a layer with a probability (stochastic depth, arXiv 1603.09382).
+
+    Args:
+        hidden_states: What the layer got, of shape `(batch_size, ...)`.
+        output: What it gave, of the same shape.
+        rate: The probability in `[0, 1)`.
+
+    Returns:
+        Of an example that skips the layer its hidden states, bit for bit. Of the others, what the layer changed is
+        scaled up by `1 / (1 - rate)`, so that the mean is the layer's output.
+    """
+    shape = (len(output), *[1] * (output.ndim - 1))
+    weight = output.new_empty(shape).bernoulli_(1 - rate).div_(1 - rate)
+    return torch.lerp(hidden_states.to(output.dtype), output, weight)
+
+
+class DroppedPathCall(StandIn):
+    """A layer that some examples skip. What it gives beside the hidden states is of all of them."""
+
+    def __init__(self, layer: nn.Module, run: Run):
+        super().__init__(layer)
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        output = self.layer(*args, **kwargs)
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        if self.run.num_examples not in (None, len(first)) or first.shape != hidden_states.shape:
+            raise ValueError(
+                f"`drop_path_rate` is {self.run.drop_path_rate}, by which examples skip layers, and this model has "
+                f"{self.run.num_examples} examples and hidden states of shape {tuple(first.shape)}, which are not one "
+                "row an example. Set it to 0."
+            )
+        first = drop_path(hidden_states, first, self.run.drop_path_rate)
+        return (first, *output[1:]) if isinstance(output, (tuple, list)) else first

@@ -10,24 +10,31 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
 from .mixed_loss import mixed_loss, mixed_targets, split_mixture
+from .order_agreement import order_divergence
 from .trainer_part import TrainerPart
+
+
+logger = logging.get_logger(__name__)
 
 
 class TrainingLossMixin(TrainerPart):
     """How [`LayerShuffleTrainer`] computes its loss."""
+
+    _took_mixture = True  # whether the loss of this step takes both classes of mixed images into account
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         # Wraps whatever a subclass, or a script on this object, made of `compute_loss`
         was_set = vars(self).get("compute_loss")
-        with_positions = partial(self._compute_loss_with_positions, self.compute_loss)
-        self.compute_loss = with_positions  # type: ignore[method-assign]  # for this step only
+        whole_loss = partial(self._compute_whole_loss, self.compute_loss)
+        self.compute_loss = whole_loss  # type: ignore[method-assign]  # for this step only
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
@@ -38,6 +45,19 @@ class TrainingLossMixin(TrainerPart):
         if self._reads_at_once():  # before the weights take a step
             self._stop_if_nonfinite()
         return loss
+
+    def _compute_whole_loss(
+        self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        self._took_mixture = "mixed_labels" not in inputs
+        result = self._compute_loss_with_positions(compute_loss, model, inputs, *args, **kwargs)
+        if not self._took_mixture:
+            logger.warning_once(
+                "Images are mixed (mixup or CutMix), and the `compute_loss` of this Trainer does not call "
+                "LayerShuffleTrainer's. It must weigh both classes of an image itself: inputs['labels'] by "
+                "inputs['mixing'], and inputs['mixed_labels'] by the rest to 1."
+            )
+        return result
 
     def _compute_loss_with_positions(
         self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -84,8 +104,30 @@ class TrainingLossMixin(TrainerPart):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs, mixture = split_mixture(inputs)
         labels = inputs.get("labels")  # label smoothing takes them out of `inputs`
-        distills = self.teacher_model is not None and model.training
-        if distills and labels is None:
+        teacher_logits = None
+        if self.teacher_model is not None and model.training:
+            teacher_logits = self._teacher_logits(inputs, labels)
+        consistency = self._argument("order_consistency") if model.training else 0.0
+        for_second_order = dict(inputs) if consistency else {}
+        loss, outputs = self._loss_in_one_order(model, inputs, mixture, teacher_logits, num_items_in_batch)
+        if consistency:
+            second = self._loss_in_one_order(model, for_second_order, mixture, teacher_logits, num_items_in_batch)
+            losses = order_divergence(outputs.logits, second[1].logits, labels)
+            divergence = self._mean_over_images(losses, labels, num_items_in_batch)
+            loss = (loss + second[0]) / 2 + consistency * divergence
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_in_one_order(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mixture: dict[str, torch.Tensor],
+        teacher_logits: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss of one forward pass, which draws its execution order, and the outputs."""
+        labels = inputs.get("labels")
+        if teacher_logits is not None and labels is None:
             loss, outputs = self._nothing_but_outputs(model, inputs)
         elif mixture:
             loss, outputs = self._mixed_loss(model, inputs, mixture, num_items_in_batch)
@@ -93,11 +135,12 @@ class TrainingLossMixin(TrainerPart):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             loss = self._with_position_loss(loss, [outputs], labels, num_items_in_batch)
-        if distills:
+        if teacher_logits is not None:
             weight = self._argument("distillation_weight")
-            distilled = self._distillation_loss(outputs.logits, inputs, labels, num_items_in_batch)
-            loss = (1 - weight) * loss + weight * distilled
-        return (loss, outputs) if return_outputs else loss
+            temperature = self._argument("distillation_temperature")
+            losses = distillation_loss(outputs.logits, teacher_logits, labels, temperature=temperature)
+            loss = (1 - weight) * loss + weight * self._mean_over_images(losses, labels, num_items_in_batch)
+        return loss, outputs
 
     def _mixed_loss(
         self,
@@ -113,17 +156,14 @@ class TrainingLossMixin(TrainerPart):
                 f"`problem_type` {self._config('problem_type')!r} and {self._config('num_labels')} labels. Set "
                 "`mixup_alpha` and `cutmix_alpha` of the augmentation to 0."
             )
+        self._took_mixture = True
         labels, mixed_labels, weights = inputs["labels"], mixture["mixed_labels"], mixture["mixing"]
         if self.compute_loss_func is not None:
             targets = mixed_targets(labels, mixed_labels, weights, self._config("num_labels"))
             return super().compute_loss(model, {**inputs, "labels": targets}, True, num_items_in_batch)
         outputs = model(**{name: each for name, each in inputs.items() if name != "labels"})
         losses = mixed_loss(outputs.logits, labels, mixed_labels, weights, self.args.label_smoothing_factor)
-        num_images = (labels != -100).sum().clamp(min=1)
-        loss = self._share_of_step(
-            lambda count: losses.sum() / (num_images if count is None else count), num_items_in_batch
-        )
-        return loss, outputs
+        return self._mean_over_images(losses, labels, num_items_in_batch), outputs
 
     def _nothing_but_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         weight = self._argument("distillation_weight")
@@ -134,21 +174,19 @@ class TrainingLossMixin(TrainerPart):
             )
         return torch.zeros((), device=self.args.device), model(**inputs)
 
-    def _distillation_loss(
-        self,
-        logits: torch.Tensor,
-        inputs: dict[str, Any],
-        labels: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor:
+    def _teacher_logits(self, inputs: dict[str, Any], labels: torch.Tensor | None) -> torch.Tensor:
         teacher = cast(PreTrainedModel, self.teacher_model)
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = teacher(**_inputs_of(teacher, inputs)).logits
+            logits = self.teacher_answer(teacher, _inputs_of(teacher, inputs))
         if labels is not None:  # nothing is learnt of the others
-            teacher_logits = torch.where((labels != -100)[:, None], teacher_logits, 0.0)
-        self._watch.note(self.state.global_step + 1, "teacher's answer", teacher_logits.abs().max())
-        temperature = self._argument("distillation_temperature")
-        losses = distillation_loss(logits, teacher_logits, labels, temperature=temperature)
+            logits = torch.where((labels != -100)[:, None], logits, 0.0)
+        self._watch.note(self.state.global_step + 1, "teacher's answer", logits.abs().max())
+        return logits
+
+    def _mean_over_images(
+        self, losses: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The mean of one loss an image, as the share of a step's loss. Images that are left out have a loss of 0."""
         num_images = len(losses) if labels is None else (labels != -100).sum().clamp(min=1)
         return self._share_of_step(
             lambda count: losses.sum() / (num_images if count is None else count), num_items_in_batch

@@ -47,6 +47,7 @@ LAYERSHUFFLE_FLAGS = (
     "position_predictor",
     "position_loss_weight",
     "layerdrop",
+    "drop_path_rate",
     "execution_order",
 )
 # The flag without which another flag would do nothing

@@ -90,9 +90,14 @@ RECORDED_ARGUMENTS = {
         "adam_beta2",
         "adam_epsilon",
         "max_grad_norm",
+        "ema_decay",
+        "layer_lr_decay",
         "label_smoothing_factor",
         "distillation_weight",
         "distillation_temperature",
+        "teacher_orders",
+        "teacher_layers",
+        "order_consistency",
         "bf16",
         "fp16",
         "load_best_model_at_end",
@@ -288,6 +293,7 @@ def claimed_run_folder(folder: Path) -> Iterator[Path]:
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
     """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
     saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
+    saves += saves == 3 and args.ema_decay > 0
     needed = 4 * num_parameters * (1 + saves) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -4,6 +4,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
@@ -81,6 +82,12 @@ class ModelArguments:
     position_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the position loss (1.0)."})
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
+    )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability in [0, 1) with which an image skips a layer in training: stochastic depth (0.0)."
+        },
     )
     execution_order: str | None = field(
         default=None,
@@ -254,7 +261,10 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         if not self.do_eval:
             self.eval_strategy = "no"  # transformers would turn `do_eval` on again
         self.has_default_output_dir = self.output_dir is None
+        sends_ahead = self.dataloader_pin_memory and self.accelerator_config is None
         super().__post_init__()
+        if sends_ahead:  # pinned batches need no wait for the device
+            cast(Any, self.accelerator_config).non_blocking = True
         for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
                 f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
@@ -281,6 +291,12 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
         for name, (value, reason) in FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be {value}: {reason}.")
+        if self.optim.startswith("schedule_free") and self.lr_scheduler_type != "constant":
+            schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+            raise ValueError(
+                f"`lr_scheduler_type` is '{schedule}', and `optim` is '{self.optim}', which needs no schedule and "
+                "warms up by itself; add --lr_scheduler_type constant."
+            )
         metrics = ("accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
         metrics = ("loss", *(() if self.prediction_loss_only else metrics))
         if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:

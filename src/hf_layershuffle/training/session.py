@@ -129,7 +129,10 @@ class TrainingSession:
         if self.args.baseline:
             baseline_args = copy.copy(self.args)
             baseline_args.push_to_hub = False
-            variants.append((PLAIN, baseline_args, type(teacher)()))
+            baseline_args.teacher_orders, baseline_args.teacher_layers = 0, None
+            baseline_args.order_consistency = 0.0
+            kept = {name: value for name, value in variants[0][0].items() if name == "drop_path_rate"}
+            variants.append((PLAIN | kept, baseline_args, type(teacher)()))
         self.runs: list[Run] = []
         for flags, args, variant_teacher in variants:
             set_seed(self.args.seed)  # the same initial weights for the baseline

@@ -7,25 +7,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from ..data.augmentation import MIXING, finish_batch
+from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
+from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
 from .hub_pushes import HubMixin
+from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
 from .metrics import order_metrics
 from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
+from .order_agreement import TeacherAnswer, check_order_consistency
+from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .stream_dataloader import stream_dataloader
@@ -35,7 +40,7 @@ from .stream_dataloader import stream_dataloader
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
@@ -47,6 +52,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
       `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
       `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
+    - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
+      the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
@@ -74,19 +81,31 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
             check_teacher(teacher_model, cast(PreTrainedModel, self.model))
+            self.teacher_answer = TeacherAnswer(
+                teacher_model, self._argument("teacher_orders"), self._argument("teacher_layers"), self.args.seed
+            )
             teacher_model = cast(Any, teacher_model).to(self.args.device).eval()  # transformers hides what `to` takes
+        elif self._argument("teacher_orders"):
+            raise ValueError(
+                f"`teacher_orders` is {self._argument('teacher_orders')}, and there is no teacher; pass a "
+                "`teacher_model` with free layer order, or set it to 0."
+            )
         self.teacher_model = teacher_model
+        check_order_consistency(self._argument("order_consistency"), cast(PreTrainedModel, self.model))
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
         self.train_dataset = self._as_model_inputs(self.train_dataset, "train_dataset")
         self.eval_dataset = self._as_model_inputs(self.eval_dataset, "eval_dataset")
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(LayerShuffleCallback())
+        callbacks = self.callback_handler.callbacks
+        callbacks[:] = [OrderProgressCallback() if type(each) is ProgressCallback else each for each in callbacks]
         self._watch = NonFiniteWatch()
         self._classes_by_order: list[list[torch.Tensor]] = []
 
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
+    _num_parameters: int | None = None  # of the model that is trained
 
     def _argument(self, name: str) -> Any:
         """A training argument. The arguments may be transformers' own, which lack ours."""
@@ -94,7 +113,21 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
 
     def _config(self, name: str, default: Any = None) -> Any:
         """A field of the model's configuration, if it has one."""
-        return getattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), name, default)
+        return getattr(self._config_of_model(), name, default)
+
+    def _config_of_model(self) -> Any:
+        # To look for what wraps a model goes through all its modules, and this is asked at each micro-batch
+        model = self.model if hasattr(self.model, "config") else self.accelerator.unwrap_model(self.model)
+        return getattr(model, "config", None)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # As transformers counts them, but without a count of all parameters at each micro-batch
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if main_input is None or not hasattr(self.model, "num_parameters"):
+            return 0
+        if self._num_parameters is None:
+            self._num_parameters = cast(PreTrainedModel, self.model).num_parameters(exclude_embeddings=True)
+        return 6 * main_input.numel() * self._num_parameters
 
     def create_accelerator_and_postprocess(self) -> None:
         drops_layers = getattr(getattr(self.model, "config", None), "layerdrop", 0.0) > 0
@@ -117,6 +150,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
             self._base_precision = use_float32_weights(model) or self._base_precision
             check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
+        self._num_parameters = None
         return super().train(*args, **kwargs)
 
     # --- Data ---
@@ -170,6 +204,12 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
         super()._set_signature_columns_if_needed()
         # Items of datasets that were put together say how they are to be mixed
         self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return finish_images_together(batches), num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return finish_batch(super()._prepare_inputs(inputs))
@@ -228,7 +268,22 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
             classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
+            self._report_orders(classes, labels, output.metrics, prefix)
         return output
+
+    def _report_orders(self, classes: np.ndarray, labels: np.ndarray, metrics: dict[str, float], prefix: str) -> None:
+        is_labelled = labels != -100
+        if not is_labelled.any() or not self.is_world_process_zero():
+            return
+        accuracies = (classes == labels[:, None])[is_labelled].mean(axis=0).tolist()
+        own_accuracy = metrics.get(f"{prefix}_accuracy")
+        callbacks = self.callback_handler.callbacks
+        report_orders(callbacks, self.state.global_step, accuracies, self._evaluated_orders(), own_accuracy, prefix)
+
+    def _evaluated_orders(self) -> list[list[int]]:
+        config = cast(PreTrainedConfig, self._config_of_model())
+        num_orders, seed = self._argument("eval_orders"), self._argument("eval_orders_seed")
+        return arbitrary_execution_orders(num_layers_of(config), num_orders, seed=seed)
 
     def prediction_step(
         self,
@@ -251,13 +306,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, Trainer):
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
-        config = cast(PreTrainedConfig, self.accelerator.unwrap_model(model).config)
-        orders = arbitrary_execution_orders(num_layers_of(config), num_orders, seed=self._argument("eval_orders_seed"))
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in orders]
+            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 

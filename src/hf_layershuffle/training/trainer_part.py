@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
     from .nonfinite import NonFiniteWatch
+    from .order_agreement import TeacherAnswer
 
     class TrainerPart(Trainer):
         teacher_model: PreTrainedModel | None
+        teacher_answer: TeacherAnswer
         _base_precision: torch.dtype | None
         _watch: NonFiniteWatch
         # transformers sets these to None first, from which a type checker would conclude that they stay so
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
             raise NotImplementedError
 
         def _config(self, name: str, default: Any = None) -> Any:
+            raise NotImplementedError
+
+        def _prepare_for_training(self, *args: Any) -> Any:
+            raise NotImplementedError
+
+        def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError
 
         def _reads_at_once(self) -> bool:
