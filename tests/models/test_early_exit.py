@@ -171,8 +171,15 @@ def test_bad_arguments(images, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "flags", [{"exit_threshold": 2}, {"exit_patience": 1.5}, {"exit_criterion": "sure"}, {"exit_threshold": 0.5, "exit_patience": 1}], ids=str
-)  # fmt: skip
+    "flags",
+    [
+        {"exit_threshold": 2},
+        {"exit_patience": 1.5},
+        {"exit_criterion": "sure"},
+        {"exit_threshold": 0.5, "exit_patience": 1},
+    ],
+    ids=str,
+)
 def test_bad_configurations(flags):
     with pytest.raises(ValueError, match="exit_"):
         make_vit(**flags)
@@ -187,7 +194,7 @@ def test_models_that_do_not_choose_one_class(images):
         model(images, exit_threshold=0.5)
     model.config.problem_type = None
     model.config.num_labels = 1
-    with pytest.raises(ValueError, match="1 outputs and `config.problem_type` 'regression'"):
+    with pytest.raises(ValueError, match=r"1 outputs and `config.problem_type` 'regression'"):
         model(images, exit_threshold=0.5)
     with pytest.raises(ValueError, match="in training mode"):
         make_vit().train()(images, exit_threshold=0.5)

@@ -94,7 +94,7 @@ class ExitingRun(Run):
         for name in ("output_hidden_states", "output_attentions"):
             if inputs.get(name) or (inputs.get(name) is None and getattr(model.config, name, False)):
                 raise ValueError(
-                    f"`{name}` is True, and examples that leave early have no such outputs. {_NO_EXIT} set it to False."
+                    f"`{name}` is True, and examples that leave early have none. {_NO_EXIT} set it to False."
                 )
         if inputs.get("past_key_values") is not None:
             raise ValueError(f"`past_key_values` is given, and a cache is of all layers. {_NO_EXIT} pass no cache.")

@@ -196,8 +196,8 @@ def layershuffle_output_class(plain_class: type[ModelOutput]) -> type[ModelOutpu
     `execution_order` (`torch.LongTensor` of shape `(positions,)`) is the index of the layer that ran at each position.
     `position_logits` (of shape `(batch_size, positions, num_layers)`, with `config.position_predictor`) is what the
     layer at each position predicts its own position to be. `num_layers_run` (`torch.LongTensor` of shape
-    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training `loss` includes the position loss; in
-    evaluation it is the class loss alone.
+    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training `loss` includes
+    the position loss; in evaluation it is the class loss alone.
     """
     if plain_class not in _OUTPUTS_MADE:
         optional = torch.Tensor | None
