@@ -3,6 +3,7 @@
 
 from .exit_calibration import ExitCalibration, calibrate_exit
 from .layer_answers import LayerAnswers, answers_after_layers
+from .program_search import search_program
 
 
-__all__ = ["ExitCalibration", "LayerAnswers", "answers_after_layers", "calibrate_exit"]
+__all__ = ["ExitCalibration", "LayerAnswers", "answers_after_layers", "calibrate_exit", "search_program"]
