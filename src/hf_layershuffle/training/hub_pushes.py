@@ -237,4 +237,7 @@ class HubMixin(TrainerPart):
 
 def _length(dataset: Any) -> int | None:
     """The number of images; None for a stream, and where there is no dataset."""
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    try:
+        return len(dataset)
+    except TypeError:  # a stream
+        return None
