@@ -192,9 +192,9 @@ def evaluate_folder(args: GridArguments, folder: str) -> None:
     from hf_layershuffle.data.datasets import load_image_datasets
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
-    torch.set_float32_matmul_precision("medium")
     accelerator = torch.accelerator.current_accelerator()
     device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
+    torch.set_float32_matmul_precision("medium" if device == "cpu" else "high")  # bfloat16, or TF32
     model = load_classifier(folder, attn_implementation="eager" if device == "cpu" else "sdpa")
     report = ls.evaluate_robustness(
         model.to(device),

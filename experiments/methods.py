@@ -70,7 +70,8 @@ PRESETS = {
     # For a GPU: the shape of ViT-Lite-7/4 (arXiv 2104.05704), 3.7 million parameters; 2,500,000 images seen
     "cifar10": (
         "--hidden_size 256 --num_hidden_layers 7 --num_attention_heads 4 --intermediate_size 512 --patch_size 4 "
-        "--num_train_epochs 50 --per_device_train_batch_size 1024 --learning_rate 1e-3 --augmentation cifar"
+        "--num_train_epochs 50 --per_device_train_batch_size 1024 --learning_rate 1e-3 --augmentation cifar "
+        "--augmentation_policy trivialaugment"
     ).split()
     + PRECISION,
     # For a GPU: 49 patches instead of 16, 1.6 million parameters; 2,400,000 images seen
@@ -93,7 +94,7 @@ ONE_THREAD = ("digits",)
 # checkpoints of runs of a minute. For images so small, batches from other processes cost more than they spare
 ON_GPU = (
     "--attn_implementation sdpa --dataloader_num_workers 0 --dataloader_drop_last True --do_eval False "
-    "--save_strategy no --disable_tqdm True"
+    "--save_strategy no --logging_steps 0.1 --disable_tqdm True"
 ).split()
 # What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,
 # and the least part of the accuracy that three quarters of the layers keep
