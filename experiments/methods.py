@@ -70,8 +70,7 @@ PRESETS = {
     # For a GPU: the shape of ViT-Lite-7/4 (arXiv 2104.05704), 3.7 million parameters; 2,500,000 images seen
     "cifar10": (
         "--hidden_size 256 --num_hidden_layers 7 --num_attention_heads 4 --intermediate_size 512 --patch_size 4 "
-        "--num_train_epochs 50 --per_device_train_batch_size 1024 --learning_rate 1e-3 --augmentation cifar "
-        "--augmentation_policy trivialaugment"
+        "--num_train_epochs 50 --per_device_train_batch_size 1024 --learning_rate 1e-3 --augmentation cifar"
     ).split()
     + PRECISION,
     # For a GPU: 49 patches instead of 16, 1.6 million parameters; 2,400,000 images seen
