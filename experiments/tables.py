@@ -86,7 +86,8 @@ def baselines(dataset: str, groups: list[Group], train_arguments: str) -> dict[s
     found = {LABELS[plain]: by_key.get((plain, train_arguments)) for plain in ("plain", "plain-init")}
     longer = twice_as_long(dataset) if not train_arguments else ""
     found[f"{LABELS['plain-init']}, trained twice as long"] = by_key.get(("plain-init", longer)) if longer else None
-    return found | {LABELS["plain-init-distilled"]: by_key.get(("plain-init-distilled", train_arguments))}
+    distilled = ("plain-init-distilled", "plain-init-finetuned-distilled")
+    return found | {LABELS[plain]: by_key.get((plain, train_arguments)) for plain in distilled}
 
 
 def ratio_to(group: Group, plain: Group | None) -> Estimate | None:
