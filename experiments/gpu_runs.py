@@ -25,7 +25,7 @@ from pathlib import Path
 
 from gpu_run import RECORD
 from grid import GridArguments, check, run_folder
-from methods import METHODS, PRESETS
+from methods import PRESETS, needed_method
 from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
@@ -88,9 +88,8 @@ class GpuRun:
     @property
     def needs(self) -> tuple | None:
         """Key of the run whose model this one starts from or learns from."""
-        if not any("{plain-init}" in argument for argument in METHODS[self.method]):
-            return None
-        return self.args.preset, "plain-init", self.seed, self.args.train_arguments
+        needed = needed_method(self.method)
+        return None if needed is None else (self.args.preset, needed, self.seed, self.args.train_arguments)
 
     def start(self, is_compiled: bool) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,12 +152,14 @@ def parse_runs(specifications: list[str], args: Arguments) -> list[GpuRun]:
 
 
 def with_needed(runs: list[GpuRun]) -> list[GpuRun]:
-    """The runs, each once, and before each the one whose model it needs."""
+    """The runs, each once, and before each those whose models it needs."""
     found: dict[tuple, GpuRun] = {}
     for run in runs:
-        if run.needs is not None:
-            found.setdefault(run.needs, GpuRun(run.args, "plain-init", run.seed))
-        found.setdefault(run.key, run)
+        chain = [run]
+        while chain[0].needs is not None:
+            chain.insert(0, GpuRun(run.args, chain[0].needs[1], run.seed))
+        for each in chain:
+            found.setdefault(each.key, each)
     return list(found.values())
 
 

@@ -68,6 +68,8 @@ def test_runs_are_named_in_order_each_after_the_one_it_needs(gpu_runs, tmp_path)
         ("fashion-mnist", "plain-init-distilled", 0, ""),
         ("digits", "order-free", 2, "--bf16"),
     ]
+    again = runs_of(gpu_runs, tmp_path, "digits:order-free-again:3")
+    assert [run.method for run in again] == ["plain-init", "order-free-finetuned-distilled", "order-free-again"]
     (strong,) = runs_of(gpu_runs, tmp_path, "fashion-mnist-strong:plain:0")
     assert strong.args.dataset_name == "data/strong"
 
