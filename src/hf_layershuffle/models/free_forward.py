@@ -52,22 +52,16 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
         labels = argument("labels", args, kwargs)
         if is_classifier and labels is not None:
             _check_labels(labels, self.config.num_labels, self.config.problem_type)
-        return_dict = kwargs.pop("return_dict", None)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
+        given = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if given is None else given
         cache = argument("past_key_values", args, kwargs)
-        if len(set(order)) < len(order) and "use_cache" in names:
-            if argument("use_cache", args, kwargs) or cache is not None:
-                raise ValueError(_REPEAT_IN_CACHE.format(order=order))
-            if argument("use_cache", args, kwargs) is None:
-                kwargs["use_cache"] = False
+        caches = argument("use_cache", args, kwargs)
+        if "use_cache" in names and _repeats(order, bool(caches) or cache is not None) and caches is None:
+            kwargs["use_cache"] = False
         check_cache(cache, order)
-        rule = exit_rule(self, exits, "Classification" in plain_class.__name__)
-        if rule is None:
-            run = Run(layers, order, self._depth_embedding, self._dropped_paths)
-            run.num_examples = _num_examples(argument(self.main_input_name, args, kwargs))
-        else:
-            kwargs |= {"use_cache": False} if "use_cache" in names else {}
-            run = ExitingRun(self, order, rule, {**dict(zip(names, args)), **kwargs}, plain_forward)
+        run = _run_of(self, plain_class, order, exits, {**dict(zip(names, args)), **kwargs})
+        if isinstance(run, ExitingRun) and "use_cache" in names:
+            kwargs["use_cache"] = False
         with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
@@ -80,6 +74,26 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     documented.__doc__ = (plain_forward.__doc__ or "") + _EXECUTION_ORDER_DOC
     documented.__signature__ = _with_execution_order(signature)
     return forward
+
+
+def _repeats(order: list[int], has_cache: bool) -> bool:
+    """Whether a layer runs more than once, which is refused with a cache."""
+    repeats = len(set(order)) < len(order)
+    if repeats and has_cache:
+        raise ValueError(_REPEAT_IN_CACHE.format(order=order))
+    return repeats
+
+
+def _run_of(
+    model: Any, plain_class: type[PreTrainedModel], order: list[int], exits: dict[str, Any], inputs: dict[str, Any]
+) -> Run:
+    """What a forward with these inputs runs."""
+    rule = exit_rule(model, exits, "Classification" in plain_class.__name__)
+    if rule is not None:
+        return ExitingRun(model, order, rule, inputs, plain_class.forward)
+    run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths)
+    run.num_examples = _num_examples(inputs.get(model.main_input_name))
+    return run
 
 
 def _num_examples(inputs: Any) -> int | None:

@@ -27,6 +27,8 @@ class FreeLayersMixin(_FamilyModel):
 
     layers_path: str  # of the list of layers that run in free order, for `get_submodule`
     execution_order_stream: ExecutionOrderStream
+    # Whether the head reads the inputs of all examples once more; None: not known yet
+    _reads_inputs_after_layers: bool | None = None
     if TYPE_CHECKING:  # at run time, transformers would take it for the class's configuration
         config: LayerShuffleConfigMixin
 

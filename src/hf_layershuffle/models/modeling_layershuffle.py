@@ -57,9 +57,6 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
 
     plain_class: ClassVar[type[PreTrainedModel]]
     depth_embedding: nn.Embedding  # only with the flag of this name
-    _reads_inputs_after_layers: bool | None = (
-        None  # whether the head needs all examples' inputs again; None: not known
-    )
 
     # --- Building ---
 
