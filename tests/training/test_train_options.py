@@ -32,7 +32,11 @@ def assert_same_weights(folder, other) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
 
 
-@pytest.mark.parametrize("options", [EMA, SCHEDULE_FREE], ids=["ema", "schedule-free"])
+@pytest.mark.parametrize(
+    "options",
+    [EMA, SCHEDULE_FREE, [*EMA, "--augmentation", "deit", "--depth_embedding", "--layerdrop", "0.2"]],
+    ids=["ema", "schedule-free", "all"],
+)
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, options, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     results = train(whole, *options)
