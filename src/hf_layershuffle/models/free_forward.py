@@ -45,21 +45,14 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             outputs = plain_forward(self, *args, **kwargs)
             return self._finish(outputs, running) if isinstance(running, Run) else outputs
         order = self.resolve_execution_order(execution_order)
-        if self.main_input_name == "pixel_values" and argument("pixel_values", args, kwargs) is None:
-            raise ValueError(
-                "`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`."
-            )
+        _check_images(self, argument("pixel_values", args, kwargs))
         labels = argument("labels", args, kwargs)
-        if is_classifier and labels is not None:
-            _check_labels(labels, self.config.num_labels, self.config.problem_type)
-        return_dict = kwargs.pop("return_dict", None)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if is_classifier:
+            _check_labels(labels, self.config)
+        return_dict = _value_or(kwargs.pop("return_dict", None), self.config.return_dict)
         cache = argument("past_key_values", args, kwargs)
-        if len(set(order)) < len(order) and "use_cache" in names:
-            if argument("use_cache", args, kwargs) or cache is not None:
-                raise ValueError(_REPEAT_IN_CACHE.format(order=order))
-            if argument("use_cache", args, kwargs) is None:
-                kwargs["use_cache"] = False
+        if "use_cache" in names:
+            _cache_no_repeats(order, argument("use_cache", args, kwargs), cache, kwargs)
         check_cache(cache, order)
         rule = exit_rule(self, exits, "Classification" in plain_class.__name__)
         if rule is None:
@@ -80,6 +73,25 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     documented.__doc__ = (plain_forward.__doc__ or "") + _EXECUTION_ORDER_DOC
     documented.__signature__ = _with_execution_order(signature)
     return forward
+
+
+def _check_images(model: Any, images: Any) -> None:
+    if model.main_input_name == "pixel_values" and images is None:
+        raise ValueError("`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`.")
+
+
+def _cache_no_repeats(order: list[int], use_cache: bool | None, cache: Any, kwargs: dict[str, Any]) -> None:
+    """Switches the cache off for an order with repeats, or refuses one that was asked for."""
+    if len(set(order)) == len(order):
+        return
+    if use_cache or cache is not None:
+        raise ValueError(_REPEAT_IN_CACHE.format(order=order))
+    if use_cache is None:
+        kwargs["use_cache"] = False
+
+
+def _value_or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _num_examples(inputs: Any) -> int | None:
@@ -155,7 +167,10 @@ def _check_run(model: PreTrainedModel, run: Run) -> None:
         )
 
 
-def _check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
+def _check_labels(labels: torch.Tensor | None, config: Any) -> None:
+    if labels is None:
+        return
+    num_labels, problem_type = config.num_labels, config.problem_type
     # On an accelerator, reading the labels would make every step wait. In a graph or under torch.func it cannot be
     # done
     if labels.device.type != "cpu" or num_labels < 2 or labels.numel() == 0 or torch.compiler.is_compiling():
