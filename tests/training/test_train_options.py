@@ -32,7 +32,11 @@ def assert_same_weights(folder, other) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
 
 
-@pytest.mark.parametrize("options", [EMA, SCHEDULE_FREE], ids=["ema", "schedule-free"])
+@pytest.mark.parametrize(
+    "options",
+    [EMA, SCHEDULE_FREE, [*EMA, "--augmentation", "deit", "--depth_embedding", "--layerdrop", "0.2"]],
+    ids=["ema", "schedule-free", "all"],
+)
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, options, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     results = train(whole, *options)
@@ -62,6 +66,10 @@ def test_the_baseline_has_the_same_options(tmp_path):
     config = json.loads((tmp_path / "baseline" / "config.json").read_text())
     assert config["drop_path_rate"] == 0.2 and config.get("shuffle_mode", "none") == "none"
     assert (tmp_path / "baseline" / "checkpoint-6" / "training_weights.pt").exists()
+    for card in (tmp_path / "README.md", tmp_path / "baseline" / "README.md"):
+        text = card.read_text()
+        for name, value in {"ema_decay": 0.6, "layer_lr_decay": 0.8, "drop_path_rate": 0.2}.items():
+            assert f"| `{name}` | `{value}` |" in text
 
 
 def test_another_run_is_refused(tmp_path):

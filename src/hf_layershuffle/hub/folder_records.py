@@ -53,20 +53,11 @@ PICTURES = {
     "layer_ablation.png": "Accuracy with one layer left out, and with two neighbours swapped",
 }
 _ARGUMENTS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "orders_per_step",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "label_smoothing_factor",
-    "augmentation",
-    "bf16",
-    "seed",
-)
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "orders_per_step",
+    "optim", "learning_rate", "layer_lr_decay", "lr_scheduler_type", "warmup_steps", "weight_decay", "ema_decay",
+    "label_smoothing_factor", "augmentation", "bf16", "seed",
+)  # fmt: skip
+_OFF = {"layer_lr_decay": 1.0, "ema_decay": 0.0}  # which a card does not name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 METRICS = {
     "eval_accuracy": "as configured",
@@ -102,7 +93,7 @@ def record_training(
         tags: Further tags of the card.
     """
     names = _ARGUMENTS if teacher is None else (*_ARGUMENTS, "distillation_weight", "distillation_temperature")
-    kept = {name: arguments[name] for name in names if name in arguments}
+    kept = {name: arguments[name] for name in names if name in arguments and arguments[name] != _OFF.get(name)}
     kept.pop("max_steps" if kept.get("max_steps", 0) <= 0 else "num_train_epochs", None)  # the one that did not count
     record = {
         "dataset": public_dataset(dataset),

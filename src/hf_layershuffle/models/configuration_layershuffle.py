@@ -165,6 +165,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
                 f"`tower` is '{self.tower}', and {type(self).__name__} has no `{self.tower}_config`; "
                 "leave it None, or name a tower that the model has."
             )
+        self._check_drop_path()
         if not hasattr(encoder_config(self), "num_hidden_layers"):
             return  # of a model of timm, which says it when it is built
         num_layers = num_layers_of(self)
@@ -180,6 +181,17 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             )
         if not isinstance(self.execution_order, str):
             self.execution_order = check_execution_order(self.execution_order, num_layers)
+
+    def _check_drop_path(self) -> None:
+        """Refuses to drop paths twice: by the layer program, and by the layers of the tower or of timm themselves."""
+        encoder = encoder_config(self)
+        of_tower = getattr(encoder, "drop_path_rate", 0.0) if encoder is not self else 0.0
+        own = of_tower or (getattr(self, "model_args", None) or {}).get("drop_path_rate", 0.0)
+        if own and self.drop_path_rate:
+            raise ValueError(
+                f"`drop_path_rate` is {self.drop_path_rate}, and the layers of {type(self).__name__} have one of "
+                f"their own, which is {own}. Set one of them to 0."
+            )
 
     @classmethod
     def get_config_dict(

@@ -45,19 +45,14 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             outputs = plain_forward(self, *args, **kwargs)
             return self._finish(outputs, running) if isinstance(running, Run) else outputs
         order = self.resolve_execution_order(execution_order)
-        if self.main_input_name == "pixel_values" and argument("pixel_values", args, kwargs) is None:
-            raise ValueError(
-                "`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`."
-            )
+        _check_images(self, argument("pixel_values", args, kwargs))
         labels = argument("labels", args, kwargs)
-        if is_classifier and labels is not None:
-            _check_labels(labels, self.config.num_labels, self.config.problem_type)
-        given = kwargs.pop("return_dict", None)
-        return_dict = self.config.return_dict if given is None else given
+        if is_classifier:
+            _check_labels(labels, self.config)
+        return_dict = _value_or(kwargs.pop("return_dict", None), self.config.return_dict)
         cache = argument("past_key_values", args, kwargs)
-        caches = argument("use_cache", args, kwargs)
-        if "use_cache" in names and _repeats(order, bool(caches) or cache is not None) and caches is None:
-            kwargs["use_cache"] = False
+        if "use_cache" in names:
+            _cache_no_repeats(order, argument("use_cache", args, kwargs), cache, kwargs)
         check_cache(cache, order)
         run = _run_of(self, plain_class, order, exits, {**dict(zip(names, args)), **kwargs})
         if isinstance(run, ExitingRun) and "use_cache" in names:
@@ -76,14 +71,6 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     return forward
 
 
-def _repeats(order: list[int], has_cache: bool) -> bool:
-    """Whether a layer runs more than once, which is refused with a cache."""
-    repeats = len(set(order)) < len(order)
-    if repeats and has_cache:
-        raise ValueError(_REPEAT_IN_CACHE.format(order=order))
-    return repeats
-
-
 def _run_of(
     model: Any, plain_class: type[PreTrainedModel], order: list[int], exits: dict[str, Any], inputs: dict[str, Any]
 ) -> Run:
@@ -94,6 +81,25 @@ def _run_of(
     run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths)
     run.num_examples = _num_examples(inputs.get(model.main_input_name))
     return run
+
+
+def _check_images(model: Any, images: Any) -> None:
+    if model.main_input_name == "pixel_values" and images is None:
+        raise ValueError("`pixel_values` is None; pass images of shape `(batch_size, num_channels, height, width)`.")
+
+
+def _cache_no_repeats(order: list[int], use_cache: bool | None, cache: Any, kwargs: dict[str, Any]) -> None:
+    """Switches the cache off for an order with repeats, or refuses one that was asked for."""
+    if len(set(order)) == len(order):
+        return
+    if use_cache or cache is not None:
+        raise ValueError(_REPEAT_IN_CACHE.format(order=order))
+    if use_cache is None:
+        kwargs["use_cache"] = False
+
+
+def _value_or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _num_examples(inputs: Any) -> int | None:
@@ -169,7 +175,10 @@ def _check_run(model: PreTrainedModel, run: Run) -> None:
         )
 
 
-def _check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
+def _check_labels(labels: torch.Tensor | None, config: Any) -> None:
+    if labels is None:
+        return
+    num_labels, problem_type = config.num_labels, config.problem_type
     # On an accelerator, reading the labels would make every step wait. In a graph or under torch.func it cannot be
     # done
     if labels.device.type != "cpu" or num_labels < 2 or labels.numel() == 0 or torch.compiler.is_compiling():

@@ -297,23 +297,10 @@ def _check_flags(plain_class: type[PreTrainedModel], config: Any) -> None:
                 f"`{name}` is {drop}, and {plain_class.__name__} leaves layers out by itself, without saying which. "
                 f"Set `{name}` to 0."
             )
-    _check_drop_path(plain_class, config)
     if config.plain_model_type in CHANNELS_FIRST and (config.depth_embedding or config.position_predictor):
         raise ValueError(
             f"{plain_class.__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there is "
             "no depth embedding and no position predictor; set both flags to False."
-        )
-
-
-def _check_drop_path(plain_class: type[PreTrainedModel], config: Any) -> None:
-    """Refuses to leave out paths twice: by the layer program, and by the tower's or timm's own layers."""
-    encoder = encoder_config(config)
-    of_tower = getattr(encoder, "drop_path_rate", 0.0) if encoder is not config else 0.0
-    own = of_tower or (getattr(config, "model_args", None) or {}).get("drop_path_rate", 0.0)
-    if own and config.drop_path_rate:
-        raise ValueError(
-            f"`drop_path_rate` is {config.drop_path_rate}, and the layers of {plain_class.__name__} have one of their "
-            f"own, which is {own}. Set one of them to 0."
         )
 
 
