@@ -129,14 +129,15 @@ class Augmentation:
 
         A preset's None stands for any value, since images decide on it.
         """
-        described = []
+        described: list[list[str]] = []
         for name, preset in AUGMENTATION_PRESETS.items():
             values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
             changes = [f"{key}={value}" for key, value in values if getattr(preset, key) not in (None, value)]
             extra = [key for key in ("policy", "resized_crop_scale") if getattr(preset, key) is None]
             changes += [f"{key}={getattr(self, key)}" for key in extra if getattr(self, key) is not None]
-            described.append((name, *changes))
-        return ", ".join(min(described, key=len))
+            described.append([name, *changes])
+        nearest = min(described, key=len)
+        return ", ".join(nearest)
 
     def crop_boxes(self, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """The part of each original image that a resized crop takes.
@@ -174,11 +175,11 @@ class Augmentation:
         draws = ImageDraws(seed, epoch, indices)
         size = image_shape[1:]
         settings = self.resolved(size, image_shape[0] > 1)
-        padding, flips = settings.crop_padding or 0, draws("mirror", 1)[:, 0] < 0.5
+        padding = settings.crop_padding or 0
         batch: dict[str, Any] = {}
         if padding or settings.horizontal_flip:
             offsets = torch.from_numpy((draws("crop", 2) * (2 * padding + 1)).astype(np.int64) - padding)
-            flips = torch.from_numpy(flips & bool(settings.horizontal_flip))
+            flips = torch.from_numpy((draws("mirror", 1)[:, 0] < 0.5) & bool(settings.horizontal_flip))
             batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets, flips, size)
         if self.policy is not None:
             batch["operations"], batch["magnitudes"] = self._operations(draws, image_shape)
@@ -223,7 +224,12 @@ def _check_range(name: str, values: Any, most: float) -> None:
         raise ValueError(f"`{name}` is {values!r}; it must be two rising numbers above 0, and at most {most}.")
 
 
-_IMAGENET = {"resized_crop_scale": (0.08, 1.0), "crop_padding": 0, "horizontal_flip": True, "policy": "randaugment"}
+_IMAGENET: dict[str, Any] = {
+    "resized_crop_scale": (0.08, 1.0),
+    "crop_padding": 0,
+    "horizontal_flip": True,
+    "policy": "randaugment",
+}
 AUGMENTATION_PRESETS: Mapping[str, Augmentation] = MappingProxyType(
     {
         "none": Augmentation(crop_padding=0, horizontal_flip=False),

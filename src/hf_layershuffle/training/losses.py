@@ -160,7 +160,8 @@ class TrainingLossMixin(TrainerPart):
         labels, mixed_labels, weights = inputs["labels"], mixture["mixed_labels"], mixture["mixing"]
         if self.compute_loss_func is not None:
             targets = mixed_targets(labels, mixed_labels, weights, self._config("num_labels"))
-            return super().compute_loss(model, {**inputs, "labels": targets}, True, num_items_in_batch)
+            inputs = {**inputs, "labels": targets}
+            return cast(tuple, super().compute_loss(model, inputs, True, num_items_in_batch))
         outputs = model(**{name: each for name, each in inputs.items() if name != "labels"})
         losses = mixed_loss(outputs.logits, labels, mixed_labels, weights, self.args.label_smoothing_factor)
         return self._mean_over_images(losses, labels, num_items_in_batch), outputs

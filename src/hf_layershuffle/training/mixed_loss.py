@@ -46,5 +46,5 @@ def mixed_loss(
 
 def split_mixture(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What a model takes of a batch of [`finish_batch`], and how its images are mixed, if they are."""
-    mixture = {name: inputs[name] for name in ("mixed_labels", "mixing") if name in inputs}
+    mixture: dict[str, torch.Tensor] = {name: inputs[name] for name in ("mixed_labels", "mixing") if name in inputs}
     return {name: each for name, each in inputs.items() if name not in mixture}, mixture

@@ -209,7 +209,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         # Items of datasets that were put together say how they are to be mixed
-        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *MIXING]))
+        columns: Any = self._signature_columns  # transformers sets it to None first
+        self._signature_columns = list(dict.fromkeys([*columns, *MIXING]))  # type: ignore[assignment]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
