@@ -8,19 +8,23 @@ import functools
 import os
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from trainers import Stop  # beside this script
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.position_modules import position_loss
 from hf_layershuffle.training.evaluated_weights import MovingAverage
+from hf_layershuffle.training.sharding import shard_embeddings_once
 
 
 TINY = dict(
@@ -134,6 +138,41 @@ def check_fsdp2_refusal(rank: int):
     model.vit.seed_execution_order(0)
     model.train()(**batch).loss.backward()
     model.eval()(**batch, execution_order="arbitrary")
+
+
+def check_fsdp2_by_accelerate(rank: int):
+    """Accelerate shards layer by layer, and what is saved of the sharded model is a model as any other."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    accelerator = SimpleNamespace(state=state, mixed_precision="no", device=torch.device("cpu"), is_main_process=True)
+    model = build(shuffle_mode="arbitrary", depth_embedding=True, position_predictor=True)
+    expected = copy.deepcopy(model)
+    shard_embeddings_once(accelerator, model)
+    model = fsdp2_prepare_model(accelerator, model)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert {name for name, module in model.named_modules() if isinstance(module, FSDPModule)} >= {
+        f"vit.layers.{index}" for index in range(4)
+    }
+    order = [2, 0, 3, 1]
+    logits = model(**full_batch(), execution_order=order).logits
+    torch.testing.assert_close(logits, expected(**full_batch(), execution_order=order).logits, atol=1e-5, rtol=1e-5)
+    weights = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=weights)
+        assert type(model).__name__.startswith("FSDP")  # as before
+        if rank > 0:  # which saves nothing
+            return
+        files = os.listdir(folder)
+        assert "modeling_layershuffle.py" in files and not any("fsdp" in name for name in files), files
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+        assert type(loaded) is type(expected)
+        assert loaded.config.auto_map["AutoModelForImageClassification"] == (
+            "modeling_layershuffle.LayerShuffleViTForImageClassification"
+        )
+        for ours, other in zip(loaded.parameters(), expected.parameters()):
+            assert torch.equal(ours, other)
 
 
 class FullBatch(torch.utils.data.Dataset):

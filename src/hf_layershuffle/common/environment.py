@@ -3,6 +3,7 @@
 
 import os
 import platform
+import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from typing import Protocol
@@ -29,8 +30,16 @@ def describe_environment(model: PlacedModel | None = None) -> dict:
         {} if model is None else {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
     )
     return {
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS_OF},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _VERSIONS_OF},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **placement,
     }
+
+
+def version_of(name: str) -> str:
+    """The version of a package, by its name in the registry. This package need not be installed to be used."""
+    package = name.replace("-", "_")
+    if package == __package__.split(".")[0]:
+        return str(sys.modules[package].__version__)
+    return metadata.version(name)

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +32,7 @@ from ..checkpoints.record_checks import (
 )
 from ..checkpoints.tokenizers import load_tokenizer, tokenizer_digest
 from ..common import yaml_files
+from ..common.environment import version_of
 from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
 from ..evaluation.fingerprint import processor_digest
@@ -63,6 +63,7 @@ _ARGUMENTS = (
     "warmup_steps",
     "weight_decay",
     "label_smoothing_factor",
+    "augmentation",
     "bf16",
     "seed",
 )
@@ -114,7 +115,7 @@ def record_training(
         "metrics": _card_metrics(metrics),
         "tags": list(tags),
         "arguments": kept,
-        "versions": {name: metadata.version(name) for name in ("hf-layershuffle", "torch", "transformers")},
+        "versions": {name: version_of(name) for name in ("hf-layershuffle", "torch", "transformers")},
     }
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
 

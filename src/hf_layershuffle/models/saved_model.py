@@ -5,7 +5,8 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -98,14 +99,15 @@ class SavedModelMixin(FreeLayersMixin):
         # With the old tensor names, which are its default for ViT, the Trainer of transformers 5.23 resumes and
         # reloads the best checkpoint by `load_state_dict(strict=False)`: it loads nothing and only warns
         parent: Any = super()
-        parent.save_pretrained(
-            save_directory,
-            is_main_process,
-            *args,
-            save_original_format=save_original_format,
-            push_to_hub=push_to_hub and not publishes,
-            **kwargs,
-        )
+        with _called_as_before_sharding(type(self)):
+            parent.save_pretrained(
+                save_directory,
+                is_main_process,
+                *args,
+                save_original_format=save_original_format,
+                push_to_hub=push_to_hub and not publishes,
+                **kwargs,
+            )
         if push_to_hub and publisher is not None and is_main_process:
             repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             publisher().publish(save_directory, repo_id, **hub)
@@ -118,6 +120,21 @@ class SavedModelMixin(FreeLayersMixin):
             parent: Any = super()
             return parent.push_to_hub(repo_id, **kwargs)
         return publisher().push_model(self, repo_id, **kwargs)
+
+
+@contextmanager
+def _called_as_before_sharding(model_class: Any) -> Iterator[None]:
+    """Lends the class of a sharded model the name of the class that it was.
+
+    FSDP2 puts a class of PyTorch's in its place. transformers would note that one's name, and save its code.
+    """
+    before = next(each for each in model_class.__mro__ if not each.__module__.startswith("torch."))
+    names = model_class.__name__, model_class.__module__
+    model_class.__name__, model_class.__module__ = before.__name__, before.__module__
+    try:
+        yield
+    finally:
+        model_class.__name__, model_class.__module__ = names
 
 
 def _check_nothing_lost(model: PreTrainedModel, loading_info: dict, name: str | os.PathLike | None) -> None:

@@ -33,6 +33,7 @@ from .order_agreement import TeacherAnswer, check_order_consistency
 from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
+from .sharding import shard_embeddings_once
 from .stream_dataloader import stream_dataloader
 
 
@@ -51,6 +52,10 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
       `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
       `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
+    - Images that the dataset mixes (see [`Augmentation`]) have two classes, which the loss weighs, also with label
+      smoothing. `compute_loss_func` gets their probabilities as labels, of shape `(batch_size, num_labels)`. The
+      `compute_loss` of a subclass calls this class's, or weighs `inputs["labels"]` by `inputs["mixing"]` and
+      `inputs["mixed_labels"]` by the rest.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
@@ -134,6 +139,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         if drops_layers and self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = True  # transformers would not, with gradient checkpointing
         super().create_accelerator_and_postprocess()
+        shard_embeddings_once(self.accelerator, cast(nn.Module, self.model))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
