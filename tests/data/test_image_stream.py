@@ -46,7 +46,7 @@ def drawn(images, epoch: int, *, share=(0, 1), batch_size: int = 4, **kwargs) ->
     rank, world_size = share
     batches = StreamBatches(images, batch_size, rank=rank, world_size=world_size, **kwargs)
     images.set_epoch(epoch)
-    return [(each.number, each.index, each.image["bytes"]) for batch in batches for each in batch]
+    return [(each.number, each.place, each.image["bytes"]) for batch in batches for each in batch]
 
 
 def loaded(images, epoch: int = 0, skipped: int = 0, **kwargs) -> list[dict]:
@@ -96,7 +96,7 @@ def test_processes_share_a_pass_without_repeats_and_losses(dataset, world_size):
     for rank in range(world_size):
         samples = list(images.samples(1, rank, world_size))
         contents += [sample.image["bytes"] for sample in samples]
-        indices += [sample.index for sample in samples]
+        indices += [sample.place for sample in samples]
     assert len(contents) == len(set(contents)) == TOTAL
     assert len(set(indices)) == TOTAL  # so that no two images are augmented alike
 
@@ -126,7 +126,7 @@ def test_an_epoch_that_is_no_pass_goes_on_in_the_next(dataset):
     together = []
     for epoch in range(6):
         images.set_epoch(epoch)
-        together += [(each.number, each.index) for batch in batches for each in batch]
+        together += [(each.number, each.place) for batch in batches for each in batch]
     assert together == [(number, index) for number in range(3) for index in range(TOTAL)][:60]
     for epoch in (5, 2, 3):  # read from there
         assert [(number, index) for number, index, _ in drawn(images, epoch)] == together[10 * epoch : 10 * epoch + 10]
@@ -141,7 +141,7 @@ def test_epochs_of_full_batches_lose_nothing(dataset):
         images.set_epoch(epoch)
         in_epoch = list(batches)
         assert [len(batch) for batch in in_epoch] == [4] * 6
-        together += [(each.number, each.index) for batch in in_epoch for each in batch]
+        together += [(each.number, each.place) for batch in in_epoch for each in batch]
     assert together == [(number, index) for number in range(3) for index in range(TOTAL)][:72]
 
 

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 _PLAIN = {"pixel_values", "labels", "normalization"}  # keys of a batch that is not augmented
 STREAM = (
     "A streaming dataset has no length and no rows to be drawn by number, which training in epochs and evaluation "
-    "need. Load it without `streaming=True`, or keep a part of it: Dataset.from_list(list(dataset.take(10000)), "
-    "features=dataset.features)."
+    "need. Load it without `streaming=True`, train on it by `ImageStream`, or keep a part of it: "
+    "Dataset.from_list(list(dataset.take(10000)), features=dataset.features)."
 )
 
 

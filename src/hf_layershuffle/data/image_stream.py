@@ -32,13 +32,13 @@ class Sample(NamedTuple):
 
     Args:
         number: Which pass over the stream it is of, from 0.
-        index: Its place in that pass, counted over all processes.
+        place: Its place in that pass, counted over all processes.
         image: As [`open_image`] takes it.
         label: As the stream holds it.
     """
 
     number: int
-    index: int
+    place: int
     image: Any
     label: Label | None
 
@@ -191,7 +191,7 @@ class ImageStream(torch.utils.data.Dataset):
     def _augmented(self, samples: list[Sample], number: int) -> dict[str, torch.Tensor]:
         """uint8 pixels of images of one pass, and what is drawn for them."""
         settings = self.augmentation
-        indices = np.array([sample.index for sample in samples])
+        indices = np.array([sample.place for sample in samples])
         if settings is not None and settings.resized_crop_scale is not None:
             pixels = self._decoder.parts(
                 [open_image(self._array(sample.image)) for sample in samples],
@@ -260,7 +260,7 @@ class ImageStream(torch.utils.data.Dataset):
 
 def _named(sample: Sample) -> str:
     path = sample.image.get("path") if isinstance(sample.image, dict) else None
-    return f"Image {sample.index} of pass {sample.number} over the stream" + (f" ({path!r})" if path else "")
+    return f"Image {sample.place} of pass {sample.number} over the stream" + (f" ({path!r})" if path else "")
 
 
 def _undecoded(dataset: IterableDataset) -> IterableDataset:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from ..common.memory import give_back_large_blocks
 from ..data.image_stream import ImageStream
 from ..data.stream_batches import StreamBatches
 
@@ -36,7 +37,7 @@ def stream_dataloader(
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        worker_init_fn=partial(_begin_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )
     return prepare_data_loader(
         dataloader,
@@ -46,3 +47,8 @@ def stream_dataloader(
         put_on_device=accelerator.device_placement,
         non_blocking=accelerator.non_blocking,
     )
+
+
+def _begin_worker(index: int, num_workers: int, rank: int) -> None:
+    seed_worker(index, num_workers, rank)
+    give_back_large_blocks()
