@@ -318,11 +318,12 @@ def test_the_committed_pages_are_what_the_records_render():
         assert fill(text, blocks, page.name) == text, f"run python experiments/grid.py --render for {page.name}"
 
 
-def test_every_trial_is_on_the_page():
+@pytest.mark.parametrize("name", ["recipe_trials.jsonl", "objective_trials.jsonl"])
+def test_every_trial_is_on_the_page(name):
     from grid import PAGES, RECORDS, read_records
 
     page = PAGES[0].read_text(encoding="utf-8")
-    for trial in read_records(RECORDS.with_name("recipe_trials.jsonl")):
+    for trial in read_records(RECORDS.with_name(name)):
         assert "| " + " | ".join(f"{trial[name]:.4f}" for name in ("seq", "arb", "min", "p9")) + " |" in page, trial
 
 
