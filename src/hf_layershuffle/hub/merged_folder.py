@@ -40,7 +40,7 @@ def merge(
         progress: Whether to show progress bars.
 
     Raises:
-        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is written then.
+        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is left then.
     """
     return write_merged_model(
         plan, output_dir, max_shard_size=max_shard_size, token=token, progress=progress, finish=_write_card
