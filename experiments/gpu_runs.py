@@ -92,7 +92,7 @@ class GpuRun:
         self.log = Path(f"{self.folder}.log")
         command = [sys.executable, str(ONE_RUN), json.dumps(vars(self.args)), self.method, str(self.seed)]
         with open(self.log, "w", encoding="utf-8") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
             # A session of its own, so that its workers can be ended with it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         self.started = time.monotonic()

@@ -21,6 +21,7 @@ def evaluate(
     dataset_name: options.DatasetName = None,
     dataset_config_name: options.DatasetConfigName = None,
     eval_split: options.EvalSplit = None,
+    streaming: options.Streaming = False,
     image_column_name: options.ImageColumn = None,
     text_column_name: options.TextColumn = None,
     text_pair_column_name: options.TextPairColumn = None,
@@ -61,7 +62,7 @@ def evaluate(
     dataset_name = inputs.dataset_of(models, dataset_name, revision)
     columns = inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name)
     split: dict[str, Any] = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
-    split |= {"skip_damaged": skip_damaged, "max_samples": max_samples, "seed": seed}
+    split |= {"streaming": streaming, "skip_damaged": skip_damaged, "max_samples": max_samples, "seed": seed}
     datasets = [inputs.load_evaluation_split(loaded, dataset_name, **split) for loaded in loaded_models]
     settings: dict[str, Any] = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     dataset = outputs.short_name(dataset_name)

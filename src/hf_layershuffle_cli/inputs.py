@@ -161,13 +161,16 @@ def columns_of(image: str | None, text: str | None, text_pair: str | None, label
     return {"image_column": image, "text_column": text, "text_pair_column": text_pair, "label_column": label}
 
 
-def load_split(model: "PreTrainedModel", split: str, dataset_name: str, **kwargs: Any) -> "Dataset":
+def load_split(
+    model: "PreTrainedModel", split: str, dataset_name: str, *, streaming: bool = False, **kwargs: Any
+) -> "Dataset":
     """The images or texts of a split with the columns `image` or `text`, and `label`, numbered as the model's classes.
 
     Args:
         model: The classifier.
         split: "train", or "test" for the images or texts to evaluate on.
         dataset_name: Name of the dataset.
+        streaming: Whether to load the images to evaluate on alone, see [`load_image_stream`].
         kwargs: As for [`load_image_datasets`] and [`load_text_datasets`]. Columns of images that are None are left out
             for texts, and the other way round.
 
@@ -176,6 +179,7 @@ def load_split(model: "PreTrainedModel", split: str, dataset_name: str, **kwargs
     """
     from hf_layershuffle.checkpoints.tokenizers import takes_texts
     from hf_layershuffle.data.datasets import load_image_datasets, match_labels
+    from hf_layershuffle.data.streamed_splits import load_image_stream
     from hf_layershuffle.data.text_datasets import load_text_datasets
 
     of_texts = takes_texts(model.config)
@@ -189,6 +193,12 @@ def load_split(model: "PreTrainedModel", split: str, dataset_name: str, **kwargs
             )
     id2label = cast(dict[int, str], model.config.id2label)
     class_names = [str(id2label[index]) for index in range(len(id2label))]
+    if streaming and of_texts:
+        raise ValueError("`streaming` is for images; leave out --streaming.")
+    if streaming:
+        return match_labels(
+            load_image_stream(dataset_name, class_names=class_names, **kwargs).test, model.config, dataset_name
+        )
     load = load_text_datasets if of_texts else load_image_datasets
     splits = load(dataset_name, class_names=class_names, **kwargs)
     return match_labels(splits[split], model.config, dataset_name)

@@ -23,6 +23,12 @@ EvalSplit = Annotated[
         "--eval_split", help="Split to evaluate on. Defaults to validation, then test, then a part of train."
     ),
 ]
+Streaming = Annotated[
+    bool,
+    typer.Option(
+        "--streaming", help="Store the evaluation split only, of images whose training split is read as a stream."
+    ),
+]
 ImageColumn = Annotated[
     str | None, typer.Option("--image_column_name", help="Column of images. Defaults to the one found.")
 ]

@@ -78,3 +78,26 @@ def test_the_readme_is_rendered_from_the_results(harness, monkeypatch, tmp_path)
         harness.Row("import", "transformers", 0.01, [0.0, 0.02], 4, unit="seconds added", target="<= 0.15")
     ]
     assert runner.is_recorded("startup") and not runner.is_recorded("compile")
+
+
+def test_the_cost_of_fine_tuning_is_measured_of_the_command_that_the_page_shows(
+    harness, monkeypatch, tmp_path, capsys
+):
+    import fine_tune
+
+    page = (REPOSITORY / "docs" / "fine-tune.md").read_text()
+    shown = next(block for block in page.split("```") if "google/vit-base-patch16-224" in block)
+    words = shown.replace("\\\n", " ").split()
+    measured = fine_tune.OPTIONS.split()
+    given = ["--model_name_or_path", "--dataset_name", "--output_dir"]
+    left = [word for index, word in enumerate(words) if not {word, words[index - 1]} & set(given)]
+    assert sorted(left) == sorted(["text", "hf-layershuffle", "train", *measured])
+
+    options = ["--tiny", "--device", "cpu", "--images", "100", "--batch_size", "8", "--steps", "2", "--warm_up", "1"]
+    monkeypatch.setattr(sys, "argv", ["fine_tune.py", *options])
+    monkeypatch.setattr(fine_tune.tempfile, "gettempdir", lambda: str(tmp_path))
+    fine_tune.main()
+    written = json.loads((tmp_path / "layershuffle-benchmarks" / "fine_tune.json").read_text())
+    seconds, speed, hours, _ = (row["ratio"] for row in written["rows"])
+    assert speed == pytest.approx(8 / seconds)
+    assert hours == pytest.approx(10 * 100_000 / speed / 3600)

@@ -47,6 +47,17 @@ def test_a_preset_draws_only_what_it_does():
     }
 
 
+@pytest.mark.parametrize("preset", AUGMENTATION_PRESETS)
+def test_settings_are_described_by_the_nearest_preset(preset):
+    assert Augmentation.from_preset(preset).resolved((32, 32), is_colour=True).describe() == preset
+
+
+def test_what_differs_from_a_preset_is_described():
+    assert Augmentation.from_preset("cifar", random_erasing=0.1).describe() == "cifar, random_erasing=0.1"
+    described = Augmentation(policy="trivialaugment", num_operations=1).describe()
+    assert described == "light, num_operations=1, policy=trivialaugment"
+
+
 # --- Crops ---
 
 

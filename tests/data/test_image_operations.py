@@ -1,8 +1,5 @@
 """The operations of the policies, held against Pillow's."""
 
-import builtins
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from hf_layershuffle.data import image_operations
 from hf_layershuffle.data.image_operations import apply_operations
-from hf_layershuffle.data.operation_policies import OPERATIONS, POLICIES
+from hf_layershuffle.data.operation_policies import BLENDS, MOVES, OPERATIONS, POLICIES, TABLES
 
 
 FILL = (100, 120, 140)
@@ -18,17 +15,17 @@ FILL = (100, 120, 140)
 
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
-    """Smooth, since Pillow and kornia differ in how the outermost pixels of a moved image fade."""
+    """Smooth, since the outermost pixels of a moved image fade here, and do not in Pillow."""
     blocks = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((40, 30), Image.Resampling.BICUBIC)
 
 
 def changed(image: Image.Image, name: str, magnitude: float) -> np.ndarray:
     """In levels of grey, of shape `(height, width, 3)`."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    fill = torch.tensor([FILL]) / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    fill = torch.tensor([FILL]).float()
     code, magnitudes = torch.tensor([[OPERATIONS.index(name)]]), torch.tensor([[float(magnitude)]])
-    return (apply_operations(pixels, code, magnitudes, fill)[0] * 255).permute(1, 2, 0).numpy()
+    return apply_operations(pixels, code, magnitudes, fill)[0].permute(1, 2, 0).numpy()
 
 
 def moved(image: Image.Image, *matrix: float) -> Image.Image:
@@ -74,15 +71,15 @@ def test_an_operation_does_what_pillow_does(image, name):
 def test_each_image_gets_its_own_operations_one_after_the_other(policy, num_channels):
     names = list(POLICIES[policy])
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(3 * len(names), num_channels, 12, 16, generator=generator)
+    pixels = 255 * torch.rand(3 * len(names), num_channels, 12, 16, generator=generator)
     codes = torch.tensor([OPERATIONS.index(name) for name in names]).repeat(3)
     operations = torch.stack([codes[torch.randperm(len(codes), generator=generator)], codes.flip(0)], dim=1)
     magnitudes = torch.tensor(
         [[POLICIES[policy][OPERATIONS[code]].strongest * 0.7 for code in row] for row in operations]
     )
-    fill = torch.rand(len(codes), num_channels, generator=generator)
+    fill = 255 * torch.rand(len(codes), num_channels, generator=generator)
     together = apply_operations(pixels.clone(), operations, magnitudes, fill)
-    assert together.shape == pixels.shape and together.min() >= 0 and together.max() <= 1
+    assert together.shape == pixels.shape and together.min() >= 0 and together.max() <= 255
     for row in range(len(codes)):
         alone = pixels[row : row + 1].clone()
         for slot in (0, 1):
@@ -90,15 +87,15 @@ def test_each_image_gets_its_own_operations_one_after_the_other(policy, num_chan
             alone = apply_operations(
                 alone, operations[row : row + 1, part], magnitudes[row : row + 1, part], fill[row : row + 1]
             )
-        torch.testing.assert_close(together[row], alone[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together[row], alone[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["auto_contrast", "equalize", "sharpness"])
 def test_an_image_of_one_level_and_a_tiny_one_stay_as_they_are(name):
-    for pixels in (torch.full((1, 3, 8, 8), 0.4), torch.full((1, 3, 2, 2), 0.4)):
+    for pixels in (torch.full((1, 3, 8, 8), 90.0), torch.full((1, 3, 2, 2), 90.0)):
         code, magnitudes = torch.tensor([[OPERATIONS.index(name)]]), torch.tensor([[0.5]])
         result = apply_operations(pixels.clone(), code, magnitudes, torch.zeros(1, 3))
-        torch.testing.assert_close(result, pixels, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result, pixels, atol=1e-4, rtol=0)
 
 
 def test_posterizing_leaves_at_least_one_bit(image):
@@ -106,21 +103,7 @@ def test_posterizing_leaves_at_least_one_bit(image):
     assert set(np.unique(changed(image, "posterize", 0).round())) == {0, 128}
 
 
-def test_without_kornia_there_is_one_line_that_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(ValueError, match=r'need kornia, .*: pip install "hf-layershuffle\[augment\]"'):
-        image_operations.import_kornia()
-
-
-def test_kornia_is_imported_only_when_an_operation_is_needed(monkeypatch):
-    real = builtins.__import__
-
-    def without_kornia(name, *args, **kwargs):
-        assert not name.startswith("kornia")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_kornia)
-    from hf_layershuffle.data import Augmentation
-
-    settings = Augmentation(random_erasing=0.5, mixup_alpha=0.8, cutmix_alpha=1.0)
-    assert settings.draw(0, 0, np.arange(4), (3, 8, 8))["mixing"].shape == (4,)
+def test_each_operation_has_its_place_among_those_of_its_kind():
+    """Images are sorted by code, and each kind expects its own."""
+    assert (*image_operations._FIXED_TABLES, *image_operations._TABLES_BY_HISTOGRAM) == TABLES
+    assert ("identity", *TABLES, *BLENDS, *MOVES) == OPERATIONS and len(set(OPERATIONS)) == 16

@@ -24,7 +24,7 @@ def launched(kind: str, precision: str, *command):
     return run_command([*launch, *command], environment=ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("check", "precision"), [("steps", "no"), ("runs", "bf16")])
+@pytest.mark.parametrize(("check", "precision"), [("steps", "no"), ("runs", "bf16"), ("averages", "no")])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_trainer_over_nccl(kind, check, precision):
     result = launched(kind, precision, REPOSITORY / "tests" / "support" / "gpu_checks.py", kind, check)

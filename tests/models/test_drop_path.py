@@ -1,6 +1,7 @@
 """Stochastic depth by the layer program: examples that skip layers in training."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from support.encoders import ENCODERS
 from transformers import BeitConfig, BeitForImageClassification, CLIPConfig, CLIPForImageClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.models.layer_program import drop_path
+from hf_layershuffle.models.layer_program import path_weights
 
 
 RATE = 0.4
@@ -18,23 +19,32 @@ FAMILIES = ("ViT", "DeiT", "CLIP", "SigLIP", "I-JEPA", "BERT", "DistilBERT", "Mo
             "VideoMAE", "Qwen3, classifier")  # fmt: skip
 
 
-def test_the_rate_is_that_of_examples_and_the_mean_that_of_the_layer():
+def test_the_rate_is_that_of_examples_and_the_mean_weight_is_one():
     torch.manual_seed(0)
-    hidden_states, output = torch.randn(20_000, 3, 2), torch.randn(20_000, 3, 2)
-    dropped = drop_path(hidden_states, output, RATE)
-    skips = (dropped == hidden_states).all(dim=(1, 2))
-    assert abs(skips.float().mean() - RATE) < 4 * (RATE * (1 - RATE) / 20_000) ** 0.5
-    scaled = hidden_states + (output - hidden_states) / (1 - RATE)
-    torch.testing.assert_close(dropped[~skips], scaled[~skips], atol=1e-5, rtol=1e-5)
-    assert not (dropped == hidden_states)[~skips].all(dim=(1, 2)).any()
-    constant = drop_path(torch.zeros(20_000, 1), torch.ones(20_000, 1), RATE)
-    assert constant.mean() == pytest.approx(1, abs=0.03)
+    weights = torch.stack(path_weights(RATE, 3, 20_000))
+    assert weights.shape == (3, 20_000)
+    assert weights.unique().tolist() == pytest.approx([0, 1 / (1 - RATE)])
+    spread = (RATE * (1 - RATE) / 20_000) ** 0.5
+    assert ((weights == 0).float().mean(dim=1) - RATE).abs().max() < 4 * spread
+    assert weights.mean() == pytest.approx(1, abs=0.03)
+    # A layer is skipped whether or not another one is
+    both = ((weights[0] == 0) & (weights[1] == 0)).float().mean()
+    assert both == pytest.approx(RATE**2, abs=0.015)
 
 
-def test_half_precision_and_mixed_precision():
-    for first, second in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)):
-        dropped = drop_path(torch.zeros(64, 2, dtype=first), torch.ones(64, 2, dtype=second), 0.5)
-        assert dropped.dtype == second and set(dropped.flatten().tolist()) == {0.0, 2.0}
+def test_half_precision_and_mixed_precision(vit, batch):
+    for dtype, autocast in ((torch.bfloat16, False), (torch.float32, True)):
+        model = vit.classifier(drop_path_rate=0.5).to(dtype).train()
+        stream = []
+        for layer in model.free_layers.children():
+            layer.register_forward_pre_hook(lambda module, args, stream=stream: stream.append(args[0]))
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(batch["pixel_values"].to(dtype)).logits
+        skips = [(before == after).all(dim=(1, 2)) for before, after in itertools.pairwise(stream)]
+        assert 0 < torch.stack(skips).sum() < 3 * 6
+        logits.sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import hf_layershuffle as ls
+from hf_layershuffle.training.evaluated_weights import MovingAverage
 
 
 BACKEND, DEVICE = "nccl", "cuda"
@@ -46,10 +47,10 @@ def trainer_of(model, folder, **options):
     )
 
 
-def trained_by_hand(model, num_steps: int = 4):
+def trained_by_hand(model, steps=range(4)):
     """The same steps on the CPU."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(num_steps):
+    for step in steps:
         model.vit.seed_execution_order(seed=SEED, step=step)
         model(**FullBatch.batch).loss.backward()
         optimizer.step()
@@ -125,6 +126,35 @@ def check_runs(kind: str) -> None:
         assert Path(folder, "saved", "modeling_layershuffle.py").exists()
         saved = ls.LayerShuffleViTForImageClassification.from_pretrained(f"{folder}/saved")
         assert_same({name: each.detach() for name, each in saved.named_parameters()}, weights, atol=0, rtol=0)
+
+
+def check_averages(kind: str) -> None:
+    """The average is that of one process without anything distributed; it is evaluated, saved and gone on with."""
+    flags = {"shuffle_mode": "arbitrary", "drop_path_rate": 0.2}
+    options = dict(ema_decay=0.5, layer_lr_decay=0.8, optim="adamw_torch", learning_rate=1e-2, max_steps=6)
+    options |= dict(save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=3)
+    expected = build()
+    average = MovingAverage(expected, 0.5)
+    for step in range(1, 5):
+        trained_by_hand(expected, range(step - 1, step))
+        average.update(step)
+    average.finish()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = trainer_of(build(), f"{folder}/plain", ema_decay=0.5)
+        plain.train()
+        assert_distributed(plain, kind)
+        weights = {name: parameter.detach() for name, parameter in expected.named_parameters()}
+        assert_same(weights_of(plain), weights, atol=1e-4, rtol=1e-3)
+
+        trainer = trainer_of(build(**flags), f"{folder}/whole", **options)
+        trainer.train()
+        resumed = trainer_of(build(**flags), f"{folder}/whole", **options)
+        resumed.train(resume_from_checkpoint=f"{folder}/whole/checkpoint-3")
+        assert_same(weights_of(resumed), weights_of(trainer), atol=1e-4, rtol=1e-3)
+        trainer.save_model(f"{folder}/saved")
+        saved = ls.LayerShuffleViTForImageClassification.from_pretrained(f"{folder}/saved")
+        saved_weights = {name: each.detach() for name, each in saved.named_parameters()}
+        assert_same(saved_weights, weights_of(trainer), atol=0, rtol=0)
 
 
 if __name__ == "__main__":

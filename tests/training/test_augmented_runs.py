@@ -129,13 +129,6 @@ def test_values_that_cannot_be_meant_are_refused_before_anything_is_read(argv, m
         session.run(argv.split())
 
 
-def test_without_kornia_the_command_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(ValueError, match=r'pip install "hf-layershuffle\[augment\]"'):
-        session.run(["--augmentation", "cifar", "--output_dir", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
-
-
 SMALL = """
     --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --per_device_train_batch_size 8
     --max_train_samples 32 --max_eval_samples 40 --max_steps 6 --save_steps 3 --eval_strategy no --final_eval_orders 8
@@ -152,6 +145,7 @@ def test_the_command_trains_with_a_preset_goes_on_and_refuses_another_one(tmp_pa
     recorded = json.loads((tmp_path / "whole" / ".train_run.json").read_text())
     assert recorded["augmentation"] == "deit" and recorded["label_smoothing_factor"] == 0.1
     assert set(AUGMENTATION_ARGUMENTS) <= set(recorded)
+    assert json.loads((tmp_path / "whole" / "training.json").read_text())["arguments"]["augmentation"] == "deit"
     for changed, message in (
         (["--augmentation", "light"], "`augmentation` 'deit', and this one has 'light'"),
         (["--augmentation", "deit", "--mixup_alpha", "0.1"], "`mixup_alpha` None, and this one has 0.1"),

@@ -8,9 +8,11 @@ from support.images import image_dataset, processor
 from support.trainers import RandomImages, arguments
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Subset
+from transformers import Trainer
 
 import hf_layershuffle as ls
 from hf_layershuffle.data import Augmentation, ImageClassificationDataset
+from hf_layershuffle.data.augmentation import MIXING, finish_batch
 from hf_layershuffle.training.mixed_loss import mixed_loss, mixed_targets
 
 
@@ -225,3 +227,17 @@ def test_the_trainer_mixes_images_of_wrapped_datasets_too(vit, tmp_path, wrap, n
     for batch, expected in zip(batches, batches_of_a_run(vit, tmp_path, images())):
         assert batch.keys() == expected.keys() and batch["mixed_labels"].equal(expected["labels"].flip(0))
         torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=1e-5, rtol=0)
+
+
+def test_a_plain_trainer_augments_and_does_not_mix(vit, tmp_path):
+    seen = []
+    model = vit.classifier(num_labels=2)
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    data = images()
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=20, train_sampling_strategy="sequential")
+    Trainer(model, args, train_dataset=data).train()
+    assert not {"mixing", "mixed_labels"} & set(seen[0])
+    unmixed = {
+        name: each for name, each in data.__getitems__(list(range(20))).unfinished.items() if name not in MIXING
+    }
+    torch.testing.assert_close(seen[0]["pixel_values"], finish_batch(unmixed)["pixel_values"], atol=1e-5, rtol=0)

@@ -127,9 +127,9 @@ def _finish_images(batch: dict[str, Any]) -> dict[str, Any]:
     if "crop_rows" in batch:
         pixels = crop(pixels, batch.pop("crop_rows"), batch.pop("crop_columns"))
     if "operations" in batch:
-        mean = (-shift / scale / 255).clamp(0, 1)
+        mean = (-shift / scale).clamp(0, 255)
         operations, magnitudes = batch.pop("operations"), batch.pop("magnitudes")
-        pixels = apply_operations(pixels.to(torch.float32) / 255, operations, magnitudes, mean) * 255
+        pixels = apply_operations(pixels.to(torch.float32, copy=True), operations, magnitudes, mean)
     pixels = normalize(pixels, scale, shift)
     if "erased" in batch:
         pixels = erase(pixels, batch.pop("erased"))

@@ -36,7 +36,7 @@ class Augmentation:
             size and shape takes, which is then resized (Szegedy et al., arXiv 1409.4842). None takes the whole image.
         resized_crop_ratio: Smallest and largest width to height of these crops, above 0.
         policy: "randaugment" (arXiv 1909.13719) or "trivialaugment" (arXiv 2103.10158, for which the strength of an
-            operation is drawn and `magnitude` counts for nothing), which needs kornia. None for neither.
+            operation is drawn and `magnitude` counts for nothing). None for neither.
         num_operations: Operations of the policy that an image gets, from 1 to 8.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude, which is drawn for each operation, at least 0.
@@ -123,6 +123,20 @@ class Augmentation:
         padding = (size // 8 if size >= 16 else 0) if self.crop_padding is None else self.crop_padding
         flip = is_colour if self.horizontal_flip is None else self.horizontal_flip
         return dataclasses.replace(self, crop_padding=padding, horizontal_flip=flip)
+
+    def describe(self) -> str:
+        """The nearest preset and what differs from it, such as "cifar, random_erasing=0.1".
+
+        A preset's None stands for any value, since images decide on it.
+        """
+        described = []
+        for name, preset in AUGMENTATION_PRESETS.items():
+            values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+            changes = [f"{key}={value}" for key, value in values if getattr(preset, key) not in (None, value)]
+            extra = [key for key in ("policy", "resized_crop_scale") if getattr(preset, key) is None]
+            changes += [f"{key}={getattr(self, key)}" for key in extra if getattr(self, key) is not None]
+            described.append((name, *changes))
+        return ", ".join(min(described, key=len))
 
     def crop_boxes(self, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """The part of each original image that a resized crop takes.

@@ -86,7 +86,8 @@ def load_splits(
             loaded, unlabelled = _load_folder(folder, config_name, load_kwargs)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         raise ValueError(
-            f"Dataset '{dataset_name}' cannot be loaded: {_reason(error).rstrip('.!')}. Pass {_TO_PASS[input_kind]}."
+            f"Dataset '{dataset_name}' cannot be loaded: {first_line(error).rstrip('.!')}. Pass "
+            f"{_TO_PASS[input_kind]}."
         ) from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     for split in splits.values():
@@ -100,7 +101,7 @@ def load_splits(
     return splits, unlabelled
 
 
-def _reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error's text; of an error in a dataset's files, that of its cause."""
     while isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__

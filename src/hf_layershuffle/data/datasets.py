@@ -67,16 +67,16 @@ def load_image_datasets(
     """
 
     def find_columns(features: Features, name: str) -> dict[str, str]:
-        return {"image": _find_image_column(features, image_column, name)}
+        return {"image": find_image_column(features, image_column, name)}
 
     return load_labelled_splits(
-        InputKind("image", find_columns, _with_images), dataset_name, dataset_config_name, label_column=label_column,
+        InputKind("image", find_columns, with_images), dataset_name, dataset_config_name, label_column=label_column,
         train_split=train_split, eval_split=eval_split, eval_fraction=eval_fraction, seed=seed,
         class_names=class_names, **load_kwargs,
     )  # fmt: skip
 
 
-def _find_image_column(features: Features, requested: str | None, dataset_name: str) -> str:
+def find_image_column(features: Features, requested: str | None, dataset_name: str) -> str:
     names = (*IMAGE_COLUMNS, *PATH_COLUMNS) if requested is None else IMAGE_COLUMNS
     return find_column(features, requested, names, _holds_images, "image", dataset_name)
 
@@ -99,12 +99,12 @@ def with_standard_columns(dataset: Dataset, name: str) -> Dataset:
     Raises:
         `ValueError`: naming the dataset, if there are no such columns.
     """
-    image_column = _find_image_column(dataset.features, None, name)
+    image_column = find_image_column(dataset.features, None, name)
     columns = {"image": image_column, "label": find_label_column(dataset.features, None, name)}
-    return _with_images(standard_columns(dataset, columns, name), name)
+    return with_images(standard_columns(dataset, columns, name), name)
 
 
-def _with_images(split: Dataset, dataset_name: str) -> Dataset:
+def with_images(split: Dataset, dataset_name: str) -> Dataset:
     """The split with the feature `Image`, where it holds files of images in one of the ways of pandas and pyarrow."""
     feature = split.features["image"]
     if _is_binary(feature) or _is_file_struct(feature):

@@ -2,6 +2,7 @@
 """Random numbers of an image in an epoch, whatever batch, process or run it is in."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, purpose: str, count: int
     Returns:
         float64 of shape `(num_images, count)`.
     """
-    key = np.uint64(0)
+    key: Any = np.uint64(0)
     for part in (seed, epoch, zlib.crc32(purpose.encode())):
         key = _mix(np.asarray(key ^ np.uint64(part % 2**64)) + _GOLDEN)
     of_image = _mix(np.asarray(indices).astype(np.uint64) + key)

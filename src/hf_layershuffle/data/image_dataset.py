@@ -14,7 +14,6 @@ from transformers import ImageProcessingMixin, default_data_collator
 from .augmentation import MIXING, finish_batch
 from .augmentation_settings import Augmentation
 from .image_decoding import ImageDecoder, open_image
-from .image_operations import import_kornia
 from .image_reading import damaged_message, read_images, to_pil, undecoded
 from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
 
@@ -87,8 +86,6 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             )
         settings = Augmentation(crop_padding=crop_padding, horizontal_flip=horizontal_flip)
         self.augmentation = settings if augment else augmentation
-        if self.augmentation is not None and self.augmentation.policy is not None:
-            import_kornia()  # or an error before images are read
         self.dataset = dataset
         self.image_processor: Any = image_processor
         self._decoder = ImageDecoder(image_processor, num_channels)

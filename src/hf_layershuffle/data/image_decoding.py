@@ -138,6 +138,14 @@ def open_image(stored: Any) -> Any:
     return PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
 
+def decode_image(stored: Any, mode: str) -> PILImage.Image:
+    """A whole image of the mode "RGB" or "L", turned as its EXIF data says. `stored` is as for [`open_image`]."""
+    image = open_image(stored)
+    if isinstance(image, PILImage.Image):
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_pil(image, mode)
+
+
 def _scale_and_shift(image_processor: Any, num_channels: int) -> torch.Tensor:
     """The image processor's rescaling and normalisation as `pixels * scale + shift`; shape `(2, num_channels)`."""
     scale = np.ones(num_channels)

@@ -1,32 +1,27 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The operations of RandAugment and TrivialAugment on batches, by kornia, which is imported when one is needed.
+"""The operations of RandAugment and TrivialAugment on batches: they do what Pillow does, on any device.
 
-They do to numbers in [0, 1] what Pillow does to bytes. What moves into view is filled with the mean colour.
+An operation maps levels of grey to others, blends an image with another one made of it, or moves pixels. All images
+that get one of a kind are changed together. A library that does one operation at a time (kornia) starts more than
+twice as many kernels for a batch, which take a GPU longer than small images do.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .operation_policies import OPERATIONS
+from .operation_policies import BLENDS, MOVES, OPERATIONS, TABLES
 
 
-def import_kornia() -> Any:
-    """The library.
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode L
 
-    Raises:
-        `ValueError`: if it is not installed.
-    """
-    try:
-        import kornia
-    except ImportError as error:
-        raise ValueError(
-            "RandAugment and TrivialAugment need kornia, which cannot be imported: "
-            'pip install "hf-layershuffle[augment]"'
-        ) from error
-    return kornia
+
+@functools.cache
+def _constant(values: tuple, device: torch.device) -> torch.Tensor:
+    """A tensor that is moved to the device once, since the host waits for that."""
+    return torch.tensor(values, device=device)
 
 
 def apply_operations(
@@ -34,167 +29,173 @@ def apply_operations(
 ) -> torch.Tensor:
     """Carries out a policy's operations, one after the other.
 
-    Images with the same operation are changed together. How many these are is the one thing that the host reads.
+    How many images get each is the one thing that the host reads.
 
     Args:
-        pixels: float32 in [0, 1] of shape `(num_images, num_channels, height, width)`. They are changed in place.
+        pixels: float32 levels from 0 to 255 of shape `(num_images, num_channels, height, width)`. They are changed in
+            place.
         operations: int64 codes of shape `(num_images, num_operations)`, see `OPERATIONS`.
         magnitudes: float32 of the same shape, in the units of [`Range`].
-        fill: Colour of what lies outside an image, float32 of shape `(num_images, num_channels)`.
+        fill: Colour of what lies outside an image, levels of shape `(num_images, num_channels)`.
     """
-    import_kornia()
-    codes = torch.arange(len(OPERATIONS), device=pixels.device)
+    codes = _constant(tuple(range(len(OPERATIONS))), pixels.device)
     counts = (operations[:, :, None] == codes).sum(0).tolist()
+    matrices = _matrices(operations, magnitudes, pixels.shape[-2:])
     for slot, counts_of_slot in enumerate(counts):
-        images_by_code = operations[:, slot].argsort(stable=True).split(counts_of_slot)
-        moves: list[tuple[torch.Tensor, torch.Tensor]] = []  # images, and their matrices
-        for name, images in zip(OPERATIONS, images_by_code):
-            if not len(images):
-                continue
-            if name in _CHANGES:
-                chosen = pixels.index_select(0, images)
-                changed = _CHANGES[name](chosen, magnitudes[images, slot], fill.index_select(0, images))
-                pixels.index_copy_(0, images, changed)
-            elif name in _MOVES:
-                rows = _MOVES[name](magnitudes[images, slot], pixels.shape[-2:])
-                moves.append((images, torch.stack([torch.stack(row, dim=-1) for row in rows], dim=1)))
-        if moves:  # all at once
-            images, matrices = (torch.cat(parts) for parts in zip(*moves))
-            moved = _moved(pixels.index_select(0, images), matrices, fill.index_select(0, images))
-            pixels.index_copy_(0, images, moved)
+        count = dict(zip(OPERATIONS, counts_of_slot))
+        order = operations[:, slot].argsort(stable=True)
+        strengths = magnitudes[:, slot].index_select(0, order)[:, None]
+        sizes = [count["identity"], *(sum(count[name] for name in kind) for kind in (TABLES, BLENDS, MOVES))]
+        _, mapped, blended, moved = order.split(sizes)
+        _, of_mapped, of_blended, _ = strengths.split(sizes)
+        if len(mapped):
+            changed = _mapped(pixels.index_select(0, mapped), [count[name] for name in TABLES], of_mapped)
+            pixels.index_copy_(0, mapped, changed)
+        if len(blended):
+            changed = _blended(pixels.index_select(0, blended), [count[name] for name in BLENDS], of_blended)
+            pixels.index_copy_(0, blended, changed)
+        if len(moved):
+            matrix, colour = matrices[:, slot].index_select(0, moved), fill.index_select(0, moved)
+            pixels.index_copy_(0, moved, _moved(pixels.index_select(0, moved), matrix, colour))
     return pixels
 
 
-# Each takes images, magnitudes of shape `(num_images,)` and fill colours of shape `(num_images, num_channels)`
+# --- Levels that become others ---
 
 
-def _auto_contrast(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance import normalize_min_max
+def _mapped(pixels: torch.Tensor, counts: list[int], magnitudes: torch.Tensor) -> torch.Tensor:
+    """Images whose levels are looked up in a table of 256.
 
-    is_flat = pixels.amax((-2, -1), keepdim=True) == pixels.amin((-2, -1), keepdim=True)
-    return torch.where(is_flat, pixels, normalize_min_max(pixels))
-
-
-def _equalize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance import equalize
-
-    return equalize(pixels)
-
-
-def _invert(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    return 1 - pixels
-
-
-def _posterize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance import posterize
-
-    return posterize(pixels, magnitudes.to(torch.int32).clamp(min=1))  # no bits would leave a black image
-
-
-def _solarize(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance import solarize
-
-    return solarize(pixels, (magnitudes - 0.5) / 255)  # between two levels of grey
+    Args:
+        pixels: The images, sorted by operation.
+        counts: How many images get each operation of `TABLES`.
+        magnitudes: Of shape `(num_images, 1)`.
+    """
+    indices = pixels.round().to(torch.int64).flatten(2)
+    levels = _constant(tuple(map(float, range(256))), pixels.device)
+    tables = []
+    num_fixed = sum(counts[: len(_FIXED_TABLES)])
+    for name, strengths in zip(_FIXED_TABLES, magnitudes[:num_fixed].split(counts[: len(_FIXED_TABLES)])):
+        if len(strengths):
+            tables.append(_FIXED_TABLES[name](levels, strengths)[:, None].expand(-1, pixels.shape[1], -1))
+    if num_fixed < len(pixels):
+        counted, counts = indices[num_fixed:], counts[len(_FIXED_TABLES) :]
+        histogram = torch.zeros(*counted.shape[:2], 256, device=pixels.device)
+        histogram.scatter_add_(2, counted, levels[1].expand(counted.shape))
+        parts = zip(_TABLES_BY_HISTOGRAM, magnitudes[num_fixed:].split(counts), histogram.split(counts))
+        tables += [_TABLES_BY_HISTOGRAM[name](levels, *each) for name, *each in parts if len(each[0])]
+    return torch.cat(tables).clamp_(0, 255).gather(2, indices).view(pixels.shape)
 
 
-def _solarize_add(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    # kornia adds to bright pixels too
-    added = (pixels + magnitudes[:, None, None, None] / 255).clamp(max=1)
-    return torch.where(pixels < 127.5 / 255, added, pixels)
+def _posterized(levels: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    step = torch.exp2(8 - bits.clamp(min=1))  # no bits would leave a black image
+    return levels.div(step, rounding_mode="floor") * step
 
 
-def _color(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance.adjust import adjust_saturation_with_gray_subtraction
-
-    return adjust_saturation_with_gray_subtraction(pixels, 1 + magnitudes)
-
-
-def _contrast(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance.adjust import adjust_contrast_with_mean_subtraction
-
-    return adjust_contrast_with_mean_subtraction(pixels, 1 + magnitudes)
+_FIXED_TABLES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "invert": lambda levels, magnitudes: (255 - levels).expand(len(magnitudes), -1),
+    "posterize": _posterized,
+    "solarize": lambda levels, threshold: torch.where(levels < threshold, levels, 255 - levels),
+    "solarize_add": lambda levels, added: torch.where(levels < 128, levels + added, levels),
+    "brightness": lambda levels, change: levels * (1 + change),
+}
 
 
-def _brightness(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance.adjust import adjust_brightness_accumulative
-
-    return adjust_brightness_accumulative(pixels, 1 + magnitudes)
+# These also get the number of pixels of each level: float32 of shape (num_images, num_channels, 256)
 
 
-def _sharpness(pixels: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    from kornia.enhance import sharpness
-
-    return pixels if min(pixels.shape[-2:]) < 3 else sharpness(pixels, 1 + magnitudes)
-
-
-# What moves pixels: the two rows of the matrix that says from where each pixel of the result is taken
+def _contrast(levels: torch.Tensor, change: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
+    mean = histogram @ levels / histogram[0, 0].sum()
+    mean = (mean @ _grey_weights(mean)).round()[:, None, None]
+    return torch.lerp(mean, levels, 1 + change[:, None]).expand(histogram.shape)
 
 
-def _rotated(magnitudes: torch.Tensor, size: torch.Size) -> tuple:
-    angles = magnitudes.deg2rad()
-    cos, sin = angles.cos(), angles.sin()
-    y, x = ((side - 1) / 2 for side in size)
-    return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
+def _auto_contrast(levels: torch.Tensor, magnitudes: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
+    occurs = histogram > 0
+    lowest = torch.where(occurs, levels, 255).amin(-1, keepdim=True)
+    span = torch.where(occurs, levels, 0).amax(-1, keepdim=True) - lowest
+    stretched = ((levels - lowest) * 255 / span + 1e-3).floor()  # rounded down as by Pillow, which has more digits
+    return torch.where(span > 0, stretched, levels)
 
 
-def _sheared_x(magnitudes: torch.Tensor, size: torch.Size) -> tuple:
-    zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    return (one, magnitudes, magnitudes / 2), (zero, one, zero)
+def _equalized(levels: torch.Tensor, magnitudes: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
+    sums = histogram.cumsum(-1)
+    before = sums - histogram
+    # Without those of the highest level that occurs
+    step = before.where(histogram > 0, 0).amax(-1, keepdim=True).div(255, rounding_mode="floor")
+    table = (before + step.div(2, rounding_mode="floor")).div(step, rounding_mode="floor")
+    return torch.where(step > 0, table, levels)
 
 
-def _sheared_y(magnitudes: torch.Tensor, size: torch.Size) -> tuple:
-    zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    return (one, zero, zero), (magnitudes, one, magnitudes / 2)
+_TABLES_BY_HISTOGRAM: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "contrast": _contrast,
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalized,
+}
 
 
-def _translated_x(magnitudes: torch.Tensor, size: torch.Size) -> tuple:
-    zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    return (one, zero, magnitudes), (zero, one, zero)
+# --- Images blended with others ---
 
 
-def _translated_y(magnitudes: torch.Tensor, size: torch.Size) -> tuple:
-    zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    return (one, zero, zero), (zero, one, magnitudes)
+def _blended(pixels: torch.Tensor, counts: list[int], magnitudes: torch.Tensor) -> torch.Tensor:
+    """Images as far from their grey, or smoothed, versions as `1 + magnitudes` says. Sorted by operation."""
+    coloured, sharpened = pixels.split(counts)
+    others = []
+    if len(coloured):
+        grey = (coloured * _grey_weights(coloured)[:, None, None]).sum(1, keepdim=True)
+        others.append(grey.expand(coloured.shape))
+    if len(sharpened):
+        others.append(_smoothed(sharpened))
+    return torch.lerp(torch.cat(others), pixels, 1 + magnitudes[:, :, None, None]).clamp_(0, 255)
+
+
+def _smoothed(pixels: torch.Tensor) -> torch.Tensor:
+    """Means of 3 by 3 pixels, where the one in the middle counts five times. Those at the edge stay as they are."""
+    if min(pixels.shape[-2:]) < 3:
+        return pixels
+    weights = _constant((1 / 13,) * 4 + (5 / 13,) + (1 / 13,) * 4, pixels.device).view(1, 1, 3, 3)
+    smooth = F.conv2d(pixels.flatten(0, 1)[:, None], weights)
+    smoothed = pixels.clone()
+    smoothed[..., 1:-1, 1:-1] = smooth.view(*pixels.shape[:2], *smooth.shape[2:])
+    return smoothed
+
+
+def _grey_weights(images: torch.Tensor) -> torch.Tensor:
+    """Weights of the channels, whose sum is 1."""
+    num_channels = images.shape[1]
+    return _constant(GREY if num_channels == 3 else (1 / num_channels,) * num_channels, images.device)
+
+
+# --- Pixels that move ---
+
+
+def _matrices(operations: torch.Tensor, magnitudes: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """From where each pixel of the result is taken, in the coordinates of `affine_grid`.
+
+    Images turn about the middle and are sheared from the upper left corner.
+
+    Args:
+        operations, magnitudes: Of shape `(num_images, num_operations)`.
+        size: Height and width.
+
+    Returns:
+        float32 of shape `(num_images, num_operations, 2, 3)`.
+    """
+    height, width = size
+    codes = _constant(tuple(OPERATIONS.index(name) for name in MOVES), operations.device)
+    angle, shear_x, shear_y, right, down = torch.where(
+        operations[..., None] == codes, magnitudes[..., None], 0.0
+    ).unbind(-1)
+    angle = angle.deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    shear_x, shear_y = shear_x * (height / width), shear_y * (width / height)
+    row_x = (cos, shear_x - sin * (height / width), shear_x + right * (2 / width))
+    row_y = (shear_y + sin * (width / height), cos, shear_y + down * (2 / height))
+    return torch.stack((*row_x, *row_y), dim=-1).unflatten(-1, (2, 3))
 
 
 def _moved(pixels: torch.Tensor, matrices: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    """Images each of whose pixels `(x, y)` is taken from `matrix @ (x, y, 1)`, between pixels as Pillow's BILINEAR.
-
-    kornia's `warp_affine` would do it in ten times as many calls: it normalises and inverts matrices.
-
-    Args:
-        pixels: The images.
-        matrices: float32 of shape `(num_images, 2, 3)`, in pixels.
-        fill: Colour of what moves into view.
-    """
-    height, width = pixels.shape[-2:]
-    # From pixels to the coordinates of `grid_sample`, in which the centres of the outer pixels are at -1 and 1
-    half = torch.tensor([max(width - 1, 1) / 2, max(height - 1, 1) / 2]).to(pixels.device, non_blocking=True)
-    middle = torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(pixels.device, non_blocking=True)
-    turn = matrices[:, :, :2]
-    shift = ((turn * middle).sum(-1) + matrices[:, :, 2] - middle) / half
-    theta = torch.cat([turn * half / half[:, None], shift[:, :, None]], dim=-1)
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=True)
+    """Images with moved pixels, between pixels as Pillow's BILINEAR."""
     fill = fill[:, :, None, None]
-    return (F.grid_sample(pixels - fill, grid, align_corners=True) + fill).clamp(0, 1)
-
-
-_MOVES: dict[str, Callable[[torch.Tensor, torch.Size], tuple]] = {
-    "rotate": _rotated,
-    "shear_x": _sheared_x,
-    "shear_y": _sheared_y,
-    "translate_x": _translated_x,
-    "translate_y": _translated_y,
-}
-_CHANGES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-    "invert": _invert,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "solarize_add": _solarize_add,
-    "color": _color,
-    "contrast": _contrast,
-    "brightness": _brightness,
-    "sharpness": _sharpness,
-}
+    grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels - fill, grid, align_corners=False).add_(fill).clamp_(0, 255)

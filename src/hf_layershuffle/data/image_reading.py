@@ -178,13 +178,18 @@ def damaged_message(dataset: Dataset, rows: list[int], mode: str = "RGB") -> str
 def _reason(dataset: Dataset, row: int, mode: str) -> str:
     try:
         to_pil(read_images(dataset, [row])[0], mode)
-    except FileNotFoundError:
-        return "there is no such file"
-    except UnidentifiedImageError:  # whose text names a memory address
-        return "it is not an image of a known format"
     except Exception as error:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
-        return str(error).strip().rstrip(".") or type(error).__name__
+        return reason_of(error)
     return "it could not be read a moment ago"
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, for a message."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):  # whose text names a memory address
+        return "it is not an image of a known format"
+    return str(error).strip().rstrip(".") or type(error).__name__
 
 
 def undecoded(dataset: Dataset) -> Dataset:

@@ -13,7 +13,7 @@ from .dataset_files import load_splits
 
 
 logger = logging.getLogger(__name__)
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 
 

@@ -6,25 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 
-# The place of a name is its code in a batch's `operations`
-OPERATIONS = (
-    "identity",
-    "auto_contrast",
-    "equalize",
-    "invert",
-    "rotate",
-    "posterize",
-    "solarize",
-    "solarize_add",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
+# Operations on levels, those that blend images with others, and those that move pixels
+TABLES = ("invert", "posterize", "solarize", "solarize_add", "brightness", "contrast", "auto_contrast", "equalize")
+BLENDS = ("color", "sharpness")
+MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS = ("identity", *TABLES, *BLENDS, *MOVES)  # the place of a name is its code in a batch's `operations`
 
 
 class Range(NamedTuple):

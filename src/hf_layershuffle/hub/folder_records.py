@@ -63,6 +63,7 @@ _ARGUMENTS = (
     "warmup_steps",
     "weight_decay",
     "label_smoothing_factor",
+    "augmentation",
     "bf16",
     "seed",
 )

@@ -226,7 +226,7 @@ def layershuffle_config_class(plain_class: type[PreTrainedConfig]) -> type[Layer
     >>> config = {name}(shuffle_mode="arbitrary", num_hidden_layers=4)
     ```
     """
-        body = {
+        body: dict[str, Any] = {
             "__module__": __name__,
             "__doc__": f"{LayerShuffleConfigMixin.__doc__}{fields_of_the_family}",
             "model_type": f"{MODEL_TYPE_PREFIX}{plain_class.model_type}",

@@ -152,6 +152,7 @@ class Run:
         self.order = order
         self.drop_path_rate = drop_path_rate
         self.num_examples: int | None = None  # of the batch, where it is known
+        self._path_weights: tuple[torch.Tensor, ...] = ()
         self.num_given = 0  # layers that the forward has taken
         self.position_logits: list[torch.Tensor] = []
         self.depth_embedding = depth_embedding
@@ -177,7 +178,13 @@ class Run:
         called: Any = layer if self.checkpoint is None else CheckpointedCall(layer, self.checkpoint)
         # Not by its class: a compiled layer is of another
         called = PositionedCall(called, position, self) if hasattr(layer, "position_head") else called
-        return called if self.drop_path_rate == 0 else DroppedPathCall(called, self)
+        return called if self.drop_path_rate == 0 else DroppedPathCall(called, position, self)
+
+    def path_weight(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """The weight of a layer's output at a position, as from [`path_weights`], of shape `(batch_size, 1, ...)`."""
+        if not self._path_weights:  # of all positions at once, which costs a device no more than of one
+            self._path_weights = path_weights(self.drop_path_rate, len(self.order), len(output), output.device)
+        return self._path_weights[position].view(-1, *[1] * (output.ndim - 1)).to(output.dtype)
 
     def depth_vector(self, position: int, device: torch.device) -> torch.Tensor | None:
         """The vector of a position, of shape `(depth_embedding_dim,)`. Positions beyond the depth share the last."""
@@ -239,28 +246,31 @@ class PositionedCall(StandIn):
         return output[0] if len(output) == 2 else output[:-1]
 
 
-def drop_path(hidden_states: torch.Tensor, output: torch.Tensor, rate: float) -> torch.Tensor:
-    """Lets each example skip a layer with a probability (stochastic depth, arXiv 1603.09382).
+def path_weights(
+    rate: float, num_layers: int, batch_size: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, ...]:
+    """Which examples skip which layers (stochastic depth, arXiv 1603.09382).
 
     Args:
-        hidden_states: What the layer got, of shape `(batch_size, ...)`.
-        output: What it gave, of the same shape.
-        rate: The probability in `[0, 1)`.
+        rate: The probability in `[0, 1)` with which an example skips a layer.
+        num_layers: Number of layers that run.
+        batch_size: Number of examples.
+        device: Where to draw.
 
     Returns:
-        Of an example that skips the layer its hidden states, bit for bit. Of the others, what the layer changed is
-        scaled up by `1 / (1 - rate)`, so that the mean is the layer's output.
+        A float32 tensor of shape `(batch_size,)` for each layer: 0 for an example that skips it, and `1 / (1 - rate)`
+        for the others, by which the change of their hidden states is multiplied. So the mean change is the layer's.
     """
-    shape = (len(output), *[1] * (output.ndim - 1))
-    weight = output.new_empty(shape).bernoulli_(1 - rate).div_(1 - rate)
-    return torch.lerp(hidden_states.to(output.dtype), output, weight)
+    return torch.empty(num_layers, batch_size, device=device).bernoulli_(1 - rate).div_(1 - rate).unbind(0)
 
 
 class DroppedPathCall(StandIn):
-    """A layer that some examples skip. What it gives beside the hidden states is of all of them."""
+    """A layer that some examples skip. What it gives beside the hidden states is of all of them, and so are the
+    hidden states that a model collects, which it takes from the layer itself."""
 
-    def __init__(self, layer: nn.Module, run: Run):
+    def __init__(self, layer: nn.Module, position: int, run: Run):
         super().__init__(layer)
+        self.position = position
         self.run = run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -273,5 +283,6 @@ class DroppedPathCall(StandIn):
                 f"{self.run.num_examples} examples and hidden states of shape {tuple(first.shape)}, which are not one "
                 "row an example. Set it to 0."
             )
-        first = drop_path(hidden_states, first, self.run.drop_path_rate)
+        # With a weight of 0 it gives its first argument, bit for bit
+        first = torch.lerp(hidden_states.to(first.dtype), first, self.run.path_weight(self.position, first))
         return (first, *output[1:]) if isinstance(output, (tuple, list)) else first

@@ -33,6 +33,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "residual_init_scale": (0, 1000),
     "max_cached_gib": (0, 2**20),
     "max_train_samples": (1, math.inf),
+    "num_train_samples": (1, math.inf),
+    "shuffle_buffer_size": (0, 10**7),
     "max_eval_samples": (1, math.inf),
     "num_train_epochs": (0, 10**7),
     "per_device_train_batch_size": (1, 2**20),

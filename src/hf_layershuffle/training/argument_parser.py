@@ -166,6 +166,7 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     check_numbers(model_args, data_args, args)
     check_consistency(model_args, args)
     augmentation_of(data_args)
+    data_args.check_streaming(data_args.max_train_samples)
     defaults = augmentation_defaults(data_args)
     if model_args.preset is None:
         return parser.parse([*defaults, *argv]) if defaults else (model_args, data_args, args)

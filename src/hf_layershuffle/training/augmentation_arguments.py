@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.augmentation_settings import AUGMENTATION_PRESETS, LABEL_SMOOTHING, Augmentation
-from ..data.image_operations import import_kornia
 from ..data.operation_policies import POLICIES
 
 
@@ -24,8 +23,8 @@ class AugmentationArguments:
     augmentation: str = field(
         default="light",
         metadata={
-            "help": f"How training images are augmented: {', '.join(AUGMENTATION_PRESETS)}. light crops and mirrors; "
-            "the last three also need kornia. The options from --crop_padding to --mixing_probability win over it. "
+            "help": f"How training images are augmented: {', '.join(AUGMENTATION_PRESETS)}. light crops and mirrors. "
+            "The options from --crop_padding to --mixing_probability win over it. "
             "cifar and deit set --label_smoothing_factor to 0.1 unless it is given."
         },
     )
@@ -80,7 +79,7 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
     """The settings that the arguments describe.
 
     Raises:
-        `ValueError`: if a value is not allowed, or a library is missing.
+        `ValueError`: if a value is not allowed.
     """
     given = {name: getattr(args, name) for name in AUGMENTATION_ARGUMENTS if name != "augmentation"}
     changes: dict[str, Any] = {_FIELDS.get(name, name): each for name, each in given.items() if each is not None}
@@ -94,8 +93,6 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
         changes["resized_crop_scale"] = tuple(args.resized_crop_scale)
         changes.setdefault("crop_padding", 0)
     augmentation = Augmentation.from_preset(args.augmentation, **changes)
-    if augmentation.policy is not None:
-        import_kornia()
     for name in ("augmentation_operations", "augmentation_magnitude"):
         if getattr(args, name) is not None and augmentation.policy is None:
             raise ValueError(

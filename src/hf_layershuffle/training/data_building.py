@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The datasets that the arguments of a run describe."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,9 +11,12 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..checkpoints.image_size import as_pair, image_size_of
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
 from ..data.image_reading import is_grey, read_images
+from ..data.image_stream import ImageStream
+from ..data.streamed_splits import load_image_stream
 from ..models.configuration_layershuffle import num_channels_of
 from .augmentation_arguments import augmentation_of
 from .script_arguments import DataArguments
+from .stream_building import StreamedDatasets, build_stream
 
 
 def load_splits(args: DataArguments, class_names: list[str] | None = None) -> DatasetDict:
@@ -24,6 +28,13 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None) -> Da
             numbered as the checkpoint numbers them, since its classifier goes on. Integers without names are taken for
             its class indices.
     """
+    if args.streaming:
+        arguments = split_arguments(args)
+        del arguments["eval_fraction"]  # of a stream nothing is held out
+        streamed = load_image_stream(**arguments, image_column=args.image_column_name, class_names=class_names)
+        classes = DatasetDict({"train": streamed.known, "test": streamed.test})
+        classes = with_checkpoint_classes(classes, class_names, args.dataset_name)
+        return StreamedDatasets(replace(streamed, known=classes["train"], test=classes["test"]))
     splits = load_image_datasets(**split_arguments(args), image_column=args.image_column_name, class_names=class_names)
     return with_checkpoint_classes(splits, class_names, args.dataset_name)
 
@@ -57,7 +68,7 @@ def build_datasets(
     model: PreTrainedModel,
     image_processor: BaseImageProcessor,
     seed: int,
-) -> tuple[ImageClassificationDataset, ImageClassificationDataset]:
+) -> tuple[ImageClassificationDataset | ImageStream, ImageClassificationDataset]:
     """Training images, augmented, and evaluation images, as they are.
 
     Raises:
@@ -76,11 +87,12 @@ def build_datasets(
         "max_cached_bytes": int(args.max_cached_gib * 2**30),
         "skip_damaged": args.skip_damaged,
     }
+    test = ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images")
+    if isinstance(splits, StreamedDatasets):
+        del common["max_cached_bytes"]
+        return build_stream(args, splits, augmentation, seed, **common), test
     training = {**common, "augmentation": augmentation, "seed": seed, "description": "Decoding training images"}
-    return (
-        ImageClassificationDataset(splits["train"], **training),
-        ImageClassificationDataset(splits["test"], **common, description="Decoding evaluation images"),
-    )
+    return ImageClassificationDataset(splits["train"], **training), test
 
 
 def check_num_classes(args: DataArguments, splits: DatasetDict, config: PreTrainedConfig) -> None:

@@ -17,6 +17,7 @@ from transformers.utils import PushInProgress
 from ..checkpoints.hub_errors import explained_errors
 from ..checkpoints.locations import TOKENIZER_FILES
 from ..checkpoints.tokenizers import takes_texts
+from ..data.augmentation_settings import Augmentation
 from ..hub.folder_records import record_training
 from ..hub.model_card import write_model_card
 from ..hub.published_files import matches, published_files
@@ -145,10 +146,12 @@ class HubMixin(TrainerPart):
             metrics = metrics | {"num_orders": num_orders} if num_orders else metrics
         noun = "texts" if takes_texts(self.accelerator.unwrap_model(self.model).config) else "images"
         teacher = self.teacher_model
+        augmentation: Augmentation | None = getattr(self.train_dataset, "augmentation", None)
         folder = str(self.args.output_dir)
         record_training(
             folder,
-            arguments=self.args.to_dict(),
+            arguments=self.args.to_dict()
+            | ({} if augmentation is None else {"augmentation": augmentation.describe()}),
             dataset=dataset,
             **{f"num_train_{noun}": _length(self.train_dataset)},
             metrics=metrics,
@@ -234,4 +237,7 @@ class HubMixin(TrainerPart):
 
 def _length(dataset: Any) -> int | None:
     """The number of images; None for a stream, and where there is no dataset."""
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    try:
+        return len(dataset)
+    except TypeError:  # a stream
+        return None

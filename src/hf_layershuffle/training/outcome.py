@@ -36,4 +36,5 @@ def next_command(data_args: DataArguments, args: ScriptTrainingArguments) -> str
     for name in ("dataset_name", "dataset_config_name", *columns, "eval_split"):
         value = getattr(data_args, name, None)
         command += [] if value is None else [f"--{name}", str(value)]
+    command += ["--streaming"] if data_args.streaming else []
     return shlex.join([*command, "--output_dir", f"{args.output_dir}-robustness"])

@@ -44,11 +44,17 @@ def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedCo
         return _as_tokens(dataset, processing_class, config, name)
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
         return TransformedImages(dataset, name)
-    if isinstance(dataset, datasets.IterableDataset) or not isinstance(processing_class, BaseImageProcessor):
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ValueError(
+            f"`{name}` is a stream with the columns {', '.join(columns)} and no `pixel_values`. To train on it, pass "
+            "an `ImageStream(dataset, image_processor)` of hf_layershuffle.data, or let it make `pixel_values` and "
+            "`labels` (`map`); to evaluate, load it without `streaming=True`."
+        )
+    if not isinstance(processing_class, BaseImageProcessor):
         raise ValueError(
             f"`{name}` has the columns {', '.join(columns)} and no `pixel_values`. Pass the model's image processor "
             "as `processing_class`, or an `ImageClassificationDataset(dataset, image_processor)`; or give the "
-            "dataset a transform that makes `pixel_values` and `labels` (`with_transform`; of a stream: `map`), with "
+            "dataset a transform that makes `pixel_values` and `labels` (`with_transform`), with "
             "`remove_unused_columns=False` for another Trainer."
         )
     dataset = with_standard_columns(dataset, name)

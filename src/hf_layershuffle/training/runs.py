@@ -25,6 +25,7 @@ from .checkpointing import (
 )
 from .model_building import LAYERSHUFFLE_FLAGS, Teacher
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
+from .streaming_arguments import STREAMING_ARGUMENTS
 from .text_arguments import TextDataArguments
 
 
@@ -68,6 +69,7 @@ RECORDED_ARGUMENTS = {
         "eval_fraction",
         "max_train_samples",
         *AUGMENTATION_ARGUMENTS,
+        *STREAMING_ARGUMENTS,
         "skip_damaged",
     ),
     "training": (
@@ -104,7 +106,7 @@ RECORDED_ARGUMENTS = {
     ),
 }
 _OF_TEXTS = ("text_column_name", "text_pair_column_name")
-_NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS)
+_NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS, *STREAMING_ARGUMENTS)
 RECORDED_TEXT_ARGUMENTS = {
     "model": (*RECORDED_ARGUMENTS["model"], "vocab_size", "max_length"),
     "data": (*_OF_TEXTS, *(name for name in RECORDED_ARGUMENTS["data"] if name not in _NOT_OF_TEXTS)),

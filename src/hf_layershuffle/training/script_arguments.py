@@ -13,6 +13,7 @@ from .argument_checks import LIMITS
 from .arguments import LayerShuffleTrainingArguments
 from .augmentation_arguments import AugmentationArguments
 from .recipes import PRESETS
+from .streaming_arguments import StreamingArguments
 
 
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
@@ -144,7 +145,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments(AugmentationArguments):
+class DataArguments(AugmentationArguments, StreamingArguments):
     dataset_name: str = field(
         default="digits",
         metadata={"help": "digits, a folder (Parquet, one folder a class, IDX, save_to_disk) or a Hub dataset id."},

@@ -33,6 +33,7 @@ from .runs import (
     recorded_arguments,
 )
 from .script_arguments import DataArguments, ScriptTrainingArguments
+from .stream_building import check_length, num_samples_of
 from .tasks import ImageClassification
 from .trainer import LayerShuffleTrainer
 
@@ -146,6 +147,7 @@ class TrainingSession:
             self.train_dataset, self.eval_dataset = task.build_datasets(
                 self.runs[0].model, processing_class, self.args.seed
             )
+        check_length(self.train_dataset, self.args.max_steps)
 
     def _choose_output_dir(self, args: ScriptTrainingArguments, config: PreTrainedConfig, teacher: Teacher) -> None:
         if self.args.has_default_output_dir:
@@ -235,7 +237,9 @@ class TrainingSession:
                 # `_internal_call` does not push: that waits for the evaluation and the card
                 trainer.save_model(_internal_call=True)
                 trainer.save_state()
-                trainer.save_metrics("train", metrics | {"train_samples": len(self.train_dataset)})
+                seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+                samples = {"train_samples": num_samples_of(self.train_dataset, seen)}
+                trainer.save_metrics("train", metrics | samples)
         args.eval_orders = args.final_eval_orders
         args.prediction_loss_only = False
         metrics = trainer.evaluate() if args.do_eval else {}

@@ -112,6 +112,9 @@ class TextDataArguments(DataArguments):
     cutmix_alpha: float | None = _not_of_texts()
     mixing_probability: float | None = _not_of_texts()
     max_cached_gib: float = _not_of_texts(16.0)
+    streaming: bool = _not_of_texts(False)
+    num_train_samples: int | None = _not_of_texts()
+    shuffle_buffer_size: int = _not_of_texts(1000)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_che
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
+from ..data.image_stream import ImageStream
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from .arguments import LayerShuffleTrainingArguments
@@ -33,6 +34,7 @@ from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .sharding import shard_embeddings_once
+from .stream_dataloader import stream_dataloader
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
@@ -50,6 +52,10 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     - The position loss of `position_predictor` is part of the loss however that is computed: by the model, with
       `label_smoothing_factor`, by `compute_loss_func`, or by the `compute_loss` of a subclass, which must run the
       `model` that it is given. Where the loss does not depend on what the model says of positions, it is added, once.
+    - Images that the dataset mixes (see [`Augmentation`]) have two classes, which the loss weighs, also with label
+      smoothing. `compute_loss_func` gets their probabilities as labels, of shape `(batch_size, num_labels)`. The
+      `compute_loss` of a subclass calls this class's, or weighs `inputs["labels"]` by `inputs["mixing"]` and
+      `inputs["mixed_labels"]` by the rest.
     - Training ends with an error at the first loss or gradient norm that is not finite (`stop_on_nonfinite`).
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
@@ -159,6 +165,10 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         return as_model_inputs(dataset, self.processing_class, getattr(self.model, "config", None), name)
 
     def get_train_dataloader(self) -> DataLoader:
+        if isinstance(self.train_dataset, ImageStream):
+            return stream_dataloader(
+                self.train_dataset, self.args, self.accelerator, self._train_batch_size, self.data_collator
+            )
         dataloader = super().get_train_dataloader()
         if _is_empty(dataloader):
             raise ValueError(

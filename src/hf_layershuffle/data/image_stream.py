@@ -1,0 +1,270 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Labelled images that are read one after the other: read in the process that trains, decoded in its workers."""
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from datasets import IterableDataset
+from transformers import ImageProcessingMixin
+
+from ..common.checks import check_integers
+from .augmentation_settings import Augmentation
+from .class_labels import quoted
+from .draws import uniform
+from .image_dataset import ImageBatch
+from .image_decoding import ImageDecoder, decode_image, open_image
+from .image_reading import reason_of
+
+
+logger = logging.getLogger(__name__)
+MAX_PIECES = 1024  # into which a stream is divided to be shuffled
+LOOKED_AT = 100  # images of which the first that can be read tells the size
+Label: TypeAlias = int | str
+
+
+class Sample(NamedTuple):
+    """An image of a stream, not decoded.
+
+    Args:
+        number: Which pass over the stream it is of, from 0.
+        index: Its place in that pass, counted over all processes.
+        image: As [`open_image`] takes it.
+        label: As the stream holds it.
+    """
+
+    number: int
+    index: int
+    image: Any
+    label: Label | None
+
+
+class ImageStream(torch.utils.data.Dataset):
+    """Labelled images of a `datasets.IterableDataset` for [`LayerShuffleTrainer`].
+
+    The images are read, not decoded, by the process that trains, and decoded, cropped and resized by the workers of
+    its DataLoader. So the order is the same for any number of workers. The order and the augmentation of a pass are a
+    function of the seed and the pass.
+
+    An epoch is `num_samples` images. Where a pass over the stream ends, the next one begins, also in the middle of an
+    epoch: no image comes twice before all have come once.
+
+    Args:
+        dataset: A stream with the columns `image` and `label`, as from [`load_image_stream`]. It is read in pieces,
+            which are its shards (files), up to 1,024.
+        image_processor: The image processor that resizes the images and says their mean and standard deviation.
+        num_samples: Images of an epoch, at least 1. None for a stream whose length is not known, which then is one
+            epoch without end: give the Trainer `max_steps`.
+        is_length: Whether `num_samples` is how many images the stream holds. It is then checked.
+        num_channels: 3 to read all images as RGB, 1 as grey.
+        augmentation: What is done to the images at random, see [`Augmentation`].
+        seed: Seed of the order and of the augmentation, at least 0.
+        shuffle_buffer_size: Images, not decoded, among which the next one is drawn, at least 0. The pieces are
+            shuffled too. 0 shuffles nothing.
+        class_numbers: The class of each label as the stream holds it. By default labels are classes.
+        skip_damaged: Whether to leave out images that cannot be read, with a warning. Their batches are smaller.
+
+    Raises:
+        `ValueError`: if an argument is out of range, or none of the first images can be read.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        image_processor: ImageProcessingMixin,
+        *,
+        num_samples: int | None = None,
+        is_length: bool = False,
+        num_channels: int | None = 3,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        shuffle_buffer_size: int = 1000,
+        class_numbers: Mapping[Label, int] | None = None,
+        skip_damaged: bool = False,
+    ):
+        check_integers(seed=(seed, 0), shuffle_buffer_size=(shuffle_buffer_size, 0))
+        if num_samples is not None:
+            check_integers(num_samples=(num_samples, 1))
+        missing = [name for name in ("image", "label") if name not in (dataset.features or {})]
+        if missing:
+            raise ValueError(
+                f"The stream has the columns {quoted(dataset.features or {})} and no '{missing[0]}'; load it by "
+                "`load_image_stream`, or name the columns by `rename_columns` and their types by `cast`."
+            )
+        self.dataset = _undecoded(dataset)
+        self._dtype = getattr(dataset.features["image"], "dtype", None)
+        self.num_samples = num_samples
+        self.is_length = is_length and num_samples is not None
+        self.image_processor: Any = image_processor
+        self._decoder = ImageDecoder(image_processor, num_channels)
+        self.augmentation = augmentation
+        self.seed = seed
+        self.shuffle_buffer_size = shuffle_buffer_size
+        self.class_numbers = class_numbers
+        self.skip_damaged = skip_damaged
+        self.epoch = 0
+        self._shape = self._image_shape()
+
+    def __len__(self) -> int:
+        if self.num_samples is None:
+            raise TypeError("The length of the stream is not known; give `num_samples`, or the Trainer `max_steps`.")
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def num_pieces(self) -> int:
+        return min(self.dataset.num_shards, MAX_PIECES)
+
+    def samples(self, number: int, rank: int = 0, world_size: int = 1) -> Iterator[Sample]:
+        """The images of a pass in its order, not decoded: all, or a process's share.
+
+        Where the number of pieces can be divided by the number of processes, each process reads pieces of its own.
+        Otherwise each reads all of them and keeps every `world_size`-th image.
+
+        Args:
+            number: Which pass, from 0.
+            rank, world_size: Which share of how many.
+        """
+        divides = self.num_pieces % world_size == 0
+        pieces = np.arange(self.num_pieces)
+        if divides:
+            pieces = pieces[rank::world_size]
+        if self.shuffle_buffer_size:
+            pieces = pieces[uniform(self.seed, number, pieces, "piece")[:, 0].argsort(kind="stable")]
+        place, step = (rank, world_size) if divides else (0, 1)
+        for count, row in enumerate(self._shuffled(self._rows(pieces, number), number, rank if divides else 0)):
+            if divides or count % world_size == rank:
+                yield Sample(number, place + step * count, row["image"], row["label"])
+
+    def _rows(self, pieces: np.ndarray, number: int) -> Iterator[dict[str, Any]]:
+        for piece in pieces.tolist():
+            rows = self.dataset.shard(self.num_pieces, piece, contiguous=False)
+            rows.set_epoch(number)  # of one that is shuffled already
+            yield from rows
+
+    def _shuffled(self, rows: Iterator[dict[str, Any]], number: int, rank: int) -> Iterator[dict[str, Any]]:
+        """The next row takes the place of one that is drawn from a buffer."""
+        if self.shuffle_buffer_size < 2:
+            yield from rows
+            return
+        rng = np.random.default_rng((self.seed, number, rank))
+        buffer: list[dict[str, Any]] = []
+        for row in rows:
+            if len(buffer) < self.shuffle_buffer_size:
+                buffer.append(row)
+                continue
+            place = int(rng.integers(len(buffer)))
+            row, buffer[place] = buffer[place], row
+            yield row
+        yield from (buffer[place] for place in rng.permutation(len(buffer)))
+
+    # --- Decoding ---
+
+    def __getitem__(self, sample: Sample) -> dict:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: list[Sample]) -> ImageBatch:
+        """A batch of images, decoded and with what is drawn for them."""
+        try:
+            return self._batch(samples)
+        except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
+            intact = self._intact(samples)
+            if len(intact) == len(samples):
+                raise
+            return self._batch(intact)
+
+    def _batch(self, samples: list[Sample]) -> ImageBatch:
+        parts: dict[str, list[torch.Tensor]] = {}
+        for number in dict.fromkeys(sample.number for sample in samples):  # one, or two where a pass ends
+            for name, values in self._augmented([each for each in samples if each.number == number], number).items():
+                parts.setdefault(name, []).append(values)
+        batch = {name: torch.cat(values) for name, values in parts.items()}
+        batch["labels"] = torch.tensor([self._class_of(sample) for sample in samples])
+        return ImageBatch({**batch, "normalization": self._decoder.normalization.repeat(len(samples), 1, 1)})
+
+    def _augmented(self, samples: list[Sample], number: int) -> dict[str, torch.Tensor]:
+        """uint8 pixels of images of one pass, and what is drawn for them."""
+        settings = self.augmentation
+        indices = np.array([sample.index for sample in samples])
+        if settings is not None and settings.resized_crop_scale is not None:
+            pixels = self._decoder.parts(
+                [open_image(self._array(sample.image)) for sample in samples],
+                lambda sizes: settings.crop_boxes(self.seed, number, indices, sizes),
+                self._shape[1:],
+            )
+        else:
+            pixels = self._decoder.whole([self._decode(sample.image) for sample in samples])
+        drawn = {} if settings is None else settings.draw(self.seed, number, indices, self._shape)
+        return {"pixel_values": pixels, **drawn}
+
+    def _decode(self, stored: Any) -> Any:
+        return decode_image(self._array(stored), self._decoder.mode)
+
+    def _array(self, stored: Any) -> Any:
+        """What a stream gives as lists, as an array of the type that it was stored with."""
+        return np.asarray(stored, dtype=self._dtype) if isinstance(stored, (list, np.ndarray)) else stored
+
+    def _class_of(self, sample: Sample) -> int:
+        label = sample.label
+        if self.class_numbers is not None:
+            known = self.class_numbers.get(label) if label is not None else None
+        else:
+            known = label if isinstance(label, int) and label >= 0 else None
+        if known is None:
+            of = "integers of at least 0" if self.class_numbers is None else quoted(self.class_numbers, 10)
+            raise ValueError(
+                f"{_named(sample)} has the label {label!r}; the labels of this stream are {of}. Leave such images "
+                "out of the stream (`dataset.filter`), or see that the evaluation split holds each class."
+            )
+        return known
+
+    def _intact(self, samples: list[Sample]) -> list[Sample]:
+        """Those that can be read.
+
+        Raises:
+            `ValueError`: if one cannot be read and `skip_damaged` is false, or none can.
+        """
+        intact = []
+        for sample in samples:
+            try:
+                self._decode(sample.image)
+                intact.append(sample)
+            except Exception as error:  # as above
+                message = f"{_named(sample)} cannot be read: {reason_of(error)}."
+                if not self.skip_damaged:
+                    raise ValueError(
+                        f"{message} Mend or remove it, or leave it out with `skip_damaged=True` (--skip_damaged)."
+                    ) from error
+                logger.warning("%s It is left out.", message)
+        if not intact:
+            raise ValueError(f"None of {len(samples)} images of the stream can be read, the last is: {message}")
+        return intact
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width that the image processor gives, by the first image that can be read."""
+        for row in itertools.islice(self.dataset, LOOKED_AT):
+            try:
+                image = self._decode(row["image"])
+            except Exception:  # as above
+                continue
+            _, num_channels, height, width = self._decoder.whole([image]).shape
+            return num_channels, height, width
+        raise ValueError(f"None of the first {LOOKED_AT} images of the stream can be read.")
+
+
+def _named(sample: Sample) -> str:
+    path = sample.image.get("path") if isinstance(sample.image, dict) else None
+    return f"Image {sample.index} of pass {sample.number} over the stream" + (f" ({path!r})" if path else "")
+
+
+def _undecoded(dataset: IterableDataset) -> IterableDataset:
+    """The columns `image` and `label`, image files as `{"bytes", "path"}`."""
+    dataset = dataset.select_columns(["image", "label"])
+    feature = dataset.features["image"]
+    return dataset.cast_column("image", ImageFeature(decode=False)) if isinstance(feature, ImageFeature) else dataset

@@ -1,0 +1,201 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""A dataset whose training split is a stream, and whose evaluation split lies on the disk."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetBuilder, Features, Image, IterableDataset, Value, load_dataset
+from datasets import load_dataset_builder as load_builder
+
+from ..checkpoints.hub_errors import check_hub_answers
+from ..checkpoints.locations import is_local
+from .class_labels import quoted, with_class_labels
+from .dataset_files import BUILT_IN, first_line
+from .datasets import find_image_column, with_images
+from .image_stream import LOOKED_AT, Label
+from .labelled_splits import EVALUATION_SPLITS, find_label_column, standard_columns
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StreamedSplits:
+    """A stream to train on, with what is known of it, and the images to evaluate on.
+
+    Args:
+        stream: Images and labels, with the columns `image` and `label`.
+        test: The images to evaluate on, whose labels are classes.
+        known: One row for each label that the stream may hold, as its class. The same classes as those of `test`.
+        stored_labels: These labels as the stream stores them.
+        num_samples: How many images the stream holds, or None where that is not known.
+    """
+
+    stream: IterableDataset
+    test: Dataset
+    known: Dataset
+    stored_labels: list[Label]
+    num_samples: int | None = None
+
+    @property
+    def class_numbers(self) -> dict[Label, int]:
+        """The class of each label as the stream stores it."""
+        return dict(zip(self.stored_labels, self.known["label"][:]))
+
+    def head(self) -> Dataset:
+        """The first images of the stream, with their classes."""
+        rows = list(self.stream.take(LOOKED_AT))
+        if not rows:
+            raise ValueError("The stream to train on holds no images.")
+        numbers = self.class_numbers
+        rows = [row | {"label": numbers.get(row["label"], 0)} for row in rows]  # an unknown one is named in training
+        features = Features({"image": self.stream.features["image"], "label": self.known.features["label"]})
+        return Dataset.from_list(rows, features=features)
+
+
+def load_image_stream(
+    dataset_name: str,
+    dataset_config_name: str | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> StreamedSplits:
+    """Loads a dataset of which the training split is read as a stream, and only the evaluation split is stored.
+
+    Args:
+        dataset_name: A folder of Parquet files, of tar files (WebDataset) or of images, or a dataset id on the Hub.
+            Files are told to be of a split by their names, such as `train-00000.tar`.
+        dataset_config_name: Configuration of a Hub dataset.
+        image_column, label_column: As for [`load_image_datasets`]. Of tar files they are the names' last parts: `jpg`
+            and `cls`.
+        train_split: Split to train on.
+        eval_split: Split to evaluate on, another one. Defaults to the first of `validation`, `valid`, `val` and
+            `test`.
+        class_names: Names of the classes 0, 1, ..., where labels are integers.
+
+    Raises:
+        `ValueError`: if there is no such dataset, split or column, or what there is cannot be streamed.
+    """
+    builder = _builder_of(dataset_name, dataset_config_name)
+    files: Mapping[Any, Any] = builder.config.data_files or {}
+    names = [str(name) for name in files]
+    if eval_split is None:
+        eval_split = next((name for name in EVALUATION_SPLITS if name in names), None)
+    _check_splits(dataset_name, names, train_split, eval_split)
+    stream, test = _read(builder, dataset_name, train_split, str(eval_split))
+    columns = {
+        "image": find_image_column(stream.features, image_column, dataset_name),
+        "label": find_label_column(stream.features, label_column, dataset_name),
+    }
+    stream = _with_images(standard_columns(stream, columns, "train"), dataset_name)
+    test = with_images(standard_columns(test, columns, "test"), dataset_name)
+    known = _known_labels(stream.features["label"], test)
+    stored = known["label"][:]
+    numbered = with_class_labels({"train": known, "test": test}, dataset_name, class_names)
+    num_samples = _length_of(builder, train_split)
+    return StreamedSplits(stream, numbered["test"], numbered["train"], stored, num_samples)
+
+
+def _builder_of(dataset_name: str, config_name: str | None) -> DatasetBuilder:
+    folder = Path(dataset_name).expanduser()
+    remedy = "leave out --streaming, with which nothing would be won"
+    if dataset_name in BUILT_IN:
+        raise ValueError(f"Dataset '{dataset_name}' comes with its library and cannot be streamed; {remedy}.")
+    if not folder.is_dir() and is_local(dataset_name):
+        raise ValueError(f"There is no dataset folder '{dataset_name}'.")
+    if folder.is_dir() and any(
+        [*folder.glob("*-idx3-ubyte*"), *folder.glob("dataset_dict.json"), *folder.glob("state.json")]
+    ):
+        raise ValueError(
+            f"'{dataset_name}' holds IDX files or what `save_to_disk` wrote, which are read at any row; {remedy}."
+        )
+    try:
+        if not folder.is_dir() and not datasets.config.HF_HUB_OFFLINE:
+            check_hub_answers(dataset_name)
+        return load_builder(str(folder) if folder.is_dir() else dataset_name, config_name)
+    except Exception as error:  # the errors of a dozen readers and of the network share no base class
+        raise ValueError(
+            f"Dataset '{dataset_name}' cannot be streamed: {first_line(error).rstrip('.!')}. Pass a folder of Parquet "
+            "files, of tar files (WebDataset) or of images, or a dataset id on the Hub."
+        ) from error
+
+
+def _check_splits(dataset_name: str, names: list[str], train_split: str, eval_split: str | None) -> None:
+    found = f"it has {quoted(names)}. Splits are told by the names of files and folders, such as train-00000.tar."
+    if train_split not in names:
+        raise ValueError(f"Dataset '{dataset_name}' has no split '{train_split}'; {found}")
+    if eval_split is None:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has no split to evaluate on, and no part of a stream can be held out; {found} "
+            "Give one by `eval_split` (--eval_split)."
+        )
+    if eval_split not in names:
+        raise ValueError(f"Dataset '{dataset_name}' has no split '{eval_split}'; {found}")
+    if eval_split == train_split:
+        raise ValueError(
+            f"`eval_split` is '{eval_split}', which is trained on; no part of a stream can be held out. {found}"
+        )
+
+
+def _read(
+    builder: DatasetBuilder, dataset_name: str, train_split: str, eval_split: str
+) -> tuple[IterableDataset, Dataset]:
+    """The training split as a stream, and the evaluation split, of which alone the files are loaded."""
+    kind = type(builder).__module__.rpartition(".")[2]
+    files = {str(name): list(paths) for name, paths in (builder.config.data_files or {}).items()}
+    described: dict[str, Any] = {} if builder.info.features is None else {"features": builder.info.features}
+
+    def read(split: str, streaming: bool, **columns: Any) -> Any:
+        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming, **columns)
+
+    try:
+        stream, test = read(train_split, True, **described), read(eval_split, False, **described)
+        if stream.features is None:  # those of a CSV or JSON file are not known before it is read
+            stream = read(train_split, True, features=test.features)
+    except Exception as error:  # as above
+        raise ValueError(f"Dataset '{dataset_name}' cannot be streamed: {first_line(error)}") from error
+    if len(test) == 0:
+        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
+    return stream, test
+
+
+def _with_images(stream: IterableDataset, dataset_name: str) -> IterableDataset:
+    feature = stream.features["image"]
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        raise ValueError(
+            f"The image column of dataset '{dataset_name}' holds paths, which cannot be streamed; leave out "
+            "--streaming, or put the images into Parquet or tar files."
+        )
+    is_file = (isinstance(feature, Value) and "binary" in feature.dtype) or isinstance(feature, dict)
+    return stream.cast_column("image", Image()) if is_file else stream
+
+
+def _known_labels(feature: Any, test: Dataset) -> Dataset:
+    """One row for each label that a stream may hold: those with a name, or else those of the evaluation split."""
+    stored = feature if isinstance(feature, ClassLabel) else test.features["label"]
+    if isinstance(stored, ClassLabel):  # integers of the stream, if it does not know the names, are class indices
+        values = list(range(stored.num_classes))
+    else:
+        values = sorted({value for value in test["label"][:] if value is not None})
+    # With a column beside the labels, which are replaced, since a table without columns has no rows
+    features = Features({"label": stored, "row": Value("int64")})
+    return Dataset.from_dict({"label": values, "row": list(range(len(values)))}, features=features)
+
+
+def _length_of(builder: DatasetBuilder, split: str) -> int | None:
+    """How many images a split holds, if its description or its files say so at once."""
+    described = (builder.info.splits or {}).get(split)
+    if described is not None and described.num_examples:
+        return described.num_examples
+    files = [str(path) for name, paths in (builder.config.data_files or {}).items() if name == split for path in paths]
+    if all(path.endswith(".parquet") and Path(path).is_file() for path in files):
+        return sum(pq.read_metadata(path).num_rows for path in files)
+    return None

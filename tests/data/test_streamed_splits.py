@@ -1,0 +1,114 @@
+import shutil
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from support.images import image_dataset, processor, save, write_images
+from support.streams import image_bytes, write_parquet, write_tars
+
+from hf_layershuffle.data.datasets import load_image_datasets
+from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.data.streamed_splits import load_image_stream
+
+
+def labels_of(splits) -> list[int]:
+    """Classes of the images to train on, in the order of the files."""
+    images = ImageStream(splits.stream, processor(), class_numbers=splits.class_numbers, shuffle_buffer_size=0)
+    return images.__getitems__(list(images.samples(0))).unfinished["labels"].tolist()
+
+
+def write_table(folder, split: str, labels: list, label_feature) -> None:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    rows = [{"image": {"bytes": each, "path": None}, "label": label} for each, label in zip(image_bytes(20), labels)]
+    dataset = Dataset.from_list(rows, features=Features({"image": Image(), "label": label_feature}))
+    dataset.to_parquet(folder / "data" / f"{split}-00000.parquet")
+
+
+def test_parquet_says_its_classes_and_its_length(tmp_path):
+    splits = load_image_stream(write_parquet(tmp_path / "images"))
+    assert splits.num_samples == 26 and splits.stream.num_shards == 4
+    assert splits.test.features["label"].names == ["cat", "dog"] and len(splits.test) == 10
+    head = splits.head()
+    assert len(head) == 26 and head.features["label"].names == ["cat", "dog"] and head[1]["label"] == 1
+    stored = load_image_datasets(str(tmp_path / "images"))["train"]
+    assert labels_of(splits) == stored["label"][:]
+
+
+def test_tar_files_have_the_classes_of_the_evaluation_split(tmp_path):
+    splits = load_image_stream(write_tars(tmp_path / "tars", num_classes=3))
+    assert splits.num_samples is None and splits.stream.num_shards == 4
+    assert splits.test.features["label"].names == ["0", "1", "2"]
+    assert labels_of(splits) == [row % 3 for row in range(26)]
+    named = load_image_stream(str(tmp_path / "tars"), class_names=["ant", "bee", "cow", "doe"])
+    assert named.test.features["label"].names == ["ant", "bee", "cow", "doe"]
+    assert labels_of(named) == [row % 3 for row in range(26)]
+
+
+def test_classes_by_name_whatever_their_order_in_the_evaluation_split(tmp_path):
+    write_table(tmp_path, "train", [0, 1, 2], ClassLabel(names=["ant", "bee", "cow"]))
+    write_table(tmp_path, "test", [0, 1, 1], ClassLabel(names=["cow", "ant"]))
+    splits = load_image_stream(str(tmp_path))
+    assert splits.test["label"][:] == [2, 0, 0]
+    assert labels_of(splits) == [0, 1, 2]
+
+
+def test_labels_that_are_names_are_numbered_by_the_evaluation_split(tmp_path):
+    write_table(tmp_path, "train", ["bee", "ant", "bee"], Value("string"))
+    write_table(tmp_path, "test", ["ant", "bee"], Value("string"))
+    splits = load_image_stream(str(tmp_path))
+    assert splits.test["label"][:] == [0, 1]
+    assert labels_of(splits) == [1, 0, 1]
+    write_table(tmp_path, "train", ["bee", "cow"], Value("string"))
+    with pytest.raises(
+        ValueError, match=r"Image 1 .* has the label 'cow'; the labels of this stream are 'ant', 'bee'"
+    ):
+        labels_of(load_image_stream(str(tmp_path)))
+
+
+def test_folders_of_classes(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path, *(f"{split}/{name}/{row}.png" for name in ("ant", "bee") for row in range(3)))
+    splits = load_image_stream(str(tmp_path))
+    assert splits.test.features["label"].names == ["ant", "bee"]
+    assert sorted(labels_of(splits)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_bytes_without_a_type_are_images(tmp_path):
+    for split in ("train", "test"):
+        rows = {"picture": image_bytes(4), "label": [0, 1, 0, 1]}
+        features = Features({"picture": Value("binary"), "label": Value("int64")})
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    splits = load_image_stream(str(tmp_path))
+    assert labels_of(splits) == [0, 1, 0, 1] and splits.test[0]["image"].size == (20, 16)
+
+
+def test_what_cannot_be_streamed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'digits' comes with its library .* leave out --streaming"):
+        load_image_stream("digits")
+    with pytest.raises(ValueError, match="no dataset folder"):
+        load_image_stream(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="`save_to_disk` wrote, which are read at any row"):
+        load_image_stream(save(tmp_path, train=image_dataset(4)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"cannot be streamed: .* Pass a folder of Parquet"):
+        load_image_stream(str(tmp_path / "empty"))
+
+
+def test_splits_are_checked(tmp_path):
+    folder = write_parquet(tmp_path / "images")
+    with pytest.raises(ValueError, match="no split 'all'; it has 'train', 'validation'"):
+        load_image_stream(folder, train_split="all")
+    with pytest.raises(ValueError, match="no split 'test'; it has 'train', 'validation'"):
+        load_image_stream(folder, eval_split="test")
+    with pytest.raises(ValueError, match="`eval_split` is 'train', which is trained on"):
+        load_image_stream(folder, eval_split="train")
+    shutil.rmtree(tmp_path / "images" / "data")
+    write_table(tmp_path / "images", "train", [0, 1], ClassLabel(names=["ant", "bee"]))
+    with pytest.raises(ValueError, match="no split to evaluate on, and no part of a stream can be held out"):
+        load_image_stream(folder)
+
+
+def test_tables_of_paths_are_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("image,label\na.png,0\nb.png,1\n")
+    with pytest.raises(ValueError, match="holds paths, which cannot be streamed"):
+        load_image_stream(str(tmp_path))
