@@ -55,10 +55,11 @@ class MergedTensor:
         """The average in float64, so that one of equal tensors gives themselves; the tensor itself if there is one."""
         if len(values) == 1:
             return values[0]
-        total = torch.zeros(values[0].shape, dtype=torch.float64)
         sum_of_weights = math.fsum(weight for _, weight in self.inputs)  # such as 0.9999999, as people round thirds
-        for value, (_, weight) in zip(values, self.inputs):
-            total.add_(value, alpha=weight / sum_of_weights)
+        first, *others = (weight / sum_of_weights for _, weight in self.inputs)
+        total = values[0].to(torch.float64) * first
+        for value, weight in zip(values[1:], others):
+            total.add_(value, alpha=weight)
         return total
 
 
