@@ -44,22 +44,27 @@ class MergedTensor:
             pieces = [stored.chunks() for stored in inputs]
         else:
             pieces = [iter([_fit_rows(stored.read(), self.shape)]) for stored in inputs]
+        total, result = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=self.dtype)
         for values in zip(*pieces):
-            averaged = self._average(values)
+            if total.shape != values[0].shape:  # made once, since new memory costs more than the arithmetic
+                total, result = total.new_empty(values[0].shape), result.new_empty(values[0].shape)
+            averaged = self._average(values, total)
             if not is_finite(averaged):
                 for stored in inputs:
                     refuse_nonfinite(stored)
-            yield averaged.to(self.dtype)
+            yield result.copy_(averaged)
 
-    def _average(self, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The average in float64, so that one of equal tensors gives themselves; the tensor itself if there is one."""
+    def _average(self, values: tuple[torch.Tensor, ...], total: torch.Tensor) -> torch.Tensor:
+        """The tensor itself if there is one, else the average, in `total`.
+
+        It is of float64, so that an average of equal tensors gives themselves.
+        """
         if len(values) == 1:
             return values[0]
         sum_of_weights = math.fsum(weight for _, weight in self.inputs)  # such as 0.9999999, as people round thirds
-        first, *others = (weight / sum_of_weights for _, weight in self.inputs)
-        total = values[0].to(torch.float64) * first
-        for value, weight in zip(values[1:], others):
-            total.add_(value, alpha=weight)
+        total.zero_()
+        for value, (_, weight) in zip(values, self.inputs):
+            total.add_(value, alpha=weight / sum_of_weights)
         return total
 
 
