@@ -17,7 +17,7 @@ from harness import HEADINGS, RESULTS, Row, cells, environment, print_rows
 
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("startup", "evaluation", "data_path", "merging", "train_step", "compile", "swarm")
+SCRIPTS = ("startup", "evaluation", "data_path", "augmentation", "merging", "train_step", "compile", "swarm")
 HEADER = """# Speed
 
 Each script here answers one question. Each ratio is to a peer measured in the same run: A and B in turn, A B B A ...

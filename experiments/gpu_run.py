@@ -2,7 +2,8 @@
 
     python experiments/gpu_run.py '{"preset": "cifar10", "dataset_name": "path/to/cifar10"}' plain-init 0
 
-Takes what is not the default of grid.py's arguments, the method and the seed. Prints the images a second as it goes.
+Takes what is not the default of grid.py's arguments, the method, the seed, and further arguments of train.py. Prints
+the images a second as it goes.
 """
 
 import json
@@ -57,12 +58,16 @@ def train(argv: list[str], speed: Speed) -> None:
         session.finish()
 
 
-def run_one(args: GridArguments, method: str, seed: int) -> None:
-    """Trains and evaluates in this process, and leaves the record in the run's folder."""
+def run_one(args: GridArguments, method: str, seed: int, *further: str) -> None:
+    """Trains and evaluates in this process, and leaves the record in the run's folder.
+
+    Args:
+        further: Arguments of train.py that change how fast it goes, not what it does.
+    """
     from hf_layershuffle.training.session import one_line_errors
 
     folder = run_folder(args, method, seed)
-    command = train_command(args, method, seed, folder)
+    command = [*train_command(args, method, seed, folder), *further]
     started = time.monotonic()
     speed = Speed()
     with one_line_errors("gpu_runs.py"):
@@ -85,4 +90,4 @@ def run_one(args: GridArguments, method: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    run_one(GridArguments(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+    run_one(GridArguments(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from gpu_run import RECORD
 from grid import GridArguments, check, run_folder
-from methods import METHODS, PRESETS
+from methods import PRESETS, needed_method
 from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
@@ -55,6 +55,10 @@ class Arguments:
     output_dir: str = field(default="outputs/gpu", metadata={"help": "Folder for what is kept."})
     work_dir: str = field(default="outputs/reproduce", metadata={"help": "Folder for models and logs."})
     reserve: float = field(default=20, metadata={"help": "Seconds kept at the end to stop runs and to pack."})
+    torch_compile: bool = field(
+        default=True,
+        metadata={"help": "Compile the layers. Once a compiled run fails, it and all later ones run without."},
+    )
     num_orders: int = field(default=32, metadata={"help": "Arbitrary orders of the evaluation."})
     num_subsets: int = field(default=4, metadata={"help": "Random subsets a number of layers of the evaluation."})
 
@@ -71,6 +75,7 @@ class GpuRun:
     process: subprocess.Popen | None = None
     log: Path | None = None
     started: float = 0.0
+    is_compiled: bool = False
 
     @property
     def folder(self) -> Path:
@@ -83,15 +88,16 @@ class GpuRun:
     @property
     def needs(self) -> tuple | None:
         """Key of the run whose model this one starts from or learns from."""
-        if not any("{plain-init}" in argument for argument in METHODS[self.method]):
-            return None
-        return self.args.preset, "plain-init", self.seed, self.args.train_arguments
+        needed = needed_method(self.method)
+        return None if needed is None else (self.args.preset, needed, self.seed, self.args.train_arguments)
 
-    def start(self) -> None:
+    def start(self, is_compiled: bool) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.log = Path(f"{self.folder}.log")
+        self.is_compiled = is_compiled
         command = [sys.executable, str(ONE_RUN), json.dumps(vars(self.args)), self.method, str(self.seed)]
-        with open(self.log, "w", encoding="utf-8") as log:
+        command += ["--torch_compile"] if is_compiled else []
+        with open(self.log, "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
             # A session of its own, so that its workers can be ended with it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -146,20 +152,23 @@ def parse_runs(specifications: list[str], args: Arguments) -> list[GpuRun]:
 
 
 def with_needed(runs: list[GpuRun]) -> list[GpuRun]:
-    """The runs, each once, and before each the one whose model it needs."""
+    """The runs, each once, and before each those whose models it needs."""
     found: dict[tuple, GpuRun] = {}
     for run in runs:
-        if run.needs is not None:
-            found.setdefault(run.needs, GpuRun(run.args, "plain-init", run.seed))
-        found.setdefault(run.key, run)
+        chain = [run]
+        while chain[0].needs is not None:
+            chain.insert(0, GpuRun(run.args, chain[0].needs[1], run.seed))
+        for each in chain:
+            found.setdefault(each.key, each)
     return list(found.values())
 
 
 class Schedule:
     """Starts runs as places, models and time allow, and records those that end."""
 
-    def __init__(self, runs: list[GpuRun], jobs: int, deadline: float):
+    def __init__(self, runs: list[GpuRun], jobs: int, deadline: float, torch_compile: bool = False):
         self.runs = runs
+        self.torch_compile = torch_compile
         self.jobs = jobs
         self.deadline = deadline
         self.by_key = {run.key: run for run in runs}
@@ -170,10 +179,13 @@ class Schedule:
             for run in self._running():
                 if run.is_over():
                     report(run)
+                    if run.is_compiled and run.status != "done":
+                        self.torch_compile = False
+                        run.status = "not started"
             startable = next((run for run in self.runs if run.status == "not started" and self._can_start(run)), None)
             running = self._running()
             if startable is not None and len(running) < self.jobs:
-                startable.start()
+                startable.start(self.torch_compile)
             elif not running:
                 return
             else:
@@ -289,7 +301,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"gpu_runs.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    schedule = Schedule(runs, args.jobs, started + args.seconds - args.reserve)
+    schedule = Schedule(runs, args.jobs, started + args.seconds - args.reserve, args.torch_compile)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         schedule.run()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from intervals import mean_std
-from methods import METHODS, ON_GPU, ONE_THREAD, PRESETS, value_of
+from methods import METHODS, ON_GPU, ONE_THREAD, PRESETS, needed_method, value_of
 from page import merge_command, render_pages
 from runs import counted, read_records
 from transformers import HfArgumentParser
@@ -109,10 +109,8 @@ def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> 
     held_out = ["--eval_split", "train", "--eval_fraction", "0.1"] if args.held_out else []
     device = ON_GPU if torch.accelerator.is_available() else ["--use_cpu"]
     width = int(value_of(args.preset, "hidden_size", str(SCRATCH_DEFAULTS["hidden_size"])))
-    values = {
-        "plain-init": str(run_folder(args, "plain-init", seed)),
-        "initializer_range": str(initializer_range_of(width)),
-    }
+    values = {name: str(run_folder(args, name, seed)) for name in METHODS}
+    values["initializer_range"] = str(initializer_range_of(width))
     method_arguments = [argument.format_map(values) for argument in METHODS[method]]
     command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
     command += [*PRESETS[args.preset], *method_arguments, *device, *args.train_arguments.split(), *held_out]
@@ -124,10 +122,11 @@ def run_one(args: GridArguments, method: str, seed: int) -> dict:
     """Trains, evaluates and returns the record."""
     key = run_key(args, method, seed)
     folder = run_folder(args, method, seed)
-    if "{plain-init}" in METHODS[method] and not run_folder(args, "plain-init", seed).is_dir():
+    needed = needed_method(method)
+    if needed is not None and not run_folder(args, needed, seed).is_dir():
         raise ValueError(
-            f"Method {method} starts from the model of method plain-init with seed {seed}, which is not in "
-            f"'{args.work_dir}'; run --methods plain-init --seeds {seed} first."
+            f"Method {method} starts from the model of method {needed} with seed {seed}, which is not in "
+            f"'{args.work_dir}'; run --methods {needed} --seeds {seed} first."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = train_command(args, method, seed, folder)
@@ -192,9 +191,9 @@ def evaluate_folder(args: GridArguments, folder: str) -> None:
     from hf_layershuffle.data.datasets import load_image_datasets
 
     split = {"eval_split": "train", "eval_fraction": 0.1} if args.held_out else {}
-    torch.set_float32_matmul_precision("medium")
     accelerator = torch.accelerator.current_accelerator()
     device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
+    torch.set_float32_matmul_precision("medium" if device == "cpu" else "high")  # bfloat16, or TF32
     model = load_classifier(folder, attn_implementation="eager" if device == "cpu" else "sdpa")
     report = ls.evaluate_robustness(
         model.to(device),

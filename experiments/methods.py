@@ -28,6 +28,16 @@ METHODS = {
     "order-free-distilled": [*ORDER_FREE, *DISTILLED],
     "order-free-finetuned": [*ORDER_FREE, *FINE_TUNED],
     "order-free-finetuned-distilled": [*ORDER_FREE, *FINE_TUNED, *DISTILLED],
+    # A second time, from what it has become, and from the mean of its answers in eight orders; and the plain one again
+    "order-free-again": [
+        *ORDER_FREE,
+        *("--model_name_or_path", "{order-free-finetuned-distilled}"),
+        *("--teacher_model_name_or_path", "{order-free-finetuned-distilled}", "--teacher_orders", "8"),
+    ],
+    "plain-init-again": [
+        *("--shuffle_mode", "none", "--model_name_or_path", "{plain-init-finetuned-distilled}"),
+        *("--teacher_model_name_or_path", "{plain-init-finetuned-distilled}"),
+    ],
     # Each batch in two orders, which shall agree: twice the work for the same images
     "order-free-finetuned-distilled-consistent": [*ORDER_FREE, "--order_consistency", "1", *FINE_TUNED, *DISTILLED],
     # For models that will run with layers missing
@@ -51,6 +61,8 @@ LABELS = {
     "order-free-distilled": "preset order-free, distilled",
     "order-free-finetuned": "preset order-free, fine-tuned",
     "order-free-finetuned-distilled": "preset order-free, fine-tuned and distilled",
+    "order-free-again": "preset order-free, fine-tuned and distilled twice, then by the mean over orders",
+    "plain-init-again": "plain ViT, initial weights of the preset, fine-tuned and distilled twice",
     "order-free-finetuned-distilled-consistent": "preset order-free, fine-tuned and distilled, two orders that agree",
     "order-free-finetuned-distilled-layerdrop": "preset order-free, fine-tuned and distilled, LayerDrop 0.2",
 }
@@ -93,7 +105,7 @@ ONE_THREAD = ("digits",)
 # checkpoints of runs of a minute. For images so small, batches from other processes cost more than they spare
 ON_GPU = (
     "--attn_implementation sdpa --dataloader_num_workers 0 --dataloader_drop_last True --do_eval False "
-    "--save_strategy no --disable_tqdm True"
+    "--save_strategy no --logging_steps 0.1 --disable_tqdm True"
 ).split()
 # What freedom of order may cost: the least ratio to a plain ViT, the most points of the worst order below the mean,
 # and the least part of the accuracy that three quarters of the layers keep
@@ -103,6 +115,12 @@ TARGETS = {
     "fashion-mnist": {"ratio": 0.995, "worst": 0.5, "kept": 0.97},
     "cifar10-small": {"ratio": 0.97, "worst": 1.0, "kept": 0.97},
 }
+
+
+def needed_method(method: str) -> str | None:
+    """The method whose model, of the same seed, this one starts from or learns from."""
+    named = [argument[1:-1] for argument in METHODS[method] if argument.startswith("{")]
+    return next((name for name in named if name in METHODS), None)
 
 
 def value_of(preset: str, name: str, default: str) -> str:

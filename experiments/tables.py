@@ -2,7 +2,7 @@
 
 import numpy as np
 from intervals import Estimate, images_half_width, mean_std, ratio, seeds_half_width
-from methods import LABELS, METHODS, TARGETS, twice_as_long
+from methods import LABELS, TARGETS, needed_method, twice_as_long
 from runs import Group
 
 
@@ -52,7 +52,7 @@ def dataset_section(dataset: str, groups: list[Group]) -> str:
 def _notes(groups: list[Group]) -> str:
     """On methods that only some datasets have."""
     notes = ""
-    if any("{plain-init}" in METHODS[group.method] for group in groups):
+    if any(needed_method(group.method) for group in groups):
         notes += " Fine-tuned and distilled: from the plain ViT with the preset's initial weights and the same seed."
     if any(group.merges for group in groups):
         notes += " Merged: random merges of the seeds' models, each layer at its own position; mean ± sample standard "
@@ -86,7 +86,8 @@ def baselines(dataset: str, groups: list[Group], train_arguments: str) -> dict[s
     found = {LABELS[plain]: by_key.get((plain, train_arguments)) for plain in ("plain", "plain-init")}
     longer = twice_as_long(dataset) if not train_arguments else ""
     found[f"{LABELS['plain-init']}, trained twice as long"] = by_key.get(("plain-init", longer)) if longer else None
-    return found | {LABELS["plain-init-distilled"]: by_key.get(("plain-init-distilled", train_arguments))}
+    distilled = ("plain-init-distilled", "plain-init-finetuned-distilled", "plain-init-again")
+    return found | {LABELS[plain]: by_key.get((plain, train_arguments)) for plain in distilled}
 
 
 def ratio_to(group: Group, plain: Group | None) -> Estimate | None:

@@ -13,7 +13,7 @@ import hf_layershuffle_cli
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NAMES = ("train", "augment", "data", "fine-tune", "measure", "merge", "publish", "text", "causal", "swarm")
+NAMES = ("train", "augment", "data", "fine-tune", "adaptive", "measure", "merge", "publish", "text", "causal", "swarm")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 # The same on less: the pages show the sizes that are worth it
 LESS = {

@@ -23,6 +23,7 @@ FLOORS = (
     "analysis",
     "compression",
     "merging",
+    "adaptive",
     "plotting",
     "hub",
     "swarm",

@@ -1,5 +1,10 @@
 """The public names of the package, for editors and for `__init__.py`, which imports a name when it is first used."""
 
+from .adaptive.exit_calibration import ExitCalibration as ExitCalibration
+from .adaptive.exit_calibration import calibrate_exit as calibrate_exit
+from .adaptive.layer_answers import LayerAnswers as LayerAnswers
+from .adaptive.layer_answers import answers_after_layers as answers_after_layers
+from .adaptive.program_search import search_program as search_program
 from .analysis.analysis import analyze as analyze
 from .analysis.report import AnalysisReport as AnalysisReport
 from .bundled import example_model as example_model

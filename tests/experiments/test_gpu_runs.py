@@ -68,6 +68,8 @@ def test_runs_are_named_in_order_each_after_the_one_it_needs(gpu_runs, tmp_path)
         ("fashion-mnist", "plain-init-distilled", 0, ""),
         ("digits", "order-free", 2, "--bf16"),
     ]
+    again = runs_of(gpu_runs, tmp_path, "digits:order-free-again:3")
+    assert [run.method for run in again] == ["plain-init", "order-free-finetuned-distilled", "order-free-again"]
     (strong,) = runs_of(gpu_runs, tmp_path, "fashion-mnist-strong:plain:0")
     assert strong.args.dataset_name == "data/strong"
 
@@ -102,11 +104,18 @@ def test_a_run_that_fails_is_told_and_what_needs_it_is_not_started(gpu_runs, tmp
     assert not (tmp_path / "out" / "records.jsonl").exists()
 
 
+def test_a_compiled_run_that_fails_runs_again_without(gpu_runs, tmp_path, monkeypatch):
+    fake(gpu_runs, monkeypatch, tmp_path, "if sys.argv[4:] == ['--torch_compile']: sys.exit(2)")
+    runs = runs_of(gpu_runs, tmp_path, "digits:plain,order-free:0")
+    gpu_runs.Schedule(runs, 1, time.monotonic() + 60, True).run()
+    assert [(run.status, run.is_compiled) for run in runs] == [("done", False)] * 2
+
+
 def test_what_does_not_fit_in_the_time_is_not_started_and_what_runs_is_stopped(gpu_runs, tmp_path, monkeypatch):
     fake(gpu_runs, monkeypatch, tmp_path, "time.sleep(0.5 if seed == '0' else 60)")
     runs = runs_of(gpu_runs, tmp_path, "digits:plain:0,1,2")
     schedule = gpu_runs.Schedule(runs, 1, time.monotonic() + 60)
-    runs[0].start()
+    runs[0].start(False)
     runs[0].process.wait()
     assert runs[0].is_over()
     schedule.deadline = time.monotonic() + 2 * runs[0].seconds

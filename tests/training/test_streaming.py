@@ -64,8 +64,6 @@ def assert_equal(first: dict, second: dict) -> None:
     ("preset", "step"), [*((preset, 9) for preset in AUGMENTATION_PRESETS), ("none", 7), ("none", 3)]
 )
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(folder, tmp_path, vit, preset, step):
-    if preset in ("cifar", "imagenet", "deit"):
-        pytest.importorskip("kornia")
     whole = trainer_of(folder, tmp_path / "whole", vit, preset=preset)
     whole.train()
     trainer_of(folder, tmp_path / "cut", vit, preset=preset, callbacks=[Stop(step)]).train()

@@ -105,8 +105,8 @@ _FIXED_TABLES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] =
 
 
 def _contrast(levels: torch.Tensor, change: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
-    mean = histogram @ levels / histogram[0, 0].sum()
-    mean = (mean @ _grey_weights(mean)).round()[:, None, None]
+    mean = (histogram * levels).sum(-1) / histogram[0, 0].sum()
+    mean = (mean * _grey_weights(mean)).sum(1).round()[:, None, None]
     return torch.lerp(mean, levels, 1 + change[:, None]).expand(histogram.shape)
 
 
@@ -119,11 +119,11 @@ def _auto_contrast(levels: torch.Tensor, magnitudes: torch.Tensor, histogram: to
 
 
 def _equalized(levels: torch.Tensor, magnitudes: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
-    sums = histogram.cumsum(-1)
-    before = sums - histogram
-    # Without those of the highest level that occurs
-    step = before.where(histogram > 0, 0).amax(-1, keepdim=True).div(255, rounding_mode="floor")
-    table = (before + step.div(2, rounding_mode="floor")).div(step, rounding_mode="floor")
+    counts = histogram.to(torch.int64)  # PyTorch takes sums of floats on a GPU for not deterministic
+    before = counts.cumsum(-1) - counts
+    # Of all pixels but those of the highest level that occurs
+    step = before.where(counts > 0, 0).amax(-1, keepdim=True).div(255, rounding_mode="floor")
+    table = (before + step.div(2, rounding_mode="floor")).div(step.clamp(min=1), rounding_mode="floor")
     return torch.where(step > 0, table, levels)
 
 

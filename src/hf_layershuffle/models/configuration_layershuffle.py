@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
+from .exit_rule import EXIT_FIELDS, ExitRule
 from .layer_lists import TOWERS
 
 
@@ -52,6 +53,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v in EXECUTION_ORDERS if isinstance(v, str) else isinstance(v, (list, tuple)),
         f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
     ),
+    **EXIT_FIELDS,
 }
 
 
@@ -110,6 +112,10 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             num_hidden_layers)`.
         execution_order: Order of the layers in evaluation: `"sequential"`, `"arbitrary"` (a random permutation for
             each forward) or a list of layer indices, with repeats and omissions allowed.
+        exit_threshold: How sure an answer must be for an example to leave the model early, in [0, 1], in evaluation of
+            a classifier; None for all layers. See `early_exit.ExitRule`.
+        exit_criterion: What sure means: `"probability"`, `"entropy"` or `"margin"`.
+        exit_patience: Instead of a threshold: after how many layers in a row with the same answer an example leaves.
         tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
             `"text"` or `"audio"`.
 
@@ -127,10 +133,13 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     drop_path_rate: float = 0.0
     residual_init_scale: float = 1.0
     execution_order: str | list[int] = "sequential"
+    exit_threshold: float | None = None
+    exit_criterion: str = "probability"
+    exit_patience: int | None = None
     tower: str | None = None
 
     # Trainer.evaluate would otherwise take these outputs for predictions.
-    keys_to_ignore_at_inference = ["execution_order", "position_logits"]
+    keys_to_ignore_at_inference = ["execution_order", "position_logits", "num_layers_run"]
     # The model type whose checkpoints these configurations read as their own; set by each architecture.
     plain_model_type: ClassVar[str | None] = None
     # Whether the field of this name is the family's, whose own layers follow it
@@ -149,6 +158,8 @@ class LayerShuffleConfigMixin(_FamilyConfig):
 
     def check_layershuffle(self) -> None:
         """Checks the fields against each other; called on creation and by the models."""
+        if self.exit_threshold is not None and self.exit_patience is not None:
+            ExitRule(self.exit_threshold, self.exit_criterion, self.exit_patience)  # refuses them together
         if self.tower is not None and not hasattr(self, f"{self.tower}_config"):
             raise ValueError(
                 f"`tower` is '{self.tower}', and {type(self).__name__} has no `{self.tower}_config`; "

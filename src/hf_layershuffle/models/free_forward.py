@@ -15,6 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .early_exit import ExitingRun, exit_rule, may_exit
+from .exit_rule import EXIT_FIELDS
 from .free_generation import check_cache, leave_out_of_cache
 from .layer_program import LayerProgram, Run, run_by_position, run_program, running_program
 
@@ -34,6 +36,9 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
 
     @wraps(plain_forward)
     def forward(self: Any, *args: Any, execution_order: Any = None, **kwargs: Any) -> Any:
+        exits = {name: kwargs.pop(name, None) for name in EXIT_FIELDS}
+        if torch.compiler.is_compiling() and may_exit(self, exits):  # how many examples stay is known as they run
+            return torch.compiler.disable(forward)(self, *args, execution_order=execution_order, **kwargs, **exits)
         layers = LayerProgram.mark(self.free_layers)  # accelerate's `compile_regions` makes a new, plain list
         running = None if execution_order is not None else running_program(layers)
         if running is not None:  # the encoder of a classifier, or a model that is taken apart
@@ -56,8 +61,13 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             if argument("use_cache", args, kwargs) is None:
                 kwargs["use_cache"] = False
         check_cache(cache, order)
-        run = Run(layers, order, self._depth_embedding, self._dropped_paths)
-        run.num_examples = _num_examples(argument(self.main_input_name, args, kwargs))
+        rule = exit_rule(self, exits, "Classification" in plain_class.__name__)
+        if rule is None:
+            run = Run(layers, order, self._depth_embedding, self._dropped_paths)
+            run.num_examples = _num_examples(argument(self.main_input_name, args, kwargs))
+        else:
+            kwargs |= {"use_cache": False} if "use_cache" in names else {}
+            run = ExitingRun(self, order, rule, {**dict(zip(names, args)), **kwargs}, plain_forward)
         with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
@@ -100,19 +110,25 @@ _EXECUTION_ORDER_DOC = """
             Overrides the order for this call, in training too: `"sequential"`, `"arbitrary"` or layer indices. The
             outputs hold the order that ran.
 
+        exit_threshold (`float`), exit_criterion (`str`), exit_patience (`int`), *optional*:
+            Of a classifier in evaluation: override the configuration's fields of these names for this call. Examples
+            whose answer is sure enough leave the batch; the outputs hold `num_layers_run`. Logits, and the loss if
+            there are labels, are of the hidden states with which each example left.
+
         Raises:
             `ValueError`: if the order is not valid, the layers were cut by hand, or a label is outside the classes.
-                Labels on an accelerator are not checked.
+                Labels on an accelerator are not checked. Also if examples are to leave early where they cannot.
 """
 
 
 def _with_execution_order(signature: inspect.Signature) -> inspect.Signature:
     """A signature with the argument: the Trainer keeps the columns of a dataset that a forward's signature names."""
     parameters = list(signature.parameters.values())
-    added = inspect.Parameter("execution_order", inspect.Parameter.KEYWORD_ONLY, default=None)
+    names = ("execution_order", *EXIT_FIELDS)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     at = len(parameters) - has_kwargs
-    return signature.replace(parameters=[*parameters[:at], added, *parameters[at:]])
+    return signature.replace(parameters=[*parameters[:at], *added, *parameters[at:]])
 
 
 @contextmanager

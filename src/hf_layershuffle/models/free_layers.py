@@ -106,7 +106,7 @@ class FreeLayersMixin(_FamilyModel):
     @torch.compiler.disable
     def _draw_execution_order(self, *how: Any) -> list[int]:
         stream = self.execution_order_stream
-        if stream.seed is None and _is_sharded(self):
+        if stream.seed is None and is_sharded(self):
             raise ValueError(
                 "This model's parameters are sharded over several processes, and a random execution order that is not "
                 "the same on each of them would silently mix different layers' weights. Add `LayerShuffleCallback()` "
@@ -115,7 +115,7 @@ class FreeLayersMixin(_FamilyModel):
         return draw_execution_order(len(self.free_layers), stream.next_generator(self.training), *how)
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether layers' weights are gathered from several processes to run (FSDP, FSDP2, ZeRO-3, tensor parallel)."""
     return any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") or hasattr(parameter, "_is_flat_param")

@@ -57,6 +57,9 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
 
     plain_class: ClassVar[type[PreTrainedModel]]
     depth_embedding: nn.Embedding  # only with the flag of this name
+    _reads_inputs_after_layers: bool | None = (
+        None  # whether the head needs all examples' inputs again; None: not known
+    )
 
     # --- Building ---
 
@@ -147,6 +150,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             # non_blocking: a copy to the device that does not make the host wait for it
             execution_order=torch.tensor(run.order).to(device, non_blocking=True),
             position_logits=position_logits,
+            num_layers_run=getattr(run, "num_layers_run", None),
         )
 
 
@@ -187,21 +191,21 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
 
 
 def layershuffle_output_class(plain_class: type[ModelOutput]) -> type[ModelOutput]:
-    """A class of outputs with two more fields. Its `hidden_states` and `attentions` are in execution order.
+    """A class of outputs with three more fields. Its `hidden_states` and `attentions` are in execution order.
 
     `execution_order` (`torch.LongTensor` of shape `(positions,)`) is the index of the layer that ran at each position.
     `position_logits` (of shape `(batch_size, positions, num_layers)`, with `config.position_predictor`) is what the
-    layer at each position predicts its own position to be. In training `loss` includes the position loss; in
-    evaluation it is the class loss alone.
+    layer at each position predicts its own position to be. `num_layers_run` (`torch.LongTensor` of shape
+    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training `loss` includes
+    the position loss; in evaluation it is the class loss alone.
     """
     if plain_class not in _OUTPUTS_MADE:
         optional = torch.Tensor | None
         body = {
             "__module__": __name__,
             "__doc__": layershuffle_output_class.__doc__,
-            "__annotations__": {"execution_order": optional, "position_logits": optional},
-            "execution_order": None,
-            "position_logits": None,
+            "__annotations__": dict.fromkeys(_FURTHER_OUTPUTS, optional),
+            **dict.fromkeys(_FURTHER_OUTPUTS),
         }
         _OUTPUTS_MADE[plain_class] = dataclass(type(f"LayerShuffle{plain_class.__name__}", (plain_class,), body))
     return _OUTPUTS_MADE[plain_class]
@@ -331,6 +335,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
 
 # By the class itself, since another one may have the same name
 _MADE: dict[type[PreTrainedModel], type[LayerShuffleMixin]] = {}
+_FURTHER_OUTPUTS = ("execution_order", "position_logits", "num_layers_run")
 _OUTPUTS_MADE: dict[type[ModelOutput], type[ModelOutput]] = {}
 
 

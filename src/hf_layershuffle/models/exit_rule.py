@@ -1,0 +1,84 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""When an answer is sure enough for an example to leave the model early.
+
+This file travels to the Hub beside the weights, so it imports nothing from this package.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+CRITERIA = ("probability", "entropy", "margin")
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """When an example is sure enough to leave.
+
+    Args:
+        threshold: How sure an answer must be, in [0, 1]: an example leaves at the first layer at which it is at least
+            as sure. With 0 each leaves after the first layer.
+        criterion: What sure means. "probability": the highest class probability (BranchyNet and others). "entropy": 1
+            minus the entropy of the probabilities as a fraction of its largest value, the logarithm of the number of
+            classes (arXiv 1709.01686). "margin": the difference of the two highest probabilities.
+        patience: Instead of a threshold: after how many layers in a row with the same answer an example leaves, at
+            least 1 (arXiv 2006.04152).
+
+    Raises:
+        `ValueError`: if a value is outside of this, or both a threshold and a patience are given.
+    """
+
+    threshold: float | None = None
+    criterion: str = "probability"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for (name, (is_valid, allowed)), value in zip(
+            EXIT_FIELDS.items(), (self.threshold, self.criterion, self.patience)
+        ):
+            if not is_valid(value):
+                raise ValueError(f"`{name}` is {value!r}; it must be {allowed}.")
+        if self.threshold is not None and self.patience is not None:
+            raise ValueError(
+                f"`exit_threshold` is {self.threshold} and `exit_patience` is {self.patience}; an example leaves by "
+                "one of them: set the other to None."
+            )
+
+    def is_sure(self, logits: torch.Tensor) -> torch.Tensor:
+        """Whether an answer is sure enough by the threshold: booleans of shape `(batch_size,)`."""
+        return confidence(logits, self.criterion) >= self.threshold
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# For each field: whether a value is valid by itself, and what is allowed
+EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "exit_threshold": (lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "None or a number in [0, 1]"),
+    "exit_criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(map(repr, CRITERIA))}"),
+    "exit_patience": (
+        lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+        "None or an integer of at least 1",
+    ),
+}
+
+
+def confidence(logits: torch.Tensor, criterion: str = "probability") -> torch.Tensor:
+    """How sure an answer is, by a criterion of [`ExitRule`]: float32 in [0, 1] of shape `logits.shape[:-1]`.
+
+    Args:
+        logits: Of shape `(..., num_labels)`, with at least two labels.
+        criterion: One of `CRITERIA`.
+    """
+    probabilities = logits.float().softmax(-1)
+    if criterion == "probability":
+        return probabilities.amax(-1)
+    if criterion == "margin":
+        highest = probabilities.topk(2, dim=-1).values
+        return highest[..., 0] - highest[..., 1]
+    entropy = torch.special.entr(probabilities).sum(-1)
+    return (1 - entropy / torch.log(torch.tensor(float(logits.shape[-1])))).clamp(0, 1)
