@@ -4,7 +4,7 @@
 import errno
 import os
 from collections.abc import Callable
-from io import RawIOBase
+from io import FileIO
 from typing import Any
 
 
@@ -15,10 +15,10 @@ _BUFFER = 2**20
 
 
 def copy_range(
-    source: RawIOBase,
+    source: FileIO,
     start: int,
     num_bytes: int,
-    target: RawIOBase,
+    target: FileIO,
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> None:
     """Appends a part of a file to another at the place where that one is.
@@ -46,7 +46,7 @@ def copy_range(
         raise OSError(f"'{source.name}' became shorter while it was read. Copy or download it again.")
 
 
-def write_all(stream: RawIOBase, content: Any) -> int:
+def write_all(stream: FileIO, content: Any) -> int:
     """Returns the number of bytes. One unbuffered write takes 2 GiB at most."""
     view = memoryview(content)
     while len(view):
@@ -57,17 +57,17 @@ def write_all(stream: RawIOBase, content: Any) -> int:
 # Each copies at most `most` bytes and returns how many; 0 where there are none, or it cannot be done in this way
 
 
-def _share(source: RawIOBase, start: int, most: int, target: RawIOBase) -> int:
+def _share(source: FileIO, start: int, most: int, target: FileIO) -> int:
     copy_file_range = getattr(os, "copy_file_range", None)
     return 0 if copy_file_range is None else _tried(copy_file_range, source.fileno(), target.fileno(), most, start)
 
 
-def _send(source: RawIOBase, start: int, most: int, target: RawIOBase) -> int:
+def _send(source: FileIO, start: int, most: int, target: FileIO) -> int:
     sendfile = getattr(os, "sendfile", None)
     return 0 if sendfile is None else _tried(sendfile, target.fileno(), source.fileno(), start, most)
 
 
-def _read_and_write(source: RawIOBase, start: int, most: int, target: RawIOBase) -> int:
+def _read_and_write(source: FileIO, start: int, most: int, target: FileIO) -> int:
     source.seek(start)
     content = source.read(min(most, _BUFFER))
     return write_all(target, content) if content else 0
