@@ -173,10 +173,7 @@ class FolderRecords:
 
     @classmethod
     def read(
-        cls,
-        folder: str | os.PathLike,
-        config: PreTrainedConfig | None = None,
-        num_parameters: int | None = None,
+        cls, folder: str | os.PathLike, config: PreTrainedConfig | None = None, num_parameters: int | None = None
     ) -> "FolderRecords":
         """Reads the records of a folder.
 
@@ -194,8 +191,7 @@ class FolderRecords:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
         described = _read_config(folder, report, config, num_parameters)
-        training = read_json(folder / TRAINING_FILE) or {}
-        export = read_json(folder / EXPORT_FILE) or {}
+        training, export = (read_json(folder / file) or {} for file in (TRAINING_FILE, EXPORT_FILE))
         return cls(
             config=described,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
@@ -217,10 +213,7 @@ _SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "image_size
 
 
 def _read_config(
-    folder: Path,
-    report: RobustnessReport | None,
-    config: PreTrainedConfig | None = None,
-    num_parameters: int | None = None,
+    folder: Path, report: RobustnessReport | None, config: PreTrainedConfig | None, num_parameters: int | None
 ) -> SimpleNamespace:
     """A configuration that has the fields of a LayerShuffle one, whatever the folder holds."""
     values = dict(
