@@ -1,16 +1,23 @@
 """What cannot be merged is refused before anything is written."""
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Architecture
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.merges import FLAGS, assert_refused, in_place, merged, save, stored_tensors
 
+from hf_layershuffle.checkpoints import tensor_files
+from hf_layershuffle.common.file_ranges import copy_range
 from hf_layershuffle.hub.merged_folder import merge
-from hf_layershuffle.merging.merged_model import MergedTensor
+from hf_layershuffle.merging import merged_weights
+from hf_layershuffle.merging.merged_model import MergedTensor, prepare_merge, split_into_shards
+from hf_layershuffle.merging.merged_weights import write_weights
 from hf_layershuffle.merging.plan import MergePlan
 
 
@@ -202,7 +209,7 @@ def test_more_layers_than_the_position_heads_know_are_refused(sources, tmp_path)
     assert_refused(plan, tmp_path, "know 4 positions, but the result has 5 layers. Set `position_heads: false`")
 
 
-def test_a_write_that_fails_leaves_nothing(sources, tmp_path, monkeypatch):
+def test_a_computation_that_fails_leaves_nothing(sources, tmp_path, monkeypatch):
     compute, written = MergedTensor.compute, []
 
     def compute_until_the_disk_is_full(self):
@@ -213,6 +220,65 @@ def test_a_write_that_fails_leaves_nothing(sources, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MergedTensor, "compute", compute_until_the_disk_is_full)
     with pytest.raises(OSError, match="No space left"):
-        merge(in_place(sources[0]), tmp_path / "out", progress=False)
+        merge(MergePlan.average(sources), tmp_path / "results" / "out", progress=False)
     assert len(written) == 21
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_a_copy_that_fails_leaves_nothing(sources, tmp_path, monkeypatch, error):
+    copied = []
+
+    def copy_until_it_fails(source, start, num_bytes, target, advance):
+        copied.append(num_bytes)
+        copy_range(source, start, num_bytes, target, advance)
+        if len(copied) > 2:
+            raise error
+
+    monkeypatch.setattr(tensor_files, "copy_range", copy_until_it_fails)
+    with pytest.raises(type(error)):
+        merge(MergePlan.random(sources, seed=0), tmp_path / "results" / "out", progress=False)
+    assert len(copied) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert not [thread.name for thread in threading.enumerate() if "checks-tensors" in thread.name]
+
+
+def test_a_number_that_is_not_finite_ends_the_copying_early(sources, tmp_path, monkeypatch):
+    """The check runs beside the copying, which looks at it after each part."""
+    copied, refused = [], threading.Event()
+
+    def refuse(stored):
+        refused.set()
+        raise ValueError(f"'{stored.name}' holds NaN or infinite values.")
+
+    def copy_after_the_check(source, start, num_bytes, target, advance):
+        copied.append(num_bytes)
+        copy_range(source, start, num_bytes, target)
+        refused.wait()
+        time.sleep(0.2)  # until the error is there to be seen
+        advance(num_bytes)
+
+    monkeypatch.setattr(merged_weights, "refuse_nonfinite", refuse)
+    monkeypatch.setattr(tensor_files, "copy_range", copy_after_the_check)
+    with pytest.raises(ValueError, match="holds NaN or infinite values"):
+        merge(MergePlan.random(sources, seed=0), tmp_path / "out", progress=False)
+    assert len(copied) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["average", "copy"])
+def test_a_source_that_becomes_shorter_is_an_error(sources, tmp_path, how):
+    plan = MergePlan.average(sources) if how == "average" else MergePlan.random(sources, seed=0)
+    prepared = prepare_merge(plan)
+    file = Path(sources[0], "model.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(OSError, match="became shorter while it was read"):
+        write_weights(prepared.tensors, split_into_shards(prepared, "5GB"), tmp_path, progress=False)
+
+
+def test_an_average_names_the_tensor_that_is_not_finite(sources, tmp_path):
+    model = load_file(Path(sources[1], "model.safetensors"))
+    model["vit.layers.1.mlp.fc1.weight"][3, 2] = float("-inf")
+    save_file(model, Path(sources[1], "model.safetensors"), metadata={"format": "pt"})
+    match = r"Source 'b': the tensor 'vit.layers.1.mlp.fc1.weight' in '.*' holds NaN or infinite values"
+    assert_refused(MergePlan.average(sources), tmp_path, match)

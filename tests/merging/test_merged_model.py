@@ -10,11 +10,14 @@ import torch
 import yaml
 from conftest import Architecture, of_both_architectures, run_python
 from safetensors import safe_open
+from safetensors.torch import save_file
 from support.merges import FLAGS, in_place, merged, save, stored_tensors
 from support.models import TRAVELLING_FILES
 
+from hf_layershuffle.checkpoints import tensor_files
 from hf_layershuffle.checkpoints.image_processors import load_image_processor
 from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.common.file_ranges import copy_range
 from hf_layershuffle.compression.pruning import prune_layers
 from hf_layershuffle.hub.merged_folder import merge
 from hf_layershuffle.merging.plan import MergePlan
@@ -41,6 +44,44 @@ def test_a_model_merged_with_itself_is_itself_bit_for_bit(sources, tmp_path):
     configs = [json.loads((Path(path) / "config.json").read_text()) for path in (sources[0], folder)]
     assert configs[1].pop("merge_plan")["sources"] == {"a": {"path": "a"}}
     assert configs[0] == configs[1]
+
+
+def test_neighbours_are_copied_in_one_go_into_a_file_as_safetensors_writes_it(sources, tmp_path, monkeypatch):
+    copied = []
+
+    def copy(source, start, num_bytes, target, advance):
+        copied.append((Path(source.name), num_bytes))
+        copy_range(source, start, num_bytes, target, advance)
+
+    monkeypatch.setattr(tensor_files, "copy_range", copy)
+    folder = merge(in_place(sources[0]), tmp_path / "same", progress=False)
+    file = Path(sources[0], "model.safetensors")
+    assert len(copied) == 1 and copied[0][0] == file  # all tensors are neighbours
+    assert (folder / "model.safetensors").read_bytes()[-copied[0][1] :] == file.read_bytes()[-copied[0][1] :]
+    save_file(stored_tensors(folder), tmp_path / "written", metadata={"format": "pt"})
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "written").read_bytes()
+    copied.clear()
+    plan = in_place(sources[0], layers=[{"source": "a", "layer": index} for index in (2, 0, 3, 1)])
+    folder = merge(plan, tmp_path / "mixed", progress=False)
+    assert len(copied) == 5  # what is before the layers by its name, and each layer
+    before, after = stored_tensors(sources[0]), stored_tensors(folder)
+    for position, index in enumerate((2, 0, 3, 1)):
+        for name in before:
+            if f"layers.{index}." in name:
+                assert torch.equal(after[name.replace(f"layers.{index}.", f"layers.{position}.")], before[name])
+
+
+def test_a_merge_from_one_file_system_to_another(sources, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or os.stat(other).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("there is no second file system here")
+    folder = other / f"layershuffle-merge-{os.getpid()}"
+    try:
+        merge(MergePlan.random(sources, seed=0), folder, progress=False)
+        expected = merge(MergePlan.random(sources, seed=0), tmp_path / "here", progress=False)
+        assert (folder / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("copies", [2, 3, 7])

@@ -5,12 +5,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from ..common.file_ranges import copy_range, write_all
 
 
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -68,12 +69,17 @@ class StoredTensor:
                 yield torch.frombuffer(view, dtype=self.float_dtype)
 
     def is_finite(self) -> bool:
-        """Whether there is neither NaN nor infinity. `torch.aminmax` takes one pass and no temporary."""
-        return all(math.isfinite(value.item()) for chunk in self.chunks() for value in torch.aminmax(chunk))
+        """Whether there is neither NaN nor infinity."""
+        return all(is_finite(chunk) for chunk in self.chunks())
+
+
+def is_finite(numbers: torch.Tensor) -> bool:
+    """Whether there is neither NaN nor infinity. `torch.aminmax` takes one pass and no temporary."""
+    return all(math.isfinite(value.item()) for value in torch.aminmax(numbers)) if numbers.numel() else True
 
 
 class WrittenTensor(Protocol):
-    """A tensor to write, whose numbers are computed in pieces."""
+    """A tensor to write: a copy of a stored one, or numbers that are computed in pieces."""
 
     @property
     def name(self) -> str: ...
@@ -83,6 +89,9 @@ class WrittenTensor(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def copied(self) -> StoredTensor | None: ...
 
     def compute(self) -> Iterable[torch.Tensor]: ...
 
@@ -138,7 +147,8 @@ def write_safetensors(file: Path, tensors: Iterable[WrittenTensor], advance: Cal
     Args:
         advance: Called with the number of bytes written.
     """
-    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # each starts at a multiple of its item size
+    # Each starts at a multiple of its item size. By name, since so they lie in files that safetensors wrote
+    tensors = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -152,15 +162,37 @@ def write_safetensors(file: Path, tensors: Iterable[WrittenTensor], advance: Cal
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb", buffering=0) as stream:
-        _write_all(stream, len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            for piece in tensor.compute():
-                advance(_write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()))
+        write_all(stream, len(text).to_bytes(8, "little") + text)
+        for part in _joined(tensors):
+            if isinstance(part, _Range):
+                with open(part.file, "rb", buffering=0) as source:
+                    copy_range(source, part.start, part.num_bytes, stream, advance)
+            else:
+                for piece in part.compute():
+                    advance(write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()))
 
 
-def _write_all(stream: RawIOBase, content: Any) -> int:
-    """Returns the number of bytes. One unbuffered write takes 2 GiB at most."""
-    view = memoryview(content)
-    while len(view):
-        view = view[stream.write(view) :]
-    return len(content)
+@dataclass
+class _Range:
+    """A part of a file."""
+
+    file: Path
+    start: int
+    num_bytes: int
+
+
+def _joined(tensors: Iterable[WrittenTensor]) -> Iterator["_Range | WrittenTensor"]:
+    """The tensors; neighbours in the result that are copies of neighbours in a file as one range of that file."""
+    found: _Range | None = None
+    for tensor in tensors:
+        copied = tensor.copied
+        if found is not None:
+            if copied is not None and (copied.file, copied.start) == (found.file, found.start + found.num_bytes):
+                found.num_bytes += copied.num_bytes
+                continue
+            yield found
+        found = None if copied is None else _Range(copied.file, copied.start, copied.num_bytes)
+        if copied is None:
+            yield tensor
+    if found is not None:
+        yield found

@@ -13,7 +13,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +99,19 @@ def replaced_folder(target: str | os.PathLike, *, overwrite: bool = False) -> It
             except OSError:
                 replaced.rename(target)
                 raise
+
+
+@contextmanager
+def without_new_folders(folder: str | os.PathLike) -> Iterator[None]:
+    """After an exception the folders up to `folder` that were not there are gone again, if they are empty."""
+    missing = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            with suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

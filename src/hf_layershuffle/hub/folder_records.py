@@ -163,12 +163,15 @@ class FolderRecords:
         return not is_free_model_type(self.config.model_type)
 
     @classmethod
-    def read(cls, folder: str | os.PathLike, config: PreTrainedConfig | None = None) -> "FolderRecords":
+    def read(
+        cls, folder: str | os.PathLike, config: PreTrainedConfig | None = None, num_parameters: int | None = None
+    ) -> "FolderRecords":
         """Reads the records of a folder.
 
         Args:
             folder: The model's folder.
             config: The model's configuration, where the folder has no `config.json` yet.
+            num_parameters: Number of the model's parameters. Without it the model is built to count them.
 
         Raises:
             `ValueError`: if a file is not what its name says, or a record is of another model.
@@ -178,9 +181,8 @@ class FolderRecords:
         if report is not None:
             _check_report(folder, report)
         names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
-        described = _read_config(folder, report, config)
-        training = read_json(folder / TRAINING_FILE) or {}
-        export = read_json(folder / EXPORT_FILE) or {}
+        described = _read_config(folder, report, config, num_parameters)
+        training, export = (read_json(folder / file) or {} for file in (TRAINING_FILE, EXPORT_FILE))
         return cls(
             config=described,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
@@ -202,7 +204,7 @@ _SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "image_size
 
 
 def _read_config(
-    folder: Path, report: RobustnessReport | None, config: PreTrainedConfig | None = None
+    folder: Path, report: RobustnessReport | None, config: PreTrainedConfig | None, num_parameters: int | None
 ) -> SimpleNamespace:
     """A configuration that has the fields of a LayerShuffle one, whatever the folder holds."""
     values = dict(
@@ -221,7 +223,7 @@ def _read_config(
         values |= config.to_dict()
         # What a card says of the layers is that of the tower that holds them
         values |= {name: getattr(encoder_config(config), name, None) for name in _SHAPE}
-        values |= {"num_labels": config.num_labels, "num_parameters": _num_parameters(config)}
+        values |= {"num_labels": config.num_labels, "num_parameters": num_parameters or _num_parameters(config)}
     elif report is not None:
         values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
     else:

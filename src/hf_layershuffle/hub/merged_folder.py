@@ -8,6 +8,7 @@ from ..common.progress import silenceable
 from ..merging.merged_model import PreparedMerge, write_merged_model
 from ..merging.plan import MergePlan
 from .card_files import agreed_license
+from .folder_records import FolderRecords
 from .model_card import write_model_card
 
 
@@ -40,7 +41,7 @@ def merge(
         progress: Whether to show progress bars.
 
     Raises:
-        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is written then.
+        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is left then.
     """
     return write_merged_model(
         plan, output_dir, max_shard_size=max_shard_size, token=token, progress=progress, finish=_write_card
@@ -49,4 +50,5 @@ def merge(
 
 def _write_card(prepared: PreparedMerge, folder: Path, name: str) -> None:
     license = agreed_license(source.folder for source in prepared.sources.values())
-    write_model_card(folder, repo_id=f"your-name/{name}", license=license)
+    records = FolderRecords.read(folder, num_parameters=prepared.model.num_parameters())
+    write_model_card(folder, repo_id=f"your-name/{name}", license=license, records=records)

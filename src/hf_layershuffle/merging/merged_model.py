@@ -21,7 +21,6 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..checkpoints.loading import classes_of
-from ..checkpoints.locations import INDEX_FILE
 from ..checkpoints.stored_checkpoint import (
     SourceCheckpoint,
     check_image_processors,
@@ -29,14 +28,14 @@ from ..checkpoints.stored_checkpoint import (
     config_of,
     open_source,
 )
-from ..checkpoints.tensor_files import write_safetensors
 from ..checkpoints.tokenizers import takes_texts
-from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, write_text
+from ..common.files import refuse_second_writer, remove_leftovers, replaced_folder, without_new_folders, write_text
 from ..common.paths import inside
 from ..common.yaml_files import read_json
 from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
-from .merged_tensors import MergedTensor, inputs_of, result_dtypes
+from .merged_tensors import MergedTensor, inputs_of, refuse_nonfinite, result_dtypes
+from .merged_weights import write_weights
 from .plan import PLAN_FILE, MergePlan
 
 
@@ -96,11 +95,7 @@ class PreparedMerge:
         """
         inputs = {(stored.file, stored.name): stored for tensor in self.tensors for stored, _ in tensor.inputs}
         for stored in tqdm(inputs.values(), desc="Checking tensors", unit="tensor", disable=not progress):
-            if not stored.is_finite():
-                raise ValueError(
-                    f"Source '{stored.source}': the tensor '{stored.name}' in '{stored.file}' holds NaN or infinite "
-                    "values. Take another source or an earlier checkpoint."
-                )
+            refuse_nonfinite(stored)
 
 
 def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
@@ -158,14 +153,13 @@ def write_merged_model(
             What it adds is part of the folder when the folder appears.
 
     Raises:
-        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is written then.
+        `ValueError`, `OSError`: as in [`prepare_merge`] and [`PreparedMerge.check_values`]. Nothing is left then.
     """
     prepared = prepare_merge(plan, token)
     target = check_output_folder(output_dir, prepared.sources)
     shards = split_into_shards(prepared, max_shard_size)
-    prepared.check_values(progress)
-    with replaced_folder(target) as partial:
-        _write_weights(prepared, shards, partial, progress)
+    with without_new_folders(target.parent), replaced_folder(target) as partial:
+        write_weights(prepared.tensors, shards, partial, progress)
         _write_the_rest(prepared, partial)
         if finish is not None:
             finish(prepared, partial, target.name)
@@ -255,21 +249,6 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
     config.auto_map = auto_map_of(config)
     return config
-
-
-def _write_weights(prepared: PreparedMerge, shards: StateDictSplit, folder: Path, progress: bool) -> None:
-    tensors = {tensor.name: tensor for tensor in prepared.tensors}
-    bar = tqdm(total=prepared.num_bytes, desc="Writing", unit="B", unit_scale=True, disable=not progress)
-
-    def advance(num_bytes: int) -> None:
-        bar.update(num_bytes)
-
-    with bar:
-        for file, names in shards.filename_to_tensors.items():
-            write_safetensors(folder / file, [tensors[name] for name in names], advance)
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def image_processor_type(plain_model_type: str) -> str:

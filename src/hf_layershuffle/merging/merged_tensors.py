@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 
 from ..checkpoints.stored_checkpoint import SourceCheckpoint
-from ..checkpoints.tensor_files import StoredTensor
+from ..checkpoints.tensor_files import StoredTensor, is_finite
 from .plan import MergePart, MergePlan
 
 
@@ -26,25 +26,60 @@ class MergedTensor:
     dtype: torch.dtype
     inputs: list[tuple[StoredTensor, float]]
 
+    @property
+    def copied(self) -> StoredTensor | None:
+        """The stored tensor whose bytes are its own, if there is one."""
+        (stored, _), *others = self.inputs
+        is_copy = not others and (stored.shape, stored.dtype) == (self.shape, self.dtype)
+        return stored if is_copy else None
+
     def compute(self) -> Iterator[torch.Tensor]:
-        """Gives its numbers in pieces, each valid until the next."""
+        """Gives its numbers in pieces, each valid until the next.
+
+        Raises:
+            `ValueError`: if a number is NaN or infinite.
+        """
         inputs = [stored for stored, _ in self.inputs]
         if all(stored.shape == self.shape for stored in inputs):
             pieces = [stored.chunks() for stored in inputs]
         else:
             pieces = [iter([_fit_rows(stored.read(), self.shape)]) for stored in inputs]
+        total, result = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=self.dtype)
         for values in zip(*pieces):
-            yield self._average(values)
+            if total.shape != values[0].shape:  # made once, since new memory costs more than the arithmetic
+                total, result = total.new_empty(values[0].shape), result.new_empty(values[0].shape)
+            averaged = self._average(values, total)
+            if not is_finite(averaged):
+                for stored in inputs:
+                    refuse_nonfinite(stored)
+            yield result.copy_(averaged)
 
-    def _average(self, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _average(self, values: tuple[torch.Tensor, ...], total: torch.Tensor) -> torch.Tensor:
+        """The tensor itself if there is one, else the average, in `total`.
+
+        It is of float64, so that an average of equal tensors gives themselves.
+        """
         if len(values) == 1:
-            return values[0].to(self.dtype)
-        # In float64, so that an average of equal tensors gives themselves
-        total = torch.zeros(values[0].shape, dtype=torch.float64)
+            return values[0]
         sum_of_weights = math.fsum(weight for _, weight in self.inputs)  # such as 0.9999999, as people round thirds
+        total.zero_()
         for value, (_, weight) in zip(values, self.inputs):
             total.add_(value, alpha=weight / sum_of_weights)
-        return total.to(self.dtype)
+        return total
+
+
+def refuse_nonfinite(stored: StoredTensor) -> None:
+    """Reads a tensor.
+
+    Raises:
+        `ValueError`: if it holds NaN or infinite values.
+        `OSError`: if the file cannot be read.
+    """
+    if not stored.is_finite():
+        raise ValueError(
+            f"Source '{stored.source}': the tensor '{stored.name}' in '{stored.file}' holds NaN or infinite "
+            "values. Take another source or an earlier checkpoint."
+        )
 
 
 def inputs_of(
