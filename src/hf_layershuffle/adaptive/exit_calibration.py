@@ -1,8 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Chooses when examples leave early, for an accuracy that may be lost or a number of layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -140,13 +141,10 @@ def _choose(
         loss = right_at_end - np.mean([table.is_right_by(rule).mean() for table in tables])
         layers = np.mean([table.num_layers_run(rule).mean() for table in tables])
         outcomes.append((float(loss), float(layers), rule))
-    limited: Callable[[tuple], float]
-    by_other: Callable[[tuple], tuple]
-    if max_loss is not None:
-        limit, limited, by_other = max_loss, lambda each: each[0], lambda each: each[1::-1]
-    else:
-        limit, limited, by_other = max_layers, lambda each: each[1], lambda each: each[:2]
-    allowed = [each for each in outcomes if limited(each) <= limit + 1e-12]
+    limit = max_loss if max_loss is not None else max_layers
+    limited = itemgetter(0) if max_loss is not None else itemgetter(1)
+    by_other = itemgetter(1, 0) if max_loss is not None else itemgetter(0, 1)
+    allowed = [each for each in outcomes if limited(each) <= (limit or 0.0) + 1e-12]
     best = min(allowed, key=by_other) if allowed else min(outcomes, key=limited)
     return best[2], bool(allowed)
 

@@ -7,6 +7,7 @@ Monte Carlo tree search for each example. Here one program is searched for all, 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from datasets import Dataset
@@ -99,7 +100,8 @@ def search_program(
         beam = best_of([*beam, tuple(kept), tuple(evenly_spaced_layers(depth, num_layers_run))])
         bar.update()
         _refine(beam, best_of, num_refinements, depth, allow_repeats, bar.update)
-    return list(min((each for each in known if len(each) == num_layers_run), key=known.__getitem__))
+    whole = {program: loss for program, loss in known.items() if len(program) == num_layers_run}
+    return list(min(whole.items(), key=itemgetter(1))[0])
 
 
 def _extended(programs: Iterable[Program], depth: int, allow_repeats: bool) -> list[Program]:

@@ -49,7 +49,7 @@ class ExitRule:
 
     def is_sure(self, logits: torch.Tensor) -> torch.Tensor:
         """Whether an answer is sure enough by the threshold: booleans of shape `(batch_size,)`."""
-        return confidence(logits, self.criterion) >= self.threshold
+        return confidence(logits, self.criterion) >= (0.0 if self.threshold is None else self.threshold)
 
 
 def _is_number(value: object) -> bool:
