@@ -35,6 +35,7 @@ from hf_layershuffle.training.recipes import SCRATCH_DEFAULTS, initializer_range
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORDS = REPOSITORY / "experiments" / "records" / "runs.jsonl"
+SIZES = ("hidden_size", "num_hidden_layers")
 PAGES = (REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md", RECORDS.with_name("README.md"))
 
 
@@ -108,9 +109,9 @@ def run_folder(args: GridArguments, method: str, seed: int) -> Path:
 def train_command(args: GridArguments, method: str, seed: int, folder: Path) -> list[str]:
     held_out = ["--eval_split", "train", "--eval_fraction", "0.1"] if args.held_out else []
     device = ON_GPU if torch.accelerator.is_available() else ["--use_cpu"]
-    width = int(value_of(args.preset, "hidden_size", str(SCRATCH_DEFAULTS["hidden_size"])))
+    width, depth = (int(value_of(args.preset, name, str(SCRATCH_DEFAULTS[name]))) for name in SIZES)
     values = {name: str(run_folder(args, name, seed)) for name in METHODS}
-    values["initializer_range"] = str(initializer_range_of(width))
+    values |= {"initializer_range": str(initializer_range_of(width)), "three_quarters": str(depth * 3 // 4)}
     method_arguments = [argument.format_map(values) for argument in METHODS[method]]
     command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
     command += [*PRESETS[args.preset], *method_arguments, *device, *args.train_arguments.split(), *held_out]

@@ -28,12 +28,13 @@ METHODS = {
     "order-free-distilled": [*ORDER_FREE, *DISTILLED],
     "order-free-finetuned": [*ORDER_FREE, *FINE_TUNED],
     "order-free-finetuned-distilled": [*ORDER_FREE, *FINE_TUNED, *DISTILLED],
-    # A second time, from what it has become, and from the mean of its answers in eight orders of 9 layers; and the plain one again
+    # A second time, from what it has become, and from the mean of its answers in eight orders of three quarters of the
+    # layers; and the plain one again
     "order-free-again": [
         *ORDER_FREE,
         *("--model_name_or_path", "{order-free-finetuned-distilled}"),
         *("--teacher_model_name_or_path", "{order-free-finetuned-distilled}"),
-        *("--teacher_orders", "8", "--teacher_layers", "9"),
+        *("--teacher_orders", "8", "--teacher_layers", "{three_quarters}"),
     ],
     "plain-init-again": [
         *("--shuffle_mode", "none", "--model_name_or_path", "{plain-init-finetuned-distilled}"),
