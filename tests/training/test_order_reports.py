@@ -1,10 +1,6 @@
 """What a run shows of the accuracy in arbitrary orders: pictures for `report_to`, and beside the progress bar."""
 
 import io
-import json
-import os
-import sqlite3
-import tempfile
 import types
 
 import numpy as np
@@ -12,14 +8,13 @@ import pytest
 import transformers.trainer_callback
 from PIL import Image
 from support.trainers import Stop, train
-from transformers.integrations import WandbCallback
+from transformers.integrations import TrackioCallback, WandbCallback
 
 import hf_layershuffle as ls
 from hf_layershuffle.training.order_reports import OrderProgressCallback, order_line, order_picture, report_orders
 
 
 ORDERS = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]]
-os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp())  # which it reads when it is imported
 EVALUATED = dict(eval_strategy="steps", eval_steps=3, eval_orders=3)
 
 
@@ -60,26 +55,16 @@ def test_tensorboard_gets_a_picture_and_a_histogram_at_each_evaluation(vit, tmp_
     assert trainer.evaluate()["eval_arbitrary_accuracy"] > 0  # after the writer is closed
 
 
-def test_trackio_gets_them_too(vit, tmp_path):
-    from trackio.utils import TRACKIO_DIR
-
-    options = dict(report_to="trackio", project="orders", run_name="one", **EVALUATED)
-    train(vit.classifier(shuffle_mode="arbitrary"), tmp_path, **options)
-    with sqlite3.connect(TRACKIO_DIR / "orders.db") as database:
-        logged = [json.loads(row[0]) for row in database.execute("SELECT metrics FROM metrics")]
-    found = [each for each in logged if "eval/orders" in each]
-    assert [each["train/global_step"] for each in found] == [3, 6]
-    assert found[0]["eval/orders"]["_type"] == "trackio.image"
-    assert found[0]["eval/accuracy_by_order"]["_type"] == "trackio.histogram"
-
-
-def test_weights_and_biases_gets_them_too():
+@pytest.mark.parametrize(("reporter_class", "name"), [(WandbCallback, "_wandb"), (TrackioCallback, "_trackio")])
+def test_weights_and_biases_and_trackio_get_them_too(reporter_class, name):
+    """Of packages that the tests do without, stand-ins."""
     logged = []
     module = types.SimpleNamespace(
         Image=lambda image: ("image", image.size), Histogram=lambda values: ("histogram", values), log=logged.append
     )
-    reporter = WandbCallback.__new__(WandbCallback)  # the package is not installed
-    reporter._wandb, reporter._initialized = module, False
+    reporter = reporter_class.__new__(reporter_class)
+    setattr(reporter, name, module)
+    reporter._initialized = False
     report_orders([reporter], 6, [0.5, 0.25, 0.75], ORDERS)
     assert logged == []  # nothing was started yet
     reporter._initialized = True
