@@ -15,6 +15,7 @@ from .checkpoints.processing_classes import ProcessingClass, check_evaluable
 from .checkpoints.tokenizers import longest_text
 from .data.dataloading import LabelledData, as_dataloader
 from .models.configuration_layershuffle import encoder_config, num_channels_of
+from .models.early_exit import all_layers
 from .models.layer_program import LayerProgram, Run, StandIn, run_program
 
 
@@ -89,7 +90,8 @@ class LayerwiseClassifier:
     Running the layers of an order one after the other gives the model's logits for that order. Use it where the
     model's `forward` would repeat work: for many orders of the same inputs, for every prefix of an order, or to see
     what happens between layers. `embed` and `classify` run the family's own forward with stand-ins for its layers: in
-    `embed` they only note how they are called, in `classify` the only one gives the hidden states.
+    `embed` they only note how they are called, in `classify` the only one gives the hidden states. No example leaves
+    early, whatever the configuration says.
 
     Args:
         model: A LayerShuffle classifier, or a plain one (see [`as_layershuffle`]), in evaluation mode.
@@ -183,7 +185,8 @@ class LayerwiseClassifier:
         """
         sequential = list(range(self.num_layers))
         for order in (sequential, sequential[::-1]):
-            expected = self.model(**self._inputs, execution_order=order).logits
+            with all_layers(self.model):
+                expected = self.model(**self._inputs, execution_order=order).logits
             hidden_states = self._embedded
             for position, index in enumerate(order):
                 hidden_states, _ = self.run_layer(hidden_states, index, position)

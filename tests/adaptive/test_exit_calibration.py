@@ -141,12 +141,37 @@ def test_orders_are_those_the_model_runs_in(model, processor, digits):
         ({"max_mean_layers": 0}, "from 1 to 6"),
         ({"max_mean_layers": 3, "criterion": "sure"}, "one of probability, entropy, margin, patience"),
         ({"max_mean_layers": 3, "max_samples": 1}, "There is one example"),
+        ({"max_mean_layers": 2, "seed": -1}, "`seed` is -1"),
+        ({"max_mean_layers": 2, "execution_orders": [[0, 1], [0, 1, 2]]}, "2 to 3 layers; all must be equally long"),
+        ({"max_mean_layers": 2, "execution_orders": [0, 1, 2]}, "a list of lists of layer indices"),
     ],
     ids=str,
 )  # fmt: skip
 def test_bad_arguments(model, processor, digits, arguments, message):
     with pytest.raises(ValueError, match=message):
         calibrate_exit(model, digits, processing_class=processor, progress=False, **arguments)
+
+
+def test_one_layer_is_always_in_reach(model, processor, digits):
+    found = calibrate_exit(model, digits, max_mean_layers=1, processing_class=processor, progress=False)
+    assert found.meets_target and found.mean_num_layers == 1.0 and found.exit_threshold == 0.0
+
+
+def test_outputs_that_are_not_numbers_are_wrong_and_never_sure(model, processor, digits):
+    """A layer that diverged: what comes after it is no answer."""
+    with torch.no_grad():
+        next(model.free_layers[3].parameters()).fill_(float("nan"))
+    common = {"processing_class": processor, "progress": False, "max_samples": 60}
+    table = answers_after_layers(model, digits, **common)[0]
+    assert (table.answers[:, 3:] == -1).all() and not table.is_right[:, 3:].any() and table.is_right[:, :3].any()
+    rule = ExitRule(0.0)
+    assert table.num_layers_run(rule).tolist() == [1] * 60
+    found = calibrate_exit(model, digits, max_mean_layers=6, **common)
+    assert found.accuracy > 0.3 and found.accuracy_of_all_layers == 0.0
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite after any layer"):
+        calibrate_exit(model, digits, max_mean_layers=6, **common)
 
 
 def test_other_classes_are_refused(model, processor, digits):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from support.encoder_checks import free_model
-from support.encoders import ENCODERS, NUM_LAYERS
+from support.encoders import ENCODERS
 from support.models import randomize
 from transformers import Trainer, TrainingArguments
 
@@ -56,11 +56,12 @@ def test_every_family_with_a_head(name):
     # A threshold between the least and the most sure answer after the first layer, so that some leave there
     sureness = confidence(model(**inputs, execution_order=order[:1]).logits)
     threshold = float((sureness.min() + sureness.max()) / 2)
-    for rule in ({"exit_threshold": threshold}, {"exit_patience": 2}):
-        output = model(**inputs, execution_order=order, **rule)
-        assert_runs_to_its_depth(model, inputs, output, order)
+    output = model(**inputs, execution_order=order, exit_threshold=threshold)
+    assert_runs_to_its_depth(model, inputs, output, order)
+    assert output.num_layers_run.min() == 1
+    output = model(**inputs, execution_order=order, exit_patience=2)
+    assert_runs_to_its_depth(model, inputs, output, order)
     assert output.num_layers_run.min() >= 2
-    assert ENCODERS[name].inputs().keys() and NUM_LAYERS == 4
 
 
 @pytest.mark.parametrize("flags", [{}, {"depth_embedding": True}, {"position_predictor": True}], ids=str)
@@ -208,3 +209,62 @@ def test_a_compiled_model_gives_the_same(images):
     output = torch.compile(model, backend="eager")(images, exit_threshold=0.7)
     assert output.num_layers_run.tolist() == expected.num_layers_run.tolist()
     torch.testing.assert_close(output.logits, expected.logits)
+
+
+# --- Models whose configuration has a rule, in the rest of the package ---
+
+
+@pytest.fixture
+def exiting():
+    return make_vit(exit_threshold=0.7)
+
+
+def as_items(images):
+    return [{"pixel_values": image, "labels": index % 5} for index, image in enumerate(images)]
+
+
+def test_what_measures_orders_runs_all_layers(exiting, images):
+    rules = {"progress": False, "num_orders": 2, "num_subsets": 1}
+    report = ls.evaluate_robustness(exiting, as_items(images), **rules)
+    assert report.sequential == ls.evaluate_robustness(make_vit(), as_items(images), **rules).sequential
+    assert exiting.config.exit_threshold == 0.7
+
+
+@pytest.mark.parametrize("name", ["DINOv3, classifier", "DistilBERT"])
+def test_families_are_taken_apart_though_their_examples_leave(name):
+    """Of families that no test knows, the first batch is compared with the model."""
+    model = free_model(ENCODERS[name], exit_threshold=0.0)
+    parts = ls.LayerwiseClassifier(model)
+    parts.embed(ENCODERS[name].inputs())
+    assert parts._is_checked and model.config.exit_threshold == 0.0
+
+
+def test_a_new_model_does_not_keep_the_rule(exiting, images, tmp_path, caplog):
+    short = ls.prune_layers(exiting, [0, 1])
+    assert short.config.exit_threshold is None and exiting.config.exit_threshold == 0.7
+    for name in ("one", "two"):
+        make_vit(exit_threshold=0.7).save_pretrained(tmp_path / name)
+    plan = ls.MergePlan(
+        sources={"one": str(tmp_path / "one"), "two": str(tmp_path / "two")},
+        layers=[{"source": "one", "layer": 0}, {"source": "two", "layer": 1}],
+        base="one",
+    )
+    ls.merge(plan, tmp_path / "merged")
+    assert ls.LayerShuffleViTForImageClassification.from_pretrained(tmp_path / "merged").config.exit_threshold is None
+    args = TrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True, max_steps=1, save_strategy="no")
+    ls.LayerShuffleTrainer(exiting, args, train_dataset=as_items(images)).train()
+    assert exiting.config.exit_threshold is None
+
+
+def test_a_teacher_runs_all_layers(images, tmp_path):
+    """Also in several orders; its configuration stays as it was."""
+    whole, exiting = make_vit(), make_vit(exit_threshold=0.0)
+    answers = []
+    for teacher in (whole, exiting):
+        args = ls.LayerShuffleTrainingArguments(
+            str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no", teacher_orders=2, seed=0
+        )
+        student = make_vit()
+        ls.LayerShuffleTrainer(student, args, train_dataset=as_items(images), teacher_model=teacher).train()
+        answers.append(student.classifier.weight.detach())
+    assert torch.equal(*answers) and exiting.config.exit_threshold == 0.0

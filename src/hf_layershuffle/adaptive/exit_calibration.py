@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from ..common.checks import check_number
+from ..common.checks import check_integers, check_number
 from ..data.dataloading import LabelledData
 from ..layerwise import LayerwiseClassifier, as_layerwise
 from ..models.execution_order import ExecutionOrder, arbitrary_execution_orders
 from ..models.exit_rule import CRITERIA, ExitRule
-from .layer_answers import LayerAnswers, answers_after_layers
+from .layer_answers import LayerAnswers, answers_after_layers, checked_orders
 
 
 NUM_ORDERS = 8
@@ -108,8 +108,9 @@ def calibrate_exit(
         )
     if criterion not in (*CRITERIA, PATIENCE):
         raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join((*CRITERIA, PATIENCE))}.")
+    check_integers(seed=(seed, 0))
     parts = as_layerwise(model)
-    orders = execution_orders or _orders_of(parts, seed)
+    orders = checked_orders(execution_orders or _orders_of(parts, seed), parts.num_layers)
     depth = len(orders[0])
     if max_accuracy_loss is not None:
         check_number("max_accuracy_loss", max_accuracy_loss, 0, 1)
@@ -154,10 +155,13 @@ def _candidates(tables: list[LayerAnswers], criterion: str) -> list[ExitRule]:
     if criterion == PATIENCE:
         return [ExitRule(patience=count) for count in range(1, depth + 1)]
     values = np.concatenate([table.confidences[criterion].ravel() for table in tables]).astype(np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        raise ValueError("The model's outputs are not finite after any layer, so nothing can be chosen by them.")
     found = np.quantile(values, np.linspace(0, 1, 401)).clip(0, 1)
     # Few digits: a configuration is read by people. The tails matter most
     near_one = 1 - np.geomspace(1e-4, 0.1, 31)
-    thresholds = sorted({*np.round(found, 4).tolist(), *np.round(near_one, 5).tolist(), 1.0})
+    thresholds = sorted({0.0, *np.round(found, 4).tolist(), *np.round(near_one, 5).tolist(), 1.0})
     return [ExitRule(threshold, criterion) for threshold in thresholds]
 
 

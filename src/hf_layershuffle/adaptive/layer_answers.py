@@ -31,7 +31,8 @@ class LayerAnswers:
     Args:
         order: The layers, in the order in which they ran.
         labels: Class of each example: int64 of shape `(num_examples,)`.
-        answers: Class answered after each layer: int64 of shape `(num_examples, positions)`.
+        answers: Class answered after each layer: int64 of shape `(num_examples, positions)`; -1 where the outputs are
+            not numbers, which counts as wrong.
         confidences: By criterion of [`ExitRule`], how sure each answer is: float32 of the same shape.
     """
 
@@ -100,8 +101,7 @@ def answers_after_layers(
         `TypeError`, `ValueError`: as in [`score_execution_orders`].
     """
     parts = as_layerwise(model)
-    sequential = [list(range(parts.num_layers))]
-    orders = [check_execution_order(order, parts.num_layers) for order in execution_orders or sequential]
+    orders = checked_orders(execution_orders, parts.num_layers)
     processing_class = chosen_processing_class(processing_class, image_processor)
     check_evaluable(parts.model.config, processing_class)
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
@@ -117,6 +117,22 @@ def answers_after_layers(
     return [_table(order, known, torch.cat(answers).numpy()) for order, answers in zip(orders, found)]
 
 
+def checked_orders(orders: Sequence[ExecutionOrder] | None, num_layers: int) -> list[list[int]]:
+    """Execution orders of equal length, or the sequential one.
+
+    Raises:
+        `ValueError`: if they are none.
+    """
+    given = [list(range(num_layers))] if orders is None else list(orders)
+    if not given or any(isinstance(order, int) for order in given):
+        raise ValueError(f"`execution_orders` is {orders!r}; it must be a list of lists of layer indices.")
+    found = [check_execution_order(order, num_layers) for order in given]
+    lengths = sorted({len(order) for order in found})
+    if len(lengths) > 1:
+        raise ValueError(f"`execution_orders` have {lengths[0]} to {lengths[-1]} layers; all must be equally long.")
+    return found
+
+
 def _answers(parts: LayerwiseClassifier, hidden_states: torch.Tensor, order: list[int]) -> torch.Tensor:
     """float32 of shape `(batch_size, positions, 1 + criteria)`: the class, and how sure it is, after each layer."""
     after = []
@@ -124,7 +140,8 @@ def _answers(parts: LayerwiseClassifier, hidden_states: torch.Tensor, order: lis
         hidden_states, _ = parts.run_layer(hidden_states, index, position)
         logits = parts.classify(hidden_states)
         sure = [confidence(logits, criterion) for criterion in CRITERIA]
-        after.append(torch.stack([logits.argmax(-1).float(), *sure], dim=-1))
+        answers = torch.where(logits.isnan().any(-1), -1, logits.argmax(-1))
+        after.append(torch.stack([answers.float(), *sure], dim=-1))
     return torch.stack(after, dim=1).cpu()
 
 

@@ -22,6 +22,7 @@ from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
 from ..models.configuration_layershuffle import encoder_config, set_num_layers
+from ..models.exit_rule import forget_exits
 from ..models.layer_lists import check_places, find_layers
 from ..models.layer_program import same_kind_of_list
 
@@ -120,6 +121,7 @@ def _keep_rows(module: nn.Module, num_rows: int) -> None:
 
 
 def _shorten_config(config: PreTrainedConfig, kept: list[int]) -> None:
+    forget_exits(config)
     if not isinstance(getattr(config, "execution_order", "sequential"), str):
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:

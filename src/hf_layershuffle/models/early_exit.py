@@ -8,6 +8,7 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ from .layer_program import Run, StandIn, run_program
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
 _LIMITS = ("exit_threshold", "exit_patience")
+
+
+@contextmanager
+def all_layers(model: Any) -> Iterator[None]:
+    """Context in which a model's configuration lets no example leave early."""
+    config = model.config
+    kept = {name: getattr(config, name) for name in _LIMITS if getattr(config, name, None) is not None}
+    try:
+        for name in kept:
+            setattr(config, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(config, name, value)
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 CRITERIA = ("probability", "entropy", "margin")
 
@@ -65,6 +68,18 @@ EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "None or an integer of at least 1",
     ),
 }
+
+
+def forget_exits(config: Any) -> None:
+    """Takes the rule of leaving early out of a configuration, with a warning: it was chosen for other weights."""
+    names = [name for name in ("exit_threshold", "exit_patience") if getattr(config, name, None) is not None]
+    for name in names:
+        logger.warning(
+            "`%s` %s was chosen for other weights and is not kept; `calibrate_exit` chooses one for the new model.",
+            name,
+            getattr(config, name),
+        )
+        setattr(config, name, None)
 
 
 def confidence(logits: torch.Tensor, criterion: str = "probability") -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..models.configuration_layershuffle import num_layers_of
+from ..models.early_exit import all_layers
 from ..models.execution_order import arbitrary_execution_orders
 
 
@@ -87,7 +88,8 @@ class TeacherAnswer:
 
     def __call__(self, teacher: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Logits of shape `(batch_size, num_labels)`."""
-        if not self.orders:
-            return teacher(**inputs).logits
-        answers = [teacher(**inputs, execution_order=order).logits.float().log_softmax(-1) for order in self.orders]
-        return torch.stack(answers).logsumexp(0)
+        with all_layers(teacher):
+            if not self.orders:
+                return teacher(**inputs).logits
+            logits = [teacher(**inputs, execution_order=order).logits.float() for order in self.orders]
+        return torch.stack([each.log_softmax(-1) for each in logits]).logsumexp(0)

@@ -18,6 +18,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
+from ..models.exit_rule import forget_exits
 from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
 from .model_building import Teacher, layershuffle_flags
@@ -137,6 +138,7 @@ class TrainingSession:
         for flags, args, variant_teacher in variants:
             set_seed(self.args.seed)  # the same initial weights for the baseline
             model, processing_class = task.build_model(flags)
+            forget_exits(model.config)
             self._choose_output_dir(args, model.config, variant_teacher)
             if variant_teacher.model is not None:
                 task.check_teacher(model, processing_class)

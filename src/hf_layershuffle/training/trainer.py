@@ -19,6 +19,7 @@ from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
+from ..models.exit_rule import forget_exits
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
@@ -148,7 +149,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as [`Trainer`] does, with float32 weights."""
+        """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early."""
         # Before a checkpoint is loaded, whose weights would be rounded
         is_ours = not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False)
         if is_ours and self._argument("float32_weights"):
@@ -157,6 +158,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
+        forget_exits(self._config_of_model())
         return super().train(*args, **kwargs)
 
     # --- Data ---
