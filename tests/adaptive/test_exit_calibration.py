@@ -94,6 +94,9 @@ def test_intervals_by_hand():
     # Of 98 pairs none differs: 0 ± 1.96 sqrt(1 / 100 / 100)
     low, high = _interval(np.zeros(98), is_difference=True)
     assert (low, high) == pytest.approx((-0.0196, 0.0196))
+    # Of 98 pairs 10 are lost and none won: mean 10 / 100, and 11 / 100 - 0.01 of variance
+    low, high = _interval(np.repeat([1.0, 0.0], [10, 88]), is_difference=True)
+    assert (low, high) == pytest.approx((0.1 - 0.06198, 0.1 + 0.06198), abs=1e-4)
     # 1, 2, 3, 4: mean 2.5, population variance 1.25
     assert _interval(np.arange(1.0, 5.0)) == pytest.approx((2.5 - 1.0957, 2.5 + 1.0957), abs=1e-4)
 
@@ -144,6 +147,8 @@ def test_orders_are_those_the_model_runs_in(model, processor, digits):
         ({"max_mean_layers": 2, "seed": -1}, "`seed` is -1"),
         ({"max_mean_layers": 2, "execution_orders": [[0, 1], [0, 1, 2]]}, "2 to 3 layers; all must be equally long"),
         ({"max_mean_layers": 2, "execution_orders": [0, 1, 2]}, "a list of lists of layer indices"),
+        ({"max_mean_layers": 2, "execution_orders": "arbitrary"}, "'arbitrary'; it must be a list of lists"),
+        ({"max_mean_layers": 2, "execution_orders": []}, "a list of lists of layer indices"),
     ],
     ids=str,
 )  # fmt: skip

@@ -125,6 +125,48 @@ def test_the_configuration_says_it_too_and_a_call_wins(images, tmp_path):
 
 
 @torch.no_grad()
+def test_a_call_can_switch_the_rule_off(images):
+    model = make_vit(exit_threshold=0.7)
+    output = model(images, exit_threshold="off", output_hidden_states=True)
+    assert output.num_layers_run is None and len(output.hidden_states) == 5
+    torch.testing.assert_close(output.logits, make_vit()(images).logits, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        model(images, exit_threshold="off", exit_patience=1)
+    with pytest.raises(ValueError, match="`exit_criterion` is given without"):
+        model(images, exit_patience=1, exit_criterion="margin")
+
+
+@torch.no_grad()
+def test_the_encoder_of_such_a_classifier_runs_all_layers(images, tmp_path):
+    make_vit(exit_threshold=0.0).save_pretrained(tmp_path)
+    encoder = ls.LayerShuffleViTModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    expected = make_vit().vit(images).last_hidden_state
+    torch.testing.assert_close(encoder(images).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("name", ["DINOv3, classifier", "DeBERTa-v2", "ModernBERT"])
+@torch.no_grad()
+def test_a_batch_as_long_as_the_positions(name):
+    """What all examples share is not taken for what each has."""
+    model, inputs = free_model(ENCODERS[name]), ENCODERS[name].inputs()
+    seen = []
+    for layer in model.free_layers:
+        layer.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    model(**inputs)
+    lengths = {
+        len(part)
+        for args, kwargs in seen
+        for value in (*args, *kwargs.values())
+        for part in (value if isinstance(value, tuple) else [value])
+        if isinstance(part, torch.Tensor) and part.ndim and 2 < len(part) <= 64
+    }
+    for length in lengths | {16}:
+        batch = {key: torch.cat([value.roll(i, -1) for i in range(length)])[:length] for key, value in inputs.items()}
+        output = model(**batch, execution_order=[2, 0, 3, 1], exit_patience=2)
+        assert_runs_to_its_depth(model, batch, output, [2, 0, 3, 1])
+
+
+@torch.no_grad()
 def test_labels_give_the_loss_of_these_logits(images):
     labels = torch.arange(12) % 5
     output = make_vit()(images, labels=labels, exit_threshold=0.7)

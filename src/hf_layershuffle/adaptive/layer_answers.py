@@ -124,7 +124,7 @@ def checked_orders(orders: Sequence[ExecutionOrder] | None, num_layers: int) -> 
         `ValueError`: if they are none.
     """
     given = [list(range(num_layers))] if orders is None else list(orders)
-    if not given or any(isinstance(order, int) for order in given):
+    if len(given) == 0 or isinstance(orders, str) or any(np.ndim(order) != 1 for order in given):
         raise ValueError(f"`execution_orders` is {orders!r}; it must be a list of lists of layer indices.")
     found = [check_execution_order(order, num_layers) for order in given]
     lengths = sorted({len(order) for order in found})

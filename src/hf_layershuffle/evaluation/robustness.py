@@ -127,6 +127,8 @@ def evaluate_robustness(
     config = parts.model.config
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
+    if config.exit_threshold is not None or config.exit_patience is not None:
+        logger.warning("The configuration of '%s' lets examples leave early; here all layers run.", model_name)
     processor = chosen_processing_class(processing_class, image_processor)
     loader = _loader(parts, data, processor, batch_size, max_samples, seed)
     belongs_to = processing_record(processor, config) | {"data": data_digest(loader)}

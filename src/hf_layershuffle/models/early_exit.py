@@ -20,6 +20,7 @@ from .layer_program import Run, StandIn, run_program
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
 _LIMITS = ("exit_threshold", "exit_patience")
+OFF = "off"  # of a call: the configuration's rule does not count
 
 
 @contextmanager
@@ -60,9 +61,14 @@ def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRul
     config = model.config
     says = any(given[name] is not None for name in _LIMITS)
     threshold, patience = (given[name] if says else getattr(config, name) for name in _LIMITS)
-    if (model.training and not says) or (threshold is None and patience is None):
-        if given["exit_criterion"] is not None:
-            raise ValueError("`exit_criterion` is given without `exit_threshold`; pass that too, a number in [0, 1].")
+    if given["exit_criterion"] is not None and (
+        threshold is None or threshold == OFF or (model.training and not says)
+    ):
+        raise ValueError("`exit_criterion` is given without `exit_threshold`; pass that too, a number in [0, 1].")
+    if threshold == OFF and patience is not None:
+        raise ValueError(f"`exit_threshold` is '{OFF}' and `exit_patience` is {patience}; leave one of them out.")
+    is_of_others = not says and (model.training or not is_classifier)  # an encoder shares a classifier's configuration
+    if is_of_others or threshold == OFF or (threshold is None and patience is None):
         return None
     rule = ExitRule(threshold, given["exit_criterion"] or config.exit_criterion, patience)
     if model.training:

@@ -132,7 +132,7 @@ _EXECUTION_ORDER_DOC = """
 
         exit_threshold (`float`), exit_criterion (`str`), exit_patience (`int`), *optional*:
             Of a classifier in evaluation: override the configuration's fields of these names for this call. Examples
-            whose answer is sure enough leave the batch; the outputs hold `num_layers_run`. Logits, and the loss if
+            whose answer is sure enough leave the batch (with `exit_threshold="off"` none does); the outputs hold `num_layers_run`. Logits, and the loss if
             there are labels, are of the hidden states with which each example left.
 
         Raises:
