@@ -35,9 +35,7 @@ def test_two_layers_are_the_best_of_all(model, loader, allow_repeats):
 
 def test_it_is_never_worse_than_what_it_begins_with(model, loader, monkeypatch):
     """A beam search that went astray, which the other two starts make up for."""
-    monkeypatch.setattr(
-        program_search, "_extended", lambda programs, depth, repeats: [(*each, 5) for each in programs]
-    )
+    monkeypatch.setattr(program_search, "_extended", lambda programs, *_: [(*each, 5) for each in programs])
     found = search_program(model, loader, 4, beam_width=2, num_refinements=0, progress=False)
     kept = ls.search_layers(model, loader, 4, progress=False)
     spaced = evenly_spaced_layers(6, 4)

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +128,7 @@ def evaluate_robustness(
     config = parts.model.config
     model_name = model_name or config.name_or_path or type(model).__name__
     check_finite(f"'{model_name}'", parts.model.state_dict().items())
-    if config.exit_threshold is not None or config.exit_patience is not None:
-        logger.warning("The configuration of '%s' lets examples leave early; here all layers run.", model_name)
+    _warn_of_exits(config, model_name)
     processor = chosen_processing_class(processing_class, image_processor)
     loader = _loader(parts, data, processor, batch_size, max_samples, seed)
     belongs_to = processing_record(processor, config) | {"data": data_digest(loader)}
@@ -174,6 +174,11 @@ def evaluate_robustness(
     if progress_file is not None:
         Path(progress_file).unlink(missing_ok=True)
     return report
+
+
+def _warn_of_exits(config: Any, name: str) -> None:
+    if config.exit_threshold is not None or config.exit_patience is not None:
+        logger.warning("The configuration of '%s' lets examples leave early; here all layers run.", name)
 
 
 def _loader(

@@ -61,9 +61,8 @@ def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRul
     config = model.config
     says = any(given[name] is not None for name in _LIMITS)
     threshold, patience = (given[name] if says else getattr(config, name) for name in _LIMITS)
-    if given["exit_criterion"] is not None and (
-        threshold is None or threshold == OFF or (model.training and not says)
-    ):
+    has_threshold = threshold is not None and threshold != OFF and (says or not model.training)
+    if given["exit_criterion"] is not None and not has_threshold:
         raise ValueError("`exit_criterion` is given without `exit_threshold`; pass that too, a number in [0, 1].")
     if threshold == OFF and patience is not None:
         raise ValueError(f"`exit_threshold` is '{OFF}' and `exit_patience` is {patience}; leave one of them out.")

@@ -132,8 +132,9 @@ _EXECUTION_ORDER_DOC = """
 
         exit_threshold (`float`), exit_criterion (`str`), exit_patience (`int`), *optional*:
             Of a classifier in evaluation: override the configuration's fields of these names for this call. Examples
-            whose answer is sure enough leave the batch (with `exit_threshold="off"` none does); the outputs hold `num_layers_run`. Logits, and the loss if
-            there are labels, are of the hidden states with which each example left.
+            whose answer is sure enough leave the batch (with `exit_threshold="off"` none does); the outputs hold
+            `num_layers_run`. Logits, and the loss if there are labels, are of the hidden states with which each
+            example left.
 
         Raises:
             `ValueError`: if the order is not valid, the layers were cut by hand, or a label is outside the classes.
