@@ -149,9 +149,7 @@ def evaluate_robustness(
         method: [OrderGroup.of(found[f"{method} {k}"], seed) for k in range(1, parts.num_layers + 1)]
         for method in ("arbitrary", "random", "evenly_spaced")
     }
-    prediction = None
-    if config.position_predictor:
-        prediction = PositionPrediction.of(tallies.position_correct, tallies.position_total)
+    known = (tallies.position_correct, tallies.position_total)
     report = RobustnessReport(
         model=model_name,
         dataset=dataset_name,
@@ -167,7 +165,7 @@ def evaluate_robustness(
         pruning=pruning,
         leave_one_out=found["leave_one_out"],
         neighbour_swaps=found["neighbour_swaps"],
-        position_prediction=prediction,
+        position_prediction=PositionPrediction.of(*known) if config.position_predictor else None,
         config=described | belongs_to,
         environment=describe_environment(parts.model),
     )
