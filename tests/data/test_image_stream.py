@@ -247,7 +247,7 @@ def test_damaged_images_are_named_or_left_out(settings, caplog):
     assert batch["pixel_values"].equal(images.__getitems__([samples[0], samples[3]]).unfinished["pixel_values"])
     assert all(len(values) == 2 for values in batch.values())
     assert caplog.text.count("It is left out") == 2
-    with pytest.raises(ValueError, match="None of 2 images"):
+    with pytest.raises(ValueError, match="None of the 2 images of a batch can be read"):
         images.__getitems__(samples[1:3])
 
 
