@@ -159,6 +159,12 @@ def test_a_length_that_is_not_the_streams_is_refused(dataset):
     images = stream(dataset, num_samples=TOTAL + 1, is_length=True)
     with pytest.raises(ValueError, match=r"holds 26 images, and 27 were expected .*--num_train_samples"):
         list(StreamBatches(images, 4))
+    images = stream(dataset, num_samples=10, is_length=True)
+    batches = StreamBatches(images, 4)
+    assert len(list(batches)) == 3
+    images.set_epoch(1)
+    with pytest.raises(ValueError, match=r"holds at least 11 images, and 10 were expected"):
+        list(batches)
 
 
 def test_a_process_without_images_is_named(dataset):
