@@ -6,30 +6,35 @@
 
 A is a training step of ViT-S/16 on one batch that stays in memory; B the same step on images that are read, decoded,
 cropped and augmented (preset `imagenet`, or `--augmentation`) on the way: from a dataset on the disk, and from a
-stream of Parquet files. Both run in turn. `deit` and `imagenet` need kornia.
+stream of Parquet files. Both run in turn.
+
+What it costs to read an image without decoding it, as for the images before the place where a run goes on, is measured
+on Parquet files, with columns of these names and of others, and on tar files (WebDataset).
 
 Then a stream of 50,000 images (the same files again and again) runs without a model, and the resident memory of all
 processes is read on the way: the median of its last quarter against that of its second.
 """
 
 import argparse
+import io
 import itertools
 import os
 import statistics
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from harness import Row, measure_pairs, quartiles, record
 from PIL import Image as PILImage
 from train_step import SIZES
 from transformers import ViTImageProcessor, set_seed
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import Augmentation, ImageClassificationDataset, ImageStream
+from hf_layershuffle.data import Augmentation, ImageClassificationDataset, ImageStream, load_image_stream
 
 
 NUM_CLASSES = 1000
@@ -38,7 +43,10 @@ PARTS = ("disk", "stream", "skipping", "memory")
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Parquet files of the form of ImageNet-1k's: `image` (JPEG of 500 x 375, about 50 kB) and `label`."""
+    """Parquet files of the form of ImageNet-1k's: `image` (JPEG of 500 x 375, about 50 kB) and `label`.
+
+    Beside those to train on there is one to evaluate on, which a stream asks for.
+    """
     rng = np.random.default_rng(0)
     features = Features({"image": Image(), "label": ClassLabel(names=[f"class {row}" for row in range(NUM_CLASSES)])})
     for shard in range(SHARDS):
@@ -56,11 +64,37 @@ def write_photographs(folder: Path, count: int) -> None:
         Dataset.from_list(rows, features=features).to_parquet(folder / f"train-{shard:05d}.parquet", batch_size=100)
         for path in paths:
             os.remove(path)
+    rows = [{"image": rows[0]["image"], "label": label} for label in range(NUM_CLASSES)]  # those that tar files know
+    Dataset.from_list(rows, features=features).to_parquet(folder / "test-00000.parquet", batch_size=100)
 
 
-def stream_of(folder: Path, processor, augmentation: Augmentation, count: int) -> ImageStream:
-    stream = load_dataset("parquet", data_files=f"{folder}/*.parquet", split="train", streaming=True)
-    return ImageStream(stream, processor, num_samples=count, is_length=True, augmentation=augmentation)
+def write_copies(images: Path, folder: Path) -> dict[str, Path]:
+    """The same images as tar files, and as Parquet files with columns of other names. Names say what they are."""
+    copies = {"a Parquet file": images}
+    copies |= {name: folder / name for name in ("a Parquet file with other columns", "a tar file")}
+    for path in list(copies.values())[1:]:
+        path.mkdir()
+    for source in sorted(images.glob("*.parquet")):
+        dataset = Dataset.from_parquet(str(source), cache_dir=str(folder / "copying"))
+        dataset = dataset.cast_column("image", Image(decode=False)).cast_column("label", Value("int64"))
+        renamed = dataset.cast_column("image", Image()).rename_columns({"image": "picture", "label": "target"})
+        renamed.to_parquet(copies["a Parquet file with other columns"] / source.name, batch_size=100)
+        with tarfile.open(copies["a tar file"] / f"{source.stem}.tar", "w") as file:
+            for row, each in enumerate(dataset):
+                for suffix, content in (("jpg", each["image"]["bytes"]), ("cls", str(each["label"]).encode())):
+                    member = tarfile.TarInfo(f"{source.stem}-{row:06d}.{suffix}")
+                    member.size = len(content)
+                    file.addfile(member, io.BytesIO(content))
+    return copies
+
+
+def stream_of(folder: Path, processor, augmentation: Augmentation) -> ImageStream:
+    """As the command streams it."""
+    splits = load_image_stream(str(folder))
+    known = {"num_samples": splits.num_samples, "is_length": splits.num_samples is not None, "files": splits.files}
+    return ImageStream(
+        splits.stream, processor, augmentation=augmentation, class_numbers=splits.class_numbers, **known
+    )
 
 
 def make_steps(dataset, args: argparse.Namespace, folder: str):
@@ -164,18 +198,23 @@ def memory_row(stream: ImageStream, args: argparse.Namespace, folder: str) -> Ro
                unit="memory", target="<= 1.05", notes=note)  # fmt: skip
 
 
-def skip_row(stream: ImageStream) -> Row:
-    """What it costs to go on in the middle of a pass: reading without decoding, against reading and decoding."""
-    samples = stream.samples(0)
-    next(samples)  # which fills the buffer
-    start = time.process_time()
-    read = list(itertools.islice(samples, 500))
-    reading = time.process_time() - start
-    start = time.process_time()
-    stream.__getitems__(read)
-    decoding = time.process_time() - start
-    note = f"{len(read) / reading:.0f} images/s of CPU time skipped, {len(read) / decoding:.0f} decoded and cropped"
-    return Row("skipping an image of a stream", "decoding it", reading / decoding, unit="CPU time", notes=note)
+def skip_row(name: str, stream: ImageStream, repeats: int = 5) -> Row:
+    """What it costs to go on in the middle of a pass: reading without decoding, against decoding and cropping."""
+    reading, decoding = [], []
+    for number in range(repeats):
+        start = time.process_time()
+        read = list(stream.samples(number))
+        reading.append((time.process_time() - start) / len(read))
+        start = time.process_time()
+        stream.__getitems__(read[:200])
+        decoding.append((time.process_time() - start) / 200)
+    ratios = [one / other for one, other in zip(reading, decoding)]
+    note = (
+        f"{1e3 * statistics.median(reading):.2f} ms of the CPU to read an image, "
+        f"{1e3 * statistics.median(decoding):.2f} ms to decode, crop and augment it"
+    )
+    return Row(f"reading an image of {name}", "decoding it", statistics.median(ratios), quartiles(ratios), repeats,
+               unit="CPU time", notes=note)  # fmt: skip
 
 
 def main() -> None:
@@ -198,16 +237,17 @@ def main() -> None:
         images = Path(folder, "images")
         images.mkdir()
         write_photographs(images, args.images)
-        stream = stream_of(images, processor, augmentation, args.images)
+        stream = stream_of(images, processor, augmentation)
         if "disk" in args.parts:
-            files, cache = f"{images}/*.parquet", str(Path(folder, "cache"))
+            files, cache = f"{images}/train-*.parquet", str(Path(folder, "cache"))
             stored = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
             dataset = ImageClassificationDataset(stored, processor, augmentation=augmentation)
             rows.append(step_row("a dataset on the disk", dataset, args, folder))
         if "stream" in args.parts:
             rows.append(step_row("a stream", stream, args, folder))
         if "skipping" in args.parts:
-            rows.append(skip_row(stream))
+            copies = write_copies(images, Path(folder)).items()
+            rows += [skip_row(name, stream_of(path, processor, augmentation)) for name, path in copies]
         if "memory" in args.parts:
             rows.append(memory_row(stream, args, folder))
     record("Do reading, decoding and augmentation keep up with training?", rows, vars(args))

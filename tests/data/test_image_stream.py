@@ -159,6 +159,12 @@ def test_a_length_that_is_not_the_streams_is_refused(dataset):
     images = stream(dataset, num_samples=TOTAL + 1, is_length=True)
     with pytest.raises(ValueError, match=r"holds 26 images, and 27 were expected .*--num_train_samples"):
         list(StreamBatches(images, 4))
+    images = stream(dataset, num_samples=10, is_length=True)
+    batches = StreamBatches(images, 4)
+    assert len(list(batches)) == 3
+    images.set_epoch(1)
+    with pytest.raises(ValueError, match=r"holds at least 11 images, and 10 were expected"):
+        list(batches)
 
 
 def test_a_process_without_images_is_named(dataset):
@@ -247,7 +253,7 @@ def test_damaged_images_are_named_or_left_out(settings, caplog):
     assert batch["pixel_values"].equal(images.__getitems__([samples[0], samples[3]]).unfinished["pixel_values"])
     assert all(len(values) == 2 for values in batch.values())
     assert caplog.text.count("It is left out") == 2
-    with pytest.raises(ValueError, match="None of 2 images"):
+    with pytest.raises(ValueError, match="None of the 2 images of a batch can be read"):
         images.__getitems__(samples[1:3])
 
 

@@ -128,13 +128,18 @@ def open_image(stored: Any) -> Any:
 
     Args:
         stored: `{"bytes", "path"}`, the bytes of a file, a PIL image or an array.
+
+    Raises:
+        `ValueError`: if there is no image. The errors of PIL for one that cannot be read.
     """
+    if stored is None or (isinstance(stored, dict) and stored["bytes"] is None and stored["path"] is None):
+        raise ValueError("it is missing")
     if isinstance(stored, bytes):
         stored = {"bytes": stored, "path": None}
     if not isinstance(stored, dict):
         return stored if isinstance(stored, PILImage.Image) else np.asarray(stored)
-    if stored["bytes"] is None and (stored["path"] is None or "://" in stored["path"]):
-        return ImageFeature().decode_example(stored)  # on the Hub, or missing
+    if stored["bytes"] is None and "://" in stored["path"]:
+        return ImageFeature().decode_example(stored)  # on the Hub
     return PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
 

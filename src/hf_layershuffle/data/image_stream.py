@@ -3,12 +3,11 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Image as ImageFeature
 from datasets import IterableDataset
 from transformers import ImageProcessingMixin
 
@@ -19,10 +18,10 @@ from .draws import uniform
 from .image_dataset import ImageBatch
 from .image_decoding import ImageDecoder, decode_image, open_image
 from .image_reading import reason_of
+from .stream_reading import StreamReader
 
 
 logger = logging.getLogger(__name__)
-MAX_PIECES = 1024  # into which a stream is divided to be shuffled
 LOOKED_AT = 100  # images of which the first that can be read tells the size
 Label: TypeAlias = int | str
 
@@ -55,7 +54,8 @@ class ImageStream(torch.utils.data.Dataset):
 
     Args:
         dataset: A stream with the columns `image` and `label`, as from [`load_image_stream`]. It is read in pieces,
-            which are its shards (files), up to 1,024.
+            which are its shards (files), up to 1,024. One of your own that is renamed, mapped or filtered should hold
+            its images undecoded before: `dataset.cast_column("image", Image(decode=False))`.
         image_processor: The image processor that resizes the images and says their mean and standard deviation.
         num_samples: Images of an epoch, at least 1. None for a stream whose length is not known, which then is one
             epoch without end: give the Trainer `max_steps`.
@@ -66,7 +66,9 @@ class ImageStream(torch.utils.data.Dataset):
         shuffle_buffer_size: Images, not decoded, among which the next one is drawn, at least 0. The pieces are
             shuffled too. 0 shuffles nothing.
         class_numbers: The class of each label as the stream holds it. By default labels are classes.
-        skip_damaged: Whether to leave out images that cannot be read, with a warning. Their batches are smaller.
+        skip_damaged: Whether to leave out images that cannot be read, with a warning. Their batches are smaller, and
+            each must keep one image.
+        files: The files of the stream's shards, for messages.
 
     Raises:
         `ValueError`: if an argument is out of range, or none of the first images can be read.
@@ -85,6 +87,7 @@ class ImageStream(torch.utils.data.Dataset):
         shuffle_buffer_size: int = 1000,
         class_numbers: Mapping[Label, int] | None = None,
         skip_damaged: bool = False,
+        files: Sequence[str] = (),
     ):
         check_integers(seed=(seed, 0), shuffle_buffer_size=(shuffle_buffer_size, 0))
         if num_samples is not None:
@@ -93,9 +96,10 @@ class ImageStream(torch.utils.data.Dataset):
         if missing:
             raise ValueError(
                 f"The stream has the columns {quoted(dataset.features or {})} and no '{missing[0]}'; load it by "
-                "`load_image_stream`, or name the columns by `rename_columns` and their types by `cast`."
+                "`load_image_stream`, or cast the images to `Image(decode=False)` and name the columns by "
+                "`rename_columns`."
             )
-        self.dataset = _undecoded(dataset)
+        self._reader = StreamReader(dataset, files)
         self._dtype = getattr(dataset.features["image"], "dtype", None)
         self.num_samples = num_samples
         self.is_length = is_length and num_samples is not None
@@ -119,7 +123,7 @@ class ImageStream(torch.utils.data.Dataset):
 
     @property
     def num_pieces(self) -> int:
-        return min(self.dataset.num_shards, MAX_PIECES)
+        return self._reader.num_pieces
 
     def samples(self, number: int, rank: int = 0, world_size: int = 1) -> Iterator[Sample]:
         """The images of a pass in its order, not decoded: all, or a process's share.
@@ -138,15 +142,10 @@ class ImageStream(torch.utils.data.Dataset):
         if self.shuffle_buffer_size:
             pieces = pieces[uniform(self.seed, number, pieces, "piece")[:, 0].argsort(kind="stable")]
         place, step = (rank, world_size) if divides else (0, 1)
-        for count, row in enumerate(self._shuffled(self._rows(pieces, number), number, rank if divides else 0)):
+        rows = self._reader.rows(pieces.tolist(), number)
+        for count, row in enumerate(self._shuffled(rows, number, rank if divides else 0)):
             if divides or count % world_size == rank:
                 yield Sample(number, place + step * count, row["image"], row["label"])
-
-    def _rows(self, pieces: np.ndarray, number: int) -> Iterator[dict[str, Any]]:
-        for piece in pieces.tolist():
-            rows = self.dataset.shard(self.num_pieces, piece, contiguous=False)
-            rows.set_epoch(number)  # of one that is shuffled already
-            yield from rows
 
     def _shuffled(self, rows: Iterator[dict[str, Any]], number: int, rank: int) -> Iterator[dict[str, Any]]:
         """The next row takes the place of one that is drawn from a buffer."""
@@ -243,12 +242,15 @@ class ImageStream(torch.utils.data.Dataset):
                     ) from error
                 logger.warning("%s It is left out.", message)
         if not intact:
-            raise ValueError(f"None of {len(samples)} images of the stream can be read, the last is: {message}")
+            raise ValueError(
+                f"None of the {len(samples)} images of a batch can be read, the last is: {message} Mend them, or take "
+                "larger batches."
+            )
         return intact
 
     def _image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width that the image processor gives, by the first image that can be read."""
-        for row in itertools.islice(self.dataset, LOOKED_AT):
+        for row in itertools.islice(self._reader.rows(), LOOKED_AT):
             try:
                 image = self._decode(row["image"])
             except Exception:  # as above
@@ -261,10 +263,3 @@ class ImageStream(torch.utils.data.Dataset):
 def _named(sample: Sample) -> str:
     path = sample.image.get("path") if isinstance(sample.image, dict) else None
     return f"Image {sample.place} of pass {sample.number} over the stream" + (f" ({path!r})" if path else "")
-
-
-def _undecoded(dataset: IterableDataset) -> IterableDataset:
-    """The columns `image` and `label`, image files as `{"bytes", "path"}`."""
-    dataset = dataset.select_columns(["image", "label"])
-    feature = dataset.features["image"]
-    return dataset.cast_column("image", ImageFeature(decode=False)) if isinstance(feature, ImageFeature) else dataset

@@ -148,4 +148,5 @@ def standard_columns(split: Dataset, columns: dict[str, str], name: str) -> Data
         if column not in split.features:
             raise ValueError(f"The split used for '{name}' has no column '{column}'; it has {quoted(split.features)}.")
     split = split.select_columns([*columns.values()])
-    return split.rename_columns({old: new for new, old in columns.items() if old != new})
+    renamed = {old: new for new, old in columns.items() if old != new}
+    return split.rename_columns(renamed) if renamed else split

@@ -85,6 +85,8 @@ class StreamBatches(Sampler[list[Sample]]):
             count = 0
             for sample in self.stream.samples(number, self.rank, self.world_size):
                 count += 1
+                if self._is_said and count > (self._pass_length or 0):
+                    self._check_length(count)  # which raises: there are more than was said
                 if count > skipped:
                     yield sample
             self._check_length(count)
@@ -99,8 +101,9 @@ class StreamBatches(Sampler[list[Sample]]):
             )
         if self._is_said and count != self._pass_length:
             share = "" if self.world_size == 1 else f" for process {self.rank} of {self.world_size}"
+            found = f"at least {count}" if count > (self._pass_length or 0) else str(count)
             raise ValueError(
-                f"The stream holds {count} images{share}, and {self._pass_length} were expected from what it says of "
+                f"The stream holds {found} images{share}, and {self._pass_length} were expected from what it says of "
                 "itself; give the number of images of an epoch by `num_samples` (--num_train_samples)."
             )
         self._pass_length = count

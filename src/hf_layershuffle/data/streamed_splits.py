@@ -1,7 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """A dataset whose training split is a stream, and whose evaluation split lies on the disk."""
 
+import itertools
 import logging
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from .dataset_files import BUILT_IN, first_line
 from .datasets import find_image_column, with_images
 from .image_stream import LOOKED_AT, Label
 from .labelled_splits import EVALUATION_SPLITS, find_label_column, standard_columns
+from .stream_reading import StreamReader
 
 
 logger = logging.getLogger(__name__)
@@ -29,11 +32,12 @@ class StreamedSplits:
     """A stream to train on, with what is known of it, and the images to evaluate on.
 
     Args:
-        stream: Images and labels, with the columns `image` and `label`.
+        stream: Images and labels, with the columns `image` and `label`. Images are files, not decoded.
         test: The images to evaluate on, whose labels are classes.
         known: One row for each label that the stream may hold, as its class. The same classes as those of `test`.
         stored_labels: These labels as the stream stores them.
         num_samples: How many images the stream holds, or None where that is not known.
+        files: The files of the stream, for messages.
     """
 
     stream: IterableDataset
@@ -41,6 +45,7 @@ class StreamedSplits:
     known: Dataset
     stored_labels: list[Label]
     num_samples: int | None = None
+    files: Sequence[str] = ()
 
     @property
     def class_numbers(self) -> dict[Label, int]:
@@ -49,12 +54,14 @@ class StreamedSplits:
 
     def head(self) -> Dataset:
         """The first images of the stream, with their classes."""
-        rows = list(self.stream.take(LOOKED_AT))
+        rows = list(itertools.islice(StreamReader(self.stream, self.files).rows(), LOOKED_AT))
         if not rows:
             raise ValueError("The stream to train on holds no images.")
         numbers = self.class_numbers
         rows = [row | {"label": numbers.get(row["label"], 0)} for row in rows]  # an unknown one is named in training
-        features = Features({"image": self.stream.features["image"], "label": self.known.features["label"]})
+        image = self.stream.features["image"]
+        image = Image() if isinstance(image, Image) else image
+        features = Features({"image": image, "label": self.known.features["label"]})
         return Dataset.from_list(rows, features=features)
 
 
@@ -95,13 +102,14 @@ def load_image_stream(
         "image": find_image_column(stream.features, image_column, dataset_name),
         "label": find_label_column(stream.features, label_column, dataset_name),
     }
-    stream = _with_images(standard_columns(stream, columns, "train"), dataset_name)
+    stream = standard_columns(_undecoded(stream, columns["image"], dataset_name), columns, "train")
     test = with_images(standard_columns(test, columns, "test"), dataset_name)
     known = _known_labels(stream.features["label"], test)
     stored = known["label"][:]
     numbered = with_class_labels({"train": known, "test": test}, dataset_name, class_names)
     num_samples = _length_of(builder, train_split)
-    return StreamedSplits(stream, numbered["test"], numbered["train"], stored, num_samples)
+    paths = [str(path) for path in files[train_split]]
+    return StreamedSplits(stream, numbered["test"], numbered["train"], stored, num_samples, paths)
 
 
 def _builder_of(dataset_name: str, config_name: str | None) -> DatasetBuilder:
@@ -157,7 +165,10 @@ def _read(
         return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming, **columns)
 
     try:
-        stream, test = read(train_split, True, **described), read(eval_split, False, **described)
+        columns = dict.fromkeys((train_split, eval_split), described)
+        if kind == "webdataset" and not described:
+            columns = {split: _columns_of_tars(files[split]) for split in columns}
+        stream, test = read(train_split, True, **columns[train_split]), read(eval_split, False, **columns[eval_split])
         if stream.features is None:  # those of a CSV or JSON file are not known before it is read
             stream = read(train_split, True, features=test.features)
     except Exception as error:  # as above
@@ -167,15 +178,36 @@ def _read(
     return stream, test
 
 
-def _with_images(stream: IterableDataset, dataset_name: str) -> IterableDataset:
-    feature = stream.features["image"]
+def _columns_of_tars(paths: list[str]) -> dict[str, Any]:
+    """The columns of tar files of which the first is empty; `datasets` would look at that one. Else nothing."""
+    for number, path in enumerate(paths):
+        if not Path(path).is_file() or _holds_files(path):
+            if number == 0:
+                return {}
+            return {"features": load_dataset("webdataset", data_files=[path], split="train", streaming=True).features}
+    raise ValueError(f"all tar files of a split are empty: {quoted(paths, 2)}")
+
+
+def _holds_files(path: str) -> bool:
+    try:
+        with tarfile.open(path) as file:
+            return any(member.isfile() for member in file)
+    except (tarfile.TarError, OSError) as error:
+        reason = first_line(error) if Path(path).stat().st_size else "it is empty, without even a tar file's end"
+        raise ValueError(f"'{path}' cannot be read: {reason.rstrip(':')}") from error
+
+
+def _undecoded(stream: IterableDataset, column: str, dataset_name: str) -> IterableDataset:
+    """The stream with its images as files, before anything else: `datasets` renames decoded images, encoded anew."""
+    feature = stream.features[column]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         raise ValueError(
             f"The image column of dataset '{dataset_name}' holds paths, which cannot be streamed; leave out "
             "--streaming, or put the images into Parquet or tar files."
         )
-    is_file = (isinstance(feature, Value) and "binary" in feature.dtype) or isinstance(feature, dict)
-    return stream.cast_column("image", Image()) if is_file else stream
+    is_binary = isinstance(feature, Value) and "binary" in feature.dtype
+    is_file = is_binary or isinstance(feature, (dict, Image))
+    return stream.cast_column(column, Image(decode=False)) if is_file else stream
 
 
 def _known_labels(feature: Any, test: Dataset) -> Dataset:

@@ -42,6 +42,7 @@ def build_stream(
         seed=seed,
         shuffle_buffer_size=args.shuffle_buffer_size,
         class_numbers=streamed.class_numbers,
+        files=streamed.files,
         **common,
     )
 
