@@ -112,9 +112,13 @@ def test_a_preset_brings_label_smoothing_unless_it_is_given():
         ("--augmentation strong", "`augmentation` is 'strong'; choose from none, light, cifar, imagenet, deit"),
         (
             "--augmentation_policy auto",
-            "`augmentation_policy` is 'auto'; choose from none, randaugment, trivialaugment",
+            "`augmentation_policy` is 'auto'; choose from none, randaugment, randaugment_plain_vit, trivialaugment",
         ),
-        ("--augmentation_magnitude 5", "`augmentation_magnitude` is 5.0 without a policy; add --augmentation_policy"),
+        ("--augmentation_magnitude 5", "`augmentation_magnitude` is 5.0 without a policy; leave it out, or add"),
+        (
+            "--augmentation deit --augmentation_policy trivialaugment --augmentation_operations 2",
+            "`augmentation_operations` is 2 with trivialaugment, which gives an image one operation of a strength",
+        ),
         (
             "--augmentation cifar --augmentation_magnitude 11",
             "`augmentation_magnitude` is 11.0; it must be at most 10",
