@@ -169,10 +169,10 @@ class Augmentation:
         Returns:
             Tensors whose first dimension is `num_images`, and no key for what is not done:
             `crop_rows` and `crop_columns` (see [`crop_indices`]); `operations`, int64 codes of shape `(num_images,
-            num_operations)` (1 for TrivialAugment), and `magnitudes`, float32 of the same shape (see [`chosen_operations`]); `erased`, int64
-            boxes of shape `(num_images, 4)` (top, left, height, width; no height where nothing is erased); `mixing`,
-            float32 of shape `(num_images,)`, the weight of the image itself; `mixing_boxes`, int64 boxes of the
-            other image (CutMix), with no height for mixup.
+            num_operations)`, where TrivialAugment has one, and `magnitudes`, float32 of the same shape (see
+            [`chosen_operations`]); `erased`, int64 boxes of shape `(num_images, 4)` (top, left, height, width; no
+            height where nothing is erased); `mixing`, float32 of shape `(num_images,)`, the weight of the image
+            itself; `mixing_boxes`, int64 boxes of the other image (CutMix), with no height for mixup.
         """
         draws = ImageDraws(seed, epoch, indices)
         size = image_shape[1:]

@@ -54,8 +54,8 @@ POLICIES: dict[str, dict[str, Range]] = {
         "translate_x": _SHIFT,
         "translate_y": _SHIFT,
     },
-    # As plain ViTs were trained by Beyer et al., arXiv 2205.01580: these are the operations of their code at the highest
-    # level, but for its cutout. Below it they are weaker here. There, images turn black or inverted at low levels
+    # As Beyer et al. trained plain ViTs, arXiv 2205.01580: the operations of their code at the highest level, but for
+    # its cutout. Below it they are weaker here. There, images turn black or inverted at low levels
     "randaugment_plain_vit": {
         "auto_contrast": Range(),
         "equalize": Range(),

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What the Trainer needs beyond the model: orders that processes agree on, losses, metrics in any order, a card."""
 
+import math
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -158,6 +159,18 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
         return super().train(*args, **kwargs)
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # transformers compares fractions of the steps with the numbers that a checkpoint made of them, and warns
+        given = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
+        fractions = {name: value for name, value in given.items() if value is not None and 0 < value < 1}
+        for name, value in fractions.items():
+            setattr(self.args, name, math.ceil(max_steps * value))
+        try:
+            return super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            for name, value in fractions.items():
+                setattr(self.args, name, value)
 
     # --- Data ---
 
