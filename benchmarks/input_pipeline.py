@@ -6,7 +6,7 @@
 
 A is a training step of ViT-S/16 on one batch that stays in memory; B the same step on images that are read, decoded,
 cropped and augmented (preset `imagenet`, or `--augmentation`) on the way: from a dataset on the disk, and from a
-stream of Parquet files. Both run in turn. `deit` and `imagenet` need kornia.
+stream of Parquet files. Both run in turn.
 
 Then a stream of 50,000 images (the same files again and again) runs without a model, and the resident memory of all
 processes is read on the way: the median of its last quarter against that of its second.

@@ -67,6 +67,10 @@ def test_what_is_not_said_of_crops_and_mirrors_is_told_by_the_images():
     assert settings.resolved((15, 15), is_colour=False) == Augmentation(crop_padding=0, horizontal_flip=False)
     given = Augmentation(crop_padding=3, horizontal_flip=False)
     assert given.resolved((32, 32), is_colour=True) == given
+    resized = Augmentation(resized_crop_scale=(0.5, 1.0))  # a random crop already
+    assert resized.resolved((32, 32), is_colour=True).crop_padding == 0
+    both = Augmentation(resized_crop_scale=(0.5, 1.0), crop_padding=3)
+    assert both.resolved((32, 32), is_colour=True).crop_padding == 3
 
 
 def test_crops_lie_anywhere_within_the_padding_and_half_are_mirrored():
@@ -239,6 +243,7 @@ def test_one_kind_of_mixture_is_all_there_is_of_one():
         ({"resized_crop_scale": (0, 1)}, r"`resized_crop_scale` is \(0, 1\); it must be two rising numbers above 0"),
         ({"resized_crop_scale": 0.5}, "`resized_crop_scale` is 0.5; it must be two numbers"),
         ({"resized_crop_ratio": (2, 1)}, "two rising numbers above 0, and at most 100"),
+        ({"policy": ["randaugment"]}, r"`policy` is \['randaugment'\]; choose from randaugment, "),
         ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from .*, trivialaugment, or None"),
         ({"num_operations": 0}, "`num_operations` is 0; it must be an integer of at least 1"),
         ({"num_operations": 9}, "`num_operations` is 9; it must be a number from 1 to 8"),
@@ -255,5 +260,7 @@ def test_values_that_cannot_be_meant_are_refused(settings, message):
 
 
 def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="`erasing` is no field of an augmentation; choose from crop_padding, "):
+        Augmentation.from_preset("deit", erasing=0.1)
     with pytest.raises(ValueError, match="`augmentation` is 'strong'; choose from none, light, cifar, imagenet, deit"):
         Augmentation.from_preset("strong")

@@ -20,6 +20,7 @@ from support.trainers import Stop, arguments
 import hf_layershuffle as ls
 from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS, Augmentation
 from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.training.argument_parser import parse_arguments
 
 
 TOTAL = 26
@@ -143,6 +144,8 @@ def test_the_command_trains_on_tar_files_and_evaluates(tmp_path, quick_pictures)
 def test_options_that_would_do_nothing_are_refused(folder):
     alone = run_cli("train", "--dataset_name", folder, "--num_train_samples", "5")
     assert alone.returncode == 2 and "`num_train_samples` is 5 without a stream; add --streaming" in alone.stderr
+    with pytest.raises(ValueError, match="`shuffle_buffer_size` is 5 without a stream; add --streaming"):
+        parse_arguments(["--dataset_name", str(folder), "--shuffle_buffer_size", "5"])
     both = run_cli("train", "--dataset_name", folder, *SMALL, "--max_train_samples", "5")
     assert both.returncode == 2 and "of a stream no rows can be drawn; use --num_train_samples" in both.stderr
 

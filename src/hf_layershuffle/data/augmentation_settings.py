@@ -29,7 +29,7 @@ class Augmentation:
 
     Args:
         crop_padding: Pixels of black on each side before a random crop, at least 0. None is an eighth of the image,
-            and none below 16 pixels.
+            and none below 16 pixels and beside a resized crop.
         horizontal_flip: Whether to mirror half of the images. None mirrors colour images, since grey ones are often
             characters.
         resized_crop_scale: Smallest and largest part of an image's area, fractions in (0, 1], that a crop of random
@@ -86,7 +86,7 @@ class Augmentation:
         if self.resized_crop_scale is not None:
             _check_range("resized_crop_scale", self.resized_crop_scale, 1)
         _check_range("resized_crop_ratio", self.resized_crop_ratio, 100)
-        if self.policy is not None and self.policy not in POLICIES:
+        if self.policy is not None and self.policy not in tuple(POLICIES):
             raise ValueError(f"`policy` is {self.policy!r}; choose from {', '.join(POLICIES)}, or None for none.")
         check_integers(num_operations=(self.num_operations, 1))
         check_number("num_operations", self.num_operations, 1, 8)
@@ -107,6 +107,10 @@ class Augmentation:
         """
         if name not in AUGMENTATION_PRESETS:
             raise ValueError(f"`augmentation` is {name!r}; choose from {', '.join(AUGMENTATION_PRESETS)}.")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for change in changes:
+            if change not in names:
+                raise ValueError(f"`{change}` is no field of an augmentation; choose from {', '.join(names)}.")
         return dataclasses.replace(AUGMENTATION_PRESETS[name], **changes)
 
     @property
@@ -122,7 +126,8 @@ class Augmentation:
             is_colour: Whether the images have colours.
         """
         size = min(image_size)
-        padding = (size // 8 if size >= 16 else 0) if self.crop_padding is None else self.crop_padding
+        usual = size // 8 if size >= 16 and self.resized_crop_scale is None else 0
+        padding = usual if self.crop_padding is None else self.crop_padding
         flip = is_colour if self.horizontal_flip is None else self.horizontal_flip
         return dataclasses.replace(self, crop_padding=padding, horizontal_flip=flip)
 

@@ -91,7 +91,6 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
         changes["policy"] = None if args.augmentation_policy == "none" else args.augmentation_policy
     if args.resized_crop_scale is not None:
         changes["resized_crop_scale"] = tuple(args.resized_crop_scale)
-        changes.setdefault("crop_padding", 0)
     augmentation = Augmentation.from_preset(args.augmentation, **changes)
     for name in ("augmentation_operations", "augmentation_magnitude"):
         if getattr(args, name) is None or augmentation.policy in policies_with_strength():
