@@ -74,6 +74,12 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(folder, tm
     assert_equal(weights(resumed), weights(whole))
 
 
+def test_a_stream_of_less_than_a_batch_is_refused(folder, tmp_path, vit):
+    trainer = trainer_of(folder, tmp_path, vit, num_samples=3, dataloader_drop_last=True)
+    with pytest.raises(ValueError, match="no batch to train on: 3 images, batches of 4 and `dataloader_drop_last`"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("options", [{"num_samples": None}, {"num_samples": 10}, {"dataloader_drop_last": True}])
 def test_resume_where_an_epoch_is_no_pass(folder, tmp_path, vit, options):
     whole = trainer_of(folder, tmp_path / "whole", vit, preset="light", **options)

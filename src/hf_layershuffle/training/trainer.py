@@ -179,10 +179,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
 
     def get_train_dataloader(self) -> DataLoader:
         if isinstance(self.train_dataset, ImageStream):
-            return stream_dataloader(
+            dataloader = stream_dataloader(
                 self.train_dataset, self.args, self.accelerator, self._train_batch_size, self.data_collator
             )
-        dataloader = super().get_train_dataloader()
+        else:
+            dataloader = super().get_train_dataloader()
         if _is_empty(dataloader):
             raise ValueError(
                 f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
