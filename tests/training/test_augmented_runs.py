@@ -90,9 +90,9 @@ def test_the_default_is_light_and_single_options_win_over_a_preset():
         *("--resized_crop_scale", "0.3", "1", "--augmentation_policy", "randaugment"),
         *("--augmentation_operations", "3", "--augmentation_magnitude", "5", "--mixing_probability", "0.5"),
     )
-    assert given == Augmentation(
-        crop_padding=0, resized_crop_scale=(0.3, 1.0), policy="randaugment", num_operations=3, magnitude=5.0,
-        mixing_probability=0.5,
+    assert given.resolved((32, 32), is_colour=True) == Augmentation(
+        crop_padding=0, horizontal_flip=True, resized_crop_scale=(0.3, 1.0), policy="randaugment", num_operations=3,
+        magnitude=5.0, mixing_probability=0.5,
     )  # fmt: skip
 
 
