@@ -67,6 +67,10 @@ def test_what_is_not_said_of_crops_and_mirrors_is_told_by_the_images():
     assert settings.resolved((15, 15), is_colour=False) == Augmentation(crop_padding=0, horizontal_flip=False)
     given = Augmentation(crop_padding=3, horizontal_flip=False)
     assert given.resolved((32, 32), is_colour=True) == given
+    resized = Augmentation(resized_crop_scale=(0.5, 1.0))  # a random crop already
+    assert resized.resolved((32, 32), is_colour=True).crop_padding == 0
+    both = Augmentation(resized_crop_scale=(0.5, 1.0), crop_padding=3)
+    assert both.resolved((32, 32), is_colour=True).crop_padding == 3
 
 
 def test_crops_lie_anywhere_within_the_padding_and_half_are_mirrored():
@@ -124,14 +128,47 @@ def test_operations_of_a_policy_are_equally_frequent_and_as_strong_as_it_says():
             assert (of_name >= 0).all(), name
 
 
+def test_the_preset_of_plain_vits_leaves_images_bright_and_upright():
+    """The highest level of its source is 4 bits, no solarisation, and factors of 1.9 only. Lower ones are weaker."""
+    preset = Augmentation.from_preset("imagenet")
+    assert preset.resized_crop_scale == (0.05, 1.0) and preset.mixup_alpha == 0.2 and preset.num_operations == 2
+    expected = {
+        "rotate": 30, "posterize": 4, "solarize": 256, "solarize_add": 110, "color": 0.9, "contrast": 0.9,
+        "brightness": 0.9, "sharpness": 0.9, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.45 * 32,
+        "translate_y": 0.45 * 32, "auto_contrast": 0, "equalize": 0, "invert": 0,
+    }  # fmt: skip
+    signed = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    for magnitude in (10, 5, 0):
+        batch = Augmentation.from_preset("imagenet", magnitude=magnitude).draw(0, 0, MANY, SHAPE)
+        codes, magnitudes = batch["operations"].flatten(), batch["magnitudes"].flatten()
+        assert {OPERATIONS[code] for code in codes.unique()} == set(expected)
+        for name, strongest in expected.items():
+            weakest = {"posterize": 8, "solarize": 256}.get(name, 0)
+            value = weakest + (strongest - weakest) * magnitude / 10
+            of_name = magnitudes[codes == OPERATIONS.index(name)]
+            assert of_name.abs().numpy() == pytest.approx(value, rel=1e-5), name
+            assert (of_name < 0).any() == (name in signed and magnitude > 0), name
+
+
+@pytest.mark.parametrize("preset", AUGMENTATION_PRESETS)
+def test_trivialaugment_is_one_operation_always(preset):
+    """Whatever RandAugment would do in its place."""
+    settings = Augmentation.from_preset(preset, policy="trivialaugment")
+    batch = settings.draw(0, 0, MANY, SHAPE)
+    assert batch["operations"].shape == batch["magnitudes"].shape == (len(MANY), 1)
+    shares = batch["operations"].flatten().bincount(minlength=len(OPERATIONS)) / len(MANY)
+    for name, share in zip(OPERATIONS, shares):
+        assert share == pytest.approx((name in POLICIES["trivialaugment"]) / 14, abs=0.01), name
+
+
 def test_trivialaugment_draws_strengths_over_the_whole_range():
-    batch = draw(policy="trivialaugment", num_operations=1)
+    batch = draw(policy="trivialaugment")
     codes, magnitudes = batch["operations"][:, 0], batch["magnitudes"][:, 0]
     assert {OPERATIONS[code] for code in codes.unique()} == set(POLICIES["trivialaugment"])
     angles = magnitudes[codes == OPERATIONS.index("rotate")]
-    assert -135 <= angles.min() < -130 and 130 < angles.max() <= 135
+    assert angles.unique().tolist() == pytest.approx([135 / 30 * level for level in range(-30, 31)], abs=1e-4)
     bits = magnitudes[codes == OPERATIONS.index("posterize")]
-    assert set(bits.tolist()) == {3, 4, 5, 6, 7, 8}  # 2 at the very end of the range
+    assert set(bits.tolist()) == {2, 3, 4, 5, 6, 7, 8}
 
 
 def test_translations_go_by_the_side_along_which_they_move():
@@ -206,7 +243,8 @@ def test_one_kind_of_mixture_is_all_there_is_of_one():
         ({"resized_crop_scale": (0, 1)}, r"`resized_crop_scale` is \(0, 1\); it must be two rising numbers above 0"),
         ({"resized_crop_scale": 0.5}, "`resized_crop_scale` is 0.5; it must be two numbers"),
         ({"resized_crop_ratio": (2, 1)}, "two rising numbers above 0, and at most 100"),
-        ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from randaugment, trivialaugment, or None"),
+        ({"policy": ["randaugment"]}, r"`policy` is \['randaugment'\]; choose from randaugment, "),
+        ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from .*, trivialaugment, or None"),
         ({"num_operations": 0}, "`num_operations` is 0; it must be an integer of at least 1"),
         ({"num_operations": 9}, "`num_operations` is 9; it must be a number from 1 to 8"),
         ({"magnitude": 11}, "`magnitude` is 11; it must be a number from 0 to 10"),
@@ -222,5 +260,7 @@ def test_values_that_cannot_be_meant_are_refused(settings, message):
 
 
 def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="`erasing` is no field of an augmentation; choose from crop_padding, "):
+        Augmentation.from_preset("deit", erasing=0.1)
     with pytest.raises(ValueError, match="`augmentation` is 'strong'; choose from none, light, cifar, imagenet, deit"):
         Augmentation.from_preset("strong")

@@ -63,7 +63,7 @@ def test_what_is_erased_and_what_moves_into_view_has_the_mean_colour():
     """Which is 0 of the normalised image."""
     processing = processor()
     processing.image_mean, processing.image_std = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
-    augmentation = Augmentation(crop_padding=0, horizontal_flip=False, policy="trivialaugment", num_operations=1)
+    augmentation = Augmentation(crop_padding=0, horizontal_flip=False, policy="trivialaugment")
     data = ImageClassificationDataset(image_dataset(4), processing, augmentation=augmentation)
     batch = data.__getitems__([0, 1]).unfinished
     batch["operations"][:], batch["magnitudes"][:] = (

@@ -508,6 +508,14 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["thesis.txt"]
 
 
+def test_the_table_keeps_the_names_of_the_command_whole_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = dict.fromkeys(["eval_accuracy", *map("eval_{}".format, ARBITRARY_METRICS)], 0.5)
+    for is_sequential in (True, False):
+        print_table({"layershuffle-distilled": (metrics, 16)}, is_sequential)
+        assert "│ layershuffle-distilled " in capsys.readouterr().out
+
+
 def test_the_table_folds_long_names(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "72")
     name = "layershuffle-layerdrop-depth-predict"

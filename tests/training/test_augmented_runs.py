@@ -90,9 +90,9 @@ def test_the_default_is_light_and_single_options_win_over_a_preset():
         *("--resized_crop_scale", "0.3", "1", "--augmentation_policy", "randaugment"),
         *("--augmentation_operations", "3", "--augmentation_magnitude", "5", "--mixing_probability", "0.5"),
     )
-    assert given == Augmentation(
-        crop_padding=0, resized_crop_scale=(0.3, 1.0), policy="randaugment", num_operations=3, magnitude=5.0,
-        mixing_probability=0.5,
+    assert given.resolved((32, 32), is_colour=True) == Augmentation(
+        crop_padding=0, horizontal_flip=True, resized_crop_scale=(0.3, 1.0), policy="randaugment", num_operations=3,
+        magnitude=5.0, mixing_probability=0.5,
     )  # fmt: skip
 
 
@@ -112,9 +112,13 @@ def test_a_preset_brings_label_smoothing_unless_it_is_given():
         ("--augmentation strong", "`augmentation` is 'strong'; choose from none, light, cifar, imagenet, deit"),
         (
             "--augmentation_policy auto",
-            "`augmentation_policy` is 'auto'; choose from none, randaugment, trivialaugment",
+            "`augmentation_policy` is 'auto'; choose from none, randaugment, randaugment_plain_vit, trivialaugment",
         ),
-        ("--augmentation_magnitude 5", "`augmentation_magnitude` is 5.0 without a policy; add --augmentation_policy"),
+        ("--augmentation_magnitude 5", "`augmentation_magnitude` is 5.0 without a policy; leave it out, or add"),
+        (
+            "--augmentation deit --augmentation_policy trivialaugment --augmentation_operations 2",
+            "`augmentation_operations` is 2 with trivialaugment, which gives an image one operation of a strength",
+        ),
         (
             "--augmentation cifar --augmentation_magnitude 11",
             "`augmentation_magnitude` is 11.0; it must be at most 10",

@@ -175,6 +175,27 @@ def test_resuming_in_another_way_is_refused(vit, tmp_path, options):
         train(vit.classifier(), tmp_path / "plain", resume=str(tmp_path / "plain" / "checkpoint-2"), **options)
     path = tmp_path / "averaged" / "checkpoint-2" / "training_weights.pt"
     values = torch.load(path, weights_only=True)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"training_weights.pt' is not whole .*; resume from an earlier checkpoint"):
+        train(vit.classifier(), tmp_path / "averaged", resume=str(path.parent), **options)
     torch.save({**values, "other": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"training_weights.pt' cannot be resumed from: they are of another model"):
         train(vit.classifier(), tmp_path / "averaged", resume=str(path.parent), **options)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (EMA, SCHEDULE_FREE),
+        (EMA, {**EMA, "layer_lr_decay": 0.5}),
+        ({}, {"optim": "sgd"}),
+        ({"optim": "sgd"}, {}),
+        ({"layer_lr_decay": 0.5}, {}),
+    ],
+)
+def test_resuming_with_another_optimizer_is_refused(vit, tmp_path, first, then):
+    train(vit.classifier(), tmp_path, callbacks=[Stop(2)], **first)
+    checkpoint = tmp_path / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"checkpoint-2' is of another optimizer than .* same `optim` and `layer_lr"):
+        train(vit.classifier(), tmp_path, resume=str(checkpoint), **then)
+    train(vit.classifier(), tmp_path, resume=str(checkpoint), **first)

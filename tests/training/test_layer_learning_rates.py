@@ -59,6 +59,39 @@ def test_depths_of_families(name):
         assert {depths[parameter] for parameter in layer.parameters()} == {index + 1}
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_runs_before_the_last_layer_has_the_rate_of_embeddings(name):
+    """And what runs after it the classifier's. Encoders do not register all their parts in the order of their use."""
+    encoder = ENCODERS[name]
+    model = ls.free_order(encoder.plain_class(encoder.config())).eval()
+    depths = layer_depths(model)
+    layers = list(model.free_layers.children())
+    last = len(layers) + 1
+    runs, num_done = {}, []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: num_done.append(1))
+
+    def note(module, _):
+        runs.setdefault(module, len(num_done))
+
+    for module in model.modules():
+        module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        model(**encoder.inputs())
+    inside = {parameter for layer in layers for parameter in layer.parameters()}
+    expected = {}
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if parameter not in inside and module in runs:
+            expected[name] = last if runs[module] == len(layers) else 0
+        # Of these, DeBERTa and LayoutLMv3 read the weight itself
+        if parameter not in inside and any(word in name for word in ("rel_embeddings", "rel_pos_")):
+            expected[name] = 0
+    parameters = dict(model.named_parameters())
+    assert {name: depths[parameters[name]] for name in expected} == expected
+    assert 0 in expected.values()
+
+
 def test_adapters_are_in_the_layers_that_they_adapt(vit, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
     model = peft.get_peft_model(vit.classifier(shuffle_mode="arbitrary"), config)

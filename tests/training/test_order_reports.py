@@ -11,6 +11,7 @@ from support.trainers import Stop, train
 from transformers.integrations import TrackioCallback, WandbCallback
 
 import hf_layershuffle as ls
+from hf_layershuffle.training import order_reports
 from hf_layershuffle.training.order_reports import OrderProgressCallback, order_line, order_picture, report_orders
 
 
@@ -26,7 +27,7 @@ def test_the_picture_shows_each_order(monkeypatch):
         return plot(rows, title=title, **kwargs)
 
     plot = ls.plotting.plot_accuracy_distribution
-    monkeypatch.setattr(ls.plotting, "plot_accuracy_distribution", note)
+    monkeypatch.setattr(order_reports, "plot_accuracy_distribution", note)
     picture = order_picture([0.5, 0.25, 0.75], ORDERS, 0.8, 12)
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     assert not np.array_equal(picture, order_picture([0.5, 0.25, 0.76], ORDERS, 0.8, 12))
@@ -75,7 +76,7 @@ def test_weights_and_biases_and_trackio_get_them_too(reporter_class, name):
 
 
 def test_no_picture_is_drawn_without_a_reporter(monkeypatch):
-    monkeypatch.setattr(ls.plotting, "plot_accuracy_distribution", lambda *args, **kwargs: pytest.fail("drawn"))
+    monkeypatch.setattr(order_reports, "plot_accuracy_distribution", lambda *args, **kwargs: pytest.fail("drawn"))
     report_orders([OrderProgressCallback()], 6, [0.5], [[0, 1]])
 
 

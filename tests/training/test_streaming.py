@@ -20,6 +20,7 @@ from support.trainers import Stop, arguments
 import hf_layershuffle as ls
 from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS, Augmentation
 from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.training.argument_parser import parse_arguments
 
 
 TOTAL = 26
@@ -71,6 +72,12 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(folder, tm
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 10
     assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_stream_of_less_than_a_batch_is_refused(folder, tmp_path, vit):
+    trainer = trainer_of(folder, tmp_path, vit, num_samples=3, dataloader_drop_last=True)
+    with pytest.raises(ValueError, match="no batch to train on: 3 images, batches of 4 and `dataloader_drop_last`"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("options", [{"num_samples": None}, {"num_samples": 10}, {"dataloader_drop_last": True}])
@@ -143,6 +150,8 @@ def test_the_command_trains_on_tar_files_and_evaluates(tmp_path, quick_pictures)
 def test_options_that_would_do_nothing_are_refused(folder):
     alone = run_cli("train", "--dataset_name", folder, "--num_train_samples", "5")
     assert alone.returncode == 2 and "`num_train_samples` is 5 without a stream; add --streaming" in alone.stderr
+    with pytest.raises(ValueError, match="`shuffle_buffer_size` is 5 without a stream; add --streaming"):
+        parse_arguments(["--dataset_name", str(folder), "--shuffle_buffer_size", "5"])
     both = run_cli("train", "--dataset_name", folder, *SMALL, "--max_train_samples", "5")
     assert both.returncode == 2 and "of a stream no rows can be drawn; use --num_train_samples" in both.stderr
 

@@ -26,7 +26,7 @@ from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
 from hf_layershuffle.training.model_sizes import scratch_sizes
 from hf_layershuffle.training.outcome import ARBITRARY_METRICS, next_command, print_table
-from hf_layershuffle.training.script_arguments import ModelArguments
+from hf_layershuffle.training.script_arguments import ModelArguments, ScriptTrainingArguments
 from hf_layershuffle_cli import main
 
 
@@ -254,6 +254,26 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "num_values"),
+    [
+        ({"save_strategy": "no"}, 1),
+        ({"save_only_model": True, "ema_decay": 0.9}, 2),
+        ({}, 4),
+        ({"ema_decay": 0.9}, 5),
+        ({"optim": "schedule_free_adamw", "lr_scheduler_type": "constant"}, 5),
+    ],
+)
+def test_the_disk_must_hold_all_that_a_checkpoint_keeps_of_each_weight(tmp_path, monkeypatch, options, num_values):
+    args = ScriptTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+    needed = 4 * num_values * 10**6 + 2**20
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    runs.check_space(tmp_path, 10**6, args)
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OSError, match="make room"):
+        runs.check_space(tmp_path, 10**6, args)
+
+
 def test_a_request_to_terminate_ends_as_ctrl_c_does(whole, tmp_path):
     arguments = [*SMALL, "--max_steps", "240", "--save_steps", "20", "--output_dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "hf_layershuffle_cli", "train", *arguments]
@@ -435,7 +455,7 @@ def test_training_arguments_that_ended_in_tracebacks_work_or_are_one_line(tmp_pa
         "`batch_eval_metrics` is True; it must be False": ["--batch_eval_metrics", "True"],
         "`label_names` is .*; it must be None": ["--label_names", "x"],
         "`do_predict` is True": ["--do_predict"],
-        "`report_to` is 'wandb', which is not installed": ["--report_to", "wandb"],
+        "`report_to` is 'wandb', which is not installed .*pip install tensorboard": ["--report_to", "wandb"],
         "must be one of loss.$": ["--prediction_loss_only", "--metric_for_best_model", "accuracy"],
         "`learning_rate` is inf": ["--learning_rate", "inf"],
         "`num_threads` is 0; it must be at least 1": ["--num_threads", "0"],

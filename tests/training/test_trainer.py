@@ -8,7 +8,7 @@ import torch
 from conftest import record_layer_calls
 from huggingface_hub import ModelCard
 from support.trainers import RandomImages, RandomNumbers, Stop, arguments, recorded_orders, train
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, trainer_utils
 
 import hf_layershuffle as ls
 
@@ -53,6 +53,20 @@ def test_a_plain_trainer_trains_on_one_process(vit, tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert len(set(orders)) > 10
+
+
+def test_a_resumed_run_warns_of_steps_only_where_they_are_others(vit, tmp_path, monkeypatch):
+    """Fractions are the same steps as the numbers that the checkpoint made of them."""
+    warnings = []
+    monkeypatch.setattr(trainer_utils.logger, "warning_once", warnings.append)
+    options = dict(logging_steps=0.3, eval_strategy="steps", eval_steps=0.5, save_strategy="steps", save_steps=0.5)
+    train(vit.classifier(), tmp_path, callbacks=[Stop(3)], **options)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    trainer = train(vit.classifier(), tmp_path, resume=checkpoint, **options)
+    assert not warnings
+    assert trainer.args.logging_steps == 0.3 and trainer.args.save_steps == 0.5
+    train(vit.classifier(), tmp_path, resume=checkpoint, **{**options, "eval_steps": 0.2})
+    assert len(warnings) == 1 and "eval_steps: 2 (from args) != 3" in warnings[0] and "logging" not in warnings[0]
 
 
 @pytest.mark.parametrize("trainer_class", [ls.LayerShuffleTrainer, Trainer])

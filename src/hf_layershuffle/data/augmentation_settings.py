@@ -14,7 +14,7 @@ import torch
 from ..common.checks import check_integers, check_number
 from .augmentation import crop_indices
 from .draws import uniform
-from .operation_policies import POLICIES, chosen_operations
+from .operation_policies import NUM_STRENGTHS, POLICIES, TRIVIAL, chosen_operations
 from .random_boxes import erased_boxes, mixing_draws, normal, resized_crop_boxes
 
 
@@ -29,18 +29,20 @@ class Augmentation:
 
     Args:
         crop_padding: Pixels of black on each side before a random crop, at least 0. None is an eighth of the image,
-            and none below 16 pixels.
+            and none below 16 pixels and beside a resized crop.
         horizontal_flip: Whether to mirror half of the images. None mirrors colour images, since grey ones are often
             characters.
         resized_crop_scale: Smallest and largest part of an image's area, fractions in (0, 1], that a crop of random
             size and shape takes, which is then resized (Szegedy et al., arXiv 1409.4842). None takes the whole image.
         resized_crop_ratio: Smallest and largest width to height of these crops, above 0.
-        policy: "randaugment" (arXiv 1909.13719) or "trivialaugment" (arXiv 2103.10158, for which the strength of an
-            operation is drawn and `magnitude` counts for nothing). None for neither.
-        num_operations: Operations of the policy that an image gets, from 1 to 8.
+        policy: "randaugment" (arXiv 1909.13719), with the strengths of DeiT, or "randaugment_plain_vit", with those
+            of Beyer et al. (arXiv 2205.01580), which are weaker. Or "trivialaugment" (arXiv 2103.10158): one
+            operation for each image, always, whose strength is drawn; the next four fields count for nothing. None
+            for none of them.
+        num_operations: Operations that an image gets from RandAugment, from 1 to 8.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude, which is drawn for each operation, at least 0.
-        operation_probability: Probability in [0, 1] that an operation that was chosen is carried out.
+        operation_probability: Probability in [0, 1] that an operation that RandAugment chose is carried out.
         random_erasing: Probability in [0, 1] that a box of an image is replaced by the mean colour (arXiv 1708.04896).
         mixup_alpha: Parameter of the beta distribution of mixup's weights (arXiv 1710.09412), at least 0; 0 for no
             mixup.
@@ -84,8 +86,8 @@ class Augmentation:
         if self.resized_crop_scale is not None:
             _check_range("resized_crop_scale", self.resized_crop_scale, 1)
         _check_range("resized_crop_ratio", self.resized_crop_ratio, 100)
-        if self.policy is not None and self.policy not in POLICIES:
-            raise ValueError(f"`policy` is {self.policy!r}; choose from {', '.join(POLICIES)}, or None for neither.")
+        if self.policy is not None and self.policy not in tuple(POLICIES):
+            raise ValueError(f"`policy` is {self.policy!r}; choose from {', '.join(POLICIES)}, or None for none.")
         check_integers(num_operations=(self.num_operations, 1))
         check_number("num_operations", self.num_operations, 1, 8)
         check_number("magnitude", self.magnitude, 0, HIGHEST_MAGNITUDE)
@@ -105,6 +107,10 @@ class Augmentation:
         """
         if name not in AUGMENTATION_PRESETS:
             raise ValueError(f"`augmentation` is {name!r}; choose from {', '.join(AUGMENTATION_PRESETS)}.")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for change in changes:
+            if change not in names:
+                raise ValueError(f"`{change}` is no field of an augmentation; choose from {', '.join(names)}.")
         return dataclasses.replace(AUGMENTATION_PRESETS[name], **changes)
 
     @property
@@ -120,7 +126,8 @@ class Augmentation:
             is_colour: Whether the images have colours.
         """
         size = min(image_size)
-        padding = (size // 8 if size >= 16 else 0) if self.crop_padding is None else self.crop_padding
+        usual = size // 8 if size >= 16 and self.resized_crop_scale is None else 0
+        padding = usual if self.crop_padding is None else self.crop_padding
         flip = is_colour if self.horizontal_flip is None else self.horizontal_flip
         return dataclasses.replace(self, crop_padding=padding, horizontal_flip=flip)
 
@@ -167,10 +174,10 @@ class Augmentation:
         Returns:
             Tensors whose first dimension is `num_images`, and no key for what is not done:
             `crop_rows` and `crop_columns` (see [`crop_indices`]); `operations`, int64 codes of shape `(num_images,
-            num_operations)`, and `magnitudes`, float32 of the same shape (see [`chosen_operations`]); `erased`, int64
-            boxes of shape `(num_images, 4)` (top, left, height, width; no height where nothing is erased); `mixing`,
-            float32 of shape `(num_images,)`, the weight of the image itself; `mixing_boxes`, int64 boxes of the
-            other image (CutMix), with no height for mixup.
+            num_operations)`, where TrivialAugment has one, and `magnitudes`, float32 of the same shape (see
+            [`chosen_operations`]); `erased`, int64 boxes of shape `(num_images, 4)` (top, left, height, width; no
+            height where nothing is erased); `mixing`, float32 of shape `(num_images,)`, the weight of the image
+            itself; `mixing_boxes`, int64 boxes of the other image (CutMix), with no height for mixup.
         """
         draws = ImageDraws(seed, epoch, indices)
         size = image_shape[1:]
@@ -192,9 +199,10 @@ class Augmentation:
         return {name: torch.as_tensor(values) for name, values in batch.items()}
 
     def _operations(self, draws: Any, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        count = self.num_operations
-        if self.policy == "trivialaugment":
-            levels = draws("level", count)
+        is_trivial = self.policy == TRIVIAL
+        count, probability = (1, 1.0) if is_trivial else (self.num_operations, self.operation_probability)
+        if is_trivial:
+            levels = np.floor(draws("level", count) * NUM_STRENGTHS) / (NUM_STRENGTHS - 1)
         else:
             levels = self.magnitude + self.magnitude_std * normal(draws("level", count))
             levels = levels.clip(0, HIGHEST_MAGNITUDE) / HIGHEST_MAGNITUDE
@@ -202,7 +210,7 @@ class Augmentation:
         codes, magnitudes = chosen_operations(
             policy, draws("choice", count), levels, draws("sign", count), image_shape
         )
-        is_done = draws("operation", count) < self.operation_probability
+        is_done = draws("operation", count) < probability
         return codes * is_done, magnitudes * is_done.astype(np.float32)
 
 
@@ -225,10 +233,8 @@ def _check_range(name: str, values: Any, most: float) -> None:
 
 
 _IMAGENET: dict[str, Any] = {
-    "resized_crop_scale": (0.08, 1.0),
     "crop_padding": 0,
     "horizontal_flip": True,
-    "policy": "randaugment",
 }
 AUGMENTATION_PRESETS: Mapping[str, Augmentation] = MappingProxyType(
     {
@@ -243,11 +249,19 @@ AUGMENTATION_PRESETS: Mapping[str, Augmentation] = MappingProxyType(
             mixup_alpha=0.8,
             cutmix_alpha=1.0,
         ),
-        # As plain ViTs are trained on ImageNet by Beyer et al., arXiv 2205.01580
-        "imagenet": Augmentation(**_IMAGENET, magnitude=10.0, mixup_alpha=0.2),
+        # As plain ViTs are trained on ImageNet by Beyer et al., arXiv 2205.01580, whose crops take 5 % at least
+        "imagenet": Augmentation(
+            **_IMAGENET,
+            resized_crop_scale=(0.05, 1.0),
+            policy="randaugment_plain_vit",
+            magnitude=10.0,
+            mixup_alpha=0.2,
+        ),
         # Touvron et al., arXiv 2012.12877, table 9
         "deit": Augmentation(
             **_IMAGENET,
+            resized_crop_scale=(0.08, 1.0),
+            policy="randaugment",
             magnitude_std=0.5,
             operation_probability=0.5,
             random_erasing=0.25,

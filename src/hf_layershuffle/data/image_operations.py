@@ -2,8 +2,8 @@
 """The operations of RandAugment and TrivialAugment on batches: they do what Pillow does, on any device.
 
 An operation maps levels of grey to others, blends an image with another one made of it, or moves pixels. All images
-that get one of a kind are changed together. A library that does one operation at a time (kornia) starts more than
-twice as many kernels for a batch, which take a GPU longer than small images do.
+that get one of a kind are changed together, which starts fewer kernels than one operation at a time: for small images
+a GPU takes longer to start them than to run them.
 """
 
 import functools

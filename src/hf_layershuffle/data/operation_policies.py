@@ -29,6 +29,7 @@ class Range(NamedTuple):
 
 
 _FACTOR = Range(0, 0.9, has_sign=True)
+_ONLY_MORE = Range(0, 0.9)
 _SHEAR = Range(0, 0.3, has_sign=True)
 _SHIFT = Range(0, 0.45, has_sign=True, of_side=True)
 _WIDE_FACTOR = Range(0, 0.99, has_sign=True)
@@ -53,6 +54,25 @@ POLICIES: dict[str, dict[str, Range]] = {
         "translate_x": _SHIFT,
         "translate_y": _SHIFT,
     },
+    # As Beyer et al. trained plain ViTs, arXiv 2205.01580: the operations of their code at the highest level, but for
+    # its cutout. Below it they are weaker here. There, images turn black or inverted at low levels
+    "randaugment_plain_vit": {
+        "auto_contrast": Range(),
+        "equalize": Range(),
+        "invert": Range(),
+        "rotate": Range(0, 30, has_sign=True),
+        "posterize": Range(8, 4, is_whole=True),
+        "solarize": Range(256, 256, is_whole=True),  # which changes nothing
+        "solarize_add": Range(0, 110, is_whole=True),
+        "color": _ONLY_MORE,
+        "contrast": _ONLY_MORE,
+        "brightness": _ONLY_MORE,
+        "sharpness": _ONLY_MORE,
+        "shear_x": _SHEAR,
+        "shear_y": _SHEAR,
+        "translate_x": _SHIFT,
+        "translate_y": _SHIFT,
+    },
     # Müller and Hutter, arXiv 2103.10158, the wide ranges of table 7
     "trivialaugment": {
         "identity": Range(),
@@ -72,6 +92,13 @@ POLICIES: dict[str, dict[str, Range]] = {
     },
 }
 COLOUR_OPERATIONS = ("color",)  # which do nothing to grey images
+TRIVIAL = "trivialaugment"  # gives an image one operation, always, of one of these strengths
+NUM_STRENGTHS = 31
+
+
+def policies_with_strength() -> list[str]:
+    """The policies that are told how many operations an image gets, and how strong."""
+    return [name for name in POLICIES if name != TRIVIAL]
 
 
 def chosen_operations(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.augmentation_settings import AUGMENTATION_PRESETS, LABEL_SMOOTHING, Augmentation
-from ..data.operation_policies import POLICIES
+from ..data.operation_policies import POLICIES, TRIVIAL, policies_with_strength
 
 
 # Arguments that have another name than the field of [`Augmentation`]
@@ -50,10 +50,10 @@ class AugmentationArguments:
         },
     )
     augmentation_policy: str | None = field(
-        default=None, metadata={"help": f"Operations that change images at random: none, {' or '.join(POLICIES)}."}
+        default=None, metadata={"help": f"Operations that change images at random: none, {', '.join(POLICIES)}."}
     )
     augmentation_operations: int | None = field(
-        default=None, metadata={"help": "Operations of the policy that an image gets, from 1 to 8."}
+        default=None, metadata={"help": "Operations that an image gets from RandAugment, from 1 to 8."}
     )
     augmentation_magnitude: float | None = field(
         default=None, metadata={"help": "Strength of RandAugment's operations, from 0 to 10."}
@@ -91,14 +91,15 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
         changes["policy"] = None if args.augmentation_policy == "none" else args.augmentation_policy
     if args.resized_crop_scale is not None:
         changes["resized_crop_scale"] = tuple(args.resized_crop_scale)
-        changes.setdefault("crop_padding", 0)
     augmentation = Augmentation.from_preset(args.augmentation, **changes)
     for name in ("augmentation_operations", "augmentation_magnitude"):
-        if getattr(args, name) is not None and augmentation.policy is None:
-            raise ValueError(
-                f"`{name}` is {getattr(args, name)} without a policy; add --augmentation_policy "
-                f"{' or '.join(POLICIES)}."
-            )
+        if getattr(args, name) is None or augmentation.policy in policies_with_strength():
+            continue
+        why = "with trivialaugment, which gives an image one operation of a strength that it draws"
+        raise ValueError(
+            f"`{name}` is {getattr(args, name)} {why if augmentation.policy == TRIVIAL else 'without a policy'}; "
+            f"leave it out, or add --augmentation_policy {' or '.join(policies_with_strength())}."
+        )
     return augmentation
 
 

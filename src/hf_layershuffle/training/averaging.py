@@ -3,6 +3,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -105,11 +106,32 @@ class AveragingMixin(TrainerPart):
                 f"'{checkpoint}' holds no {path.name}: it is of another number of processes, or was sharded in "
                 "another way. Resume as that run was started."
             )
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"'{path}' is not whole ({error}); resume from an earlier checkpoint.") from None
         try:
             self._evaluated_weights.resume(values)
         except ValueError as error:
             raise ValueError(f"'{path}' cannot be resumed from: {error}.") from None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        before = [set(group) for group in optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            is_same = all(names <= set(group) for names, group in zip(before, optimizer.param_groups, strict=True))
+        except ValueError:  # other groups, as of another `layer_lr_decay`
+            is_same = False
+        if not is_same:
+            raise ValueError(
+                f"The optimizer's state in '{checkpoint}' is of another optimizer than {self.args.optim}, or of other "
+                "groups of parameters. Resume with the same `optim` and `layer_lr_decay`, or start a new run from the "
+                "checkpoint."
+            )
 
     def _check_resumable(self, checkpoint: Path) -> None:
         """Refuses a checkpoint of a run that averaged where this one does not, or the other way round."""

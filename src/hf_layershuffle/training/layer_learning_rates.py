@@ -11,6 +11,10 @@ from .evaluated_weights import switches_itself
 from .trainer_part import TrainerPart
 
 
+# Encoders whose last normalisation is registered before the layers, by a part of the class's name
+_NORMALISED_LAST = ("StableLayerNorm", "Conformer")
+
+
 def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
     """How far from the input each parameter stands, by the order of the checkpoint's layers.
 
@@ -18,29 +22,52 @@ def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
         model: A model with free layer order, or one around it, as of peft.
 
     Returns:
-        0 for what stands before the layers (embeddings), `index + 1` for layer `index`, and the number of layers plus
-        1 for the rest: the last normalisation, the classifier, and the vectors of `depth_embedding`, which are new.
+        0 for what stands before the layers (embeddings) and for tables that every layer reads (relative positions),
+        `index + 1` for layer `index`, and the number of layers plus 1 for the rest: the last normalisation, the
+        classifier, and the vectors of `depth_embedding`, which are new.
 
     Raises:
         `ValueError`: if no model in it has free layer order.
     """
-    free = next((module for module in model.modules() if isinstance(module, FreeLayersMixin)), None)
+    free: Any = next((module for module in model.modules() if isinstance(module, FreeLayersMixin)), None)
     if free is None:
         raise ValueError(
             f"`layer_lr_decay` needs a model with free layer order, and there is none in {type(model).__name__}."
         )
-    layers = list(cast(Any, free.free_layers)._modules.values())
+    layers = list(free.free_layers._modules.values())
     inside = {each: index + 1 for index, layer in enumerate(layers) for each in layer.parameters()}
     depth_embedding = free._depth_embedding
-    encoder = set(free.base_model.parameters())
+    # Some classifiers are registered before the encoder. What DINOv3 calls its base model has no embeddings
+    base: Any = free.base_model
+    encoder = set((free if next(base.parameters()) in inside else base).parameters())
     new = set() if depth_embedding is None else set(depth_embedding.parameters())
+    read_by_layers, behind = _exceptions(free)
     depths: dict[nn.Parameter, int] = {}
     is_before = True  # encoders register what stands before the layers before them
     for parameter in model.parameters():
         is_before = is_before and parameter not in inside
-        is_embedding = is_before and parameter in encoder and parameter not in new
+        is_embedding = is_before and parameter in encoder and parameter not in new | behind
+        is_embedding = is_embedding or parameter in read_by_layers
         depths[parameter] = inside.get(parameter, 0 if is_embedding else len(layers) + 1)
     return depths
+
+
+def _exceptions(free: Any) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
+    """What is not where its registration says: what the layers read, and what stands behind them."""
+    holder = free.get_submodule(free.layers_path.rpartition(".")[0])
+    kind = type(holder).__name__
+    read_by_layers: set[nn.Parameter] = set()
+    behind = {each for name, part in free.named_modules() if name.endswith("pooler") for each in part.parameters()}
+    for name, part in holder.named_children():
+        if part in (free.free_layers, free._depth_embedding):
+            continue
+        # Beside its layers, DeBERTa's encoder has the normalisation of relative positions and, in DeBERTa-v2, a
+        # convolution that goes with the first layer
+        if isinstance(part, nn.Embedding) or name.startswith("rel") or kind.startswith("Deberta"):
+            read_by_layers.update(part.parameters())
+        if name == "layer_norm" and any(word in kind for word in _NORMALISED_LAST):
+            behind.update(part.parameters())
+    return read_by_layers, behind
 
 
 def divide_groups(optimizer: torch.optim.Optimizer, depths: dict[nn.Parameter, int], decay: float) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from ..plotting import plot_accuracy_distribution
+
 
 ARBITRARY = "_arbitrary_accuracy"
 
@@ -28,8 +30,6 @@ def order_picture(
     Returns:
         Pixels of shape `(height, width, 3)`, uint8.
     """
-    from ..plotting import plot_accuracy_distribution  # matplotlib, which a run without reports does not need
-
     worst, best = int(np.argmin(accuracies)), int(np.argmax(accuracies))
     rows = {"arbitrary orders": list(accuracies)}
     if own_accuracy is not None:

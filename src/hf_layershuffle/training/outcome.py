@@ -20,7 +20,9 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, n
     """
     table = Table(title=f"Fraction of the evaluation {noun} classified correctly")
     table.add_column("model", overflow="fold")
-    for name in ("sequential" if is_sequential else "as configured", "arbitrary: mean", "std", "min", "orders"):
+    # Broken headings leave room for the names of the models in 80 columns
+    own = "sequential" if is_sequential else "as\nconfigured"
+    for name in (own, "arbitrary:\nmean", "std", "min", "orders"):
         table.add_column(name, justify="right")
     for name, (metrics, num_orders) in rows.items():
         values = [metrics[f"eval_{key}"] for key in ("accuracy", *ARBITRARY_METRICS)]

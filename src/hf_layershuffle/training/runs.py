@@ -292,9 +292,12 @@ def claimed_run_folder(folder: Path) -> Iterator[Path]:
 
 def check_space(folder: Path, num_parameters: int, args: ScriptTrainingArguments) -> None:
     """Raises an `OSError` if the disk cannot hold the model and one checkpoint."""
-    saves = 0 if args.save_strategy == "no" else 1 if args.save_only_model else 3  # AdamW keeps two numbers a weight
-    saves += saves == 3 and args.ema_decay > 0
-    needed = 4 * num_parameters * (1 + saves) + 2**20
+    num_values = 1  # of each weight: in the model at the end, in a checkpoint, two of AdamW, and before averaging
+    if args.save_strategy != "no":
+        num_values += 1 if args.save_only_model else 3
+        is_averaged = args.ema_decay > 0 or args.optim.startswith("schedule_free")
+        num_values += int(is_averaged and not args.save_only_model)
+    needed = 4 * num_parameters * num_values + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

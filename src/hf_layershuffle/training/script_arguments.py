@@ -267,7 +267,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             cast(Any, self.accelerator_config).non_blocking = True
         for name in set(self.report_to or ()) - set(get_available_reporting_integrations()):
             raise ValueError(
-                f"`report_to` is '{name}', which is not installed or not known; install it, or use --report_to none."
+                f"`report_to` is '{name}', which is not installed or not known; install it (pip install tensorboard, "
+                "trackio or wandb), or use --report_to none."
             )
         num_processes = int(os.environ.get("WORLD_SIZE", 1))
         if num_processes > 1 and self.world_size == 1:

@@ -30,6 +30,12 @@ class StreamingArguments:
 
     def check_streaming(self, max_train_samples: int | None) -> None:
         """Raises a `ValueError` for values that would do nothing or cannot be."""
+        fields = type(self).__dataclass_fields__
+        if not self.streaming and self.shuffle_buffer_size != fields["shuffle_buffer_size"].default:
+            raise ValueError(
+                f"`shuffle_buffer_size` is {self.shuffle_buffer_size} without a stream; add --streaming, or leave it "
+                "out: images that are not streamed are shuffled wholly."
+            )
         if not self.streaming and self.num_train_samples is not None:
             raise ValueError(
                 f"`num_train_samples` is {self.num_train_samples} without a stream; add --streaming, or use "

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What the Trainer needs beyond the model: orders that processes agree on, losses, metrics in any order, a card."""
 
+import math
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -161,6 +162,18 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         forget_exits(self._config_of_model())
         return super().train(*args, **kwargs)
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # transformers compares fractions of the steps with the numbers that a checkpoint made of them, and warns
+        given = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
+        fractions = {name: value for name, value in given.items() if value is not None and 0 < value < 1}
+        for name, value in fractions.items():
+            setattr(self.args, name, math.ceil(max_steps * value))
+        try:
+            return super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            for name, value in fractions.items():
+                setattr(self.args, name, value)
+
     # --- Data ---
 
     def _as_model_inputs(self, dataset: Any, name: str) -> Any:
@@ -168,10 +181,11 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
 
     def get_train_dataloader(self) -> DataLoader:
         if isinstance(self.train_dataset, ImageStream):
-            return stream_dataloader(
+            dataloader = stream_dataloader(
                 self.train_dataset, self.args, self.accelerator, self._train_batch_size, self.data_collator
             )
-        dataloader = super().get_train_dataloader()
+        else:
+            dataloader = super().get_train_dataloader()
         if _is_empty(dataloader):
             raise ValueError(
                 f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
