@@ -1,8 +1,10 @@
 import json
 
+import pytest
 from conftest import REPOSITORY, run_python
 
 
+@pytest.mark.slow
 def test_each_preset_is_held_against_a_training_step(tmp_path):
     script = REPOSITORY / "benchmarks" / "augmentation.py"
     options = ["--sizes", "tiny", "--presets", "light", "cifar", "--pairs", "1"]

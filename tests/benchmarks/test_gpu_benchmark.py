@@ -64,6 +64,7 @@ def test_rows_compare_each_with_ours_compiled(gpu):
     assert [each["images_per_second"] for each in numbers] == [2.5, 10 / 3, 10 / 3, 5, 2.5, 5]
 
 
+@pytest.mark.slow
 def test_the_whole_script_with_a_tiny_model(gpu, monkeypatch, tmp_path, capsys):
     arguments = ["--tiny", "--device", "cpu", "--rounds", "2", "--warm_up", "1", "--output_dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])

@@ -59,6 +59,7 @@ def test_presets_train_differently(vit, tmp_path):
         assert not any(weights[name].equal(weights[other]) for other in names[:index]), name
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_images_of_one(tmp_path):
     script = REPOSITORY / "tests" / "support" / "augmentation_checks.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

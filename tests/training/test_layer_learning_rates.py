@@ -105,7 +105,13 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad",
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam")
 
 
-@pytest.mark.parametrize("optim", [*OPTIMIZERS, *SCHEDULE_FREE])
+FEW = ("adamw_torch_fused", "adafactor", "schedule_free_adamw")  # the others take as long, and are tests marked slow
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [each if each in FEW else pytest.param(each, marks=pytest.mark.slow) for each in OPTIMIZERS + SCHEDULE_FREE],
+)
 def test_optimizers_go_on_exactly_with_all_options(vit, tmp_path, optim):
     is_free = optim in SCHEDULE_FREE
     flags = dict(shuffle_mode="arbitrary", layerdrop=0.2, drop_path_rate=0.2, depth_embedding=True)

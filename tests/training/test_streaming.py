@@ -156,6 +156,7 @@ def test_options_that_would_do_nothing_are_refused(folder):
     assert both.returncode == 2 and "of a stream no rows can be drawn; use --num_train_samples" in both.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_stream(tmp_path):
     folders = [
         write_parquet(tmp_path / name, shards=shards)
