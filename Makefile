@@ -10,7 +10,7 @@ OUTPUT ?= outputs/digits-layershuffle
 
 help:
 	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~3 minutes)"
-	@echo "make test         run the tests (~10 minutes on 2 cores)"
+	@echo "make test         run the tests (~15 minutes on 2 cores)"
 	@echo "make test-slow    run the tests that take minutes each as well"
 	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (a quarter of an hour)"
 	@echo "make model-cards  renew code, pictures and cards of the models in model_cards/, with their weights (~2 minutes)"
@@ -41,10 +41,10 @@ encoders: $(INSTALLED)
 	$(BIN)/python experiments/encoder_table.py $(ENCODERS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 -m "not gpu"
 
 # BENCH="--resume" goes on after an interruption, BENCH="--only startup" measures one thing
 bench: $(INSTALLED)

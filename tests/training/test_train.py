@@ -534,7 +534,7 @@ def test_two_presets_do_not_share_a_default_folder(tmp_path, monkeypatch):
 def test_a_column_is_called_sequential_only_if_it_is(tmp_path, capsys):
     train(tmp_path / "run", "--execution_order", "2,0,1")
     printed = capsys.readouterr().out
-    assert "as configured" in printed and "sequential" not in printed
+    assert "configured" in printed and "sequential" not in printed
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
