@@ -37,41 +37,20 @@ class Speed(TrainerCallback):
         self._last = (state.global_step, now)
 
 
-def train(argv: list[str], speed: Speed) -> None:
-    """As examples/train.py does."""
-    import hf_layershuffle as ls
-    from hf_layershuffle.training.session import TrainingSession
-
-    with TrainingSession(argv) as session:
-        for each in session.runs:
-            trainer = ls.LayerShuffleTrainer(
-                model=each.model,
-                teacher_model=each.teacher.model,
-                args=each.args,
-                train_dataset=session.train_dataset,
-                eval_dataset=session.eval_dataset,
-                processing_class=each.image_processor,
-                compute_metrics=ls.compute_metrics,
-                callbacks=[speed],
-            )
-            session.train_and_evaluate(trainer, each)
-        session.finish()
-
-
 def run_one(args: GridArguments, method: str, seed: int, *further: str) -> None:
     """Trains and evaluates in this process, and leaves the record in the run's folder.
 
     Args:
         further: Arguments of train.py that change how fast it goes, not what it does.
     """
-    from hf_layershuffle.training.session import one_line_errors
+    from hf_layershuffle.training import session
 
     folder = run_folder(args, method, seed)
     command = [*train_command(args, method, seed, folder), *further]
     started = time.monotonic()
     speed = Speed()
-    with one_line_errors("gpu_runs.py"):
-        train(command[2:], speed)
+    with session.one_line_errors("gpu_runs.py"):
+        session.run(command[2:], callbacks=[speed])
         print(f"trained after {time.monotonic() - started:.1f} s", flush=True)
         evaluate_folder(args, str(folder))
     seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ from .checkpoints.tokenizers import longest_text
 from .data.dataloading import LabelledData, as_dataloader
 from .models.configuration_layershuffle import encoder_config, num_channels_of
 from .models.early_exit import all_layers
-from .models.layer_program import LayerProgram, Run, StandIn, run_program
+from .models.layer_program import ConstantCall, LayerProgram, Run, StandIn, run_program
 
 
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]  # the main input of a model, or all inputs by name
@@ -231,7 +231,7 @@ class LayerwiseClassifier:
 
     def _classify(self, hidden_states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         layers = self.model.free_layers
-        with run_program(layers, [_Constant(layers[0], hidden_states, bool(self._gives_tuple))]):
+        with run_program(layers, [ConstantCall(layers[0], hidden_states, bool(self._gives_tuple))]):
             return self.model(**inputs, **self._options).logits
 
     def mean_over_tokens(self, values: torch.Tensor) -> torch.Tensor:
@@ -269,17 +269,6 @@ class _Recorder(StandIn):
             parts._run.position_logits.clear()
             parts._gives_tuple = isinstance(output, (tuple, list))
         return (hidden_states, None) if parts._gives_tuple else hidden_states
-
-
-class _Constant(StandIn):
-    """Gives the same hidden states to whatever it is called with."""
-
-    def __init__(self, layer: torch.nn.Module, hidden_states: torch.Tensor, gives_tuple: bool):
-        super().__init__(layer)
-        self.output = (hidden_states, None) if gives_tuple else hidden_states
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
 
 
 def batches_for(

@@ -82,3 +82,19 @@ def recorded_orders(model, training: bool = True) -> list[tuple[int, ...]]:
 
     model.base_model.register_forward_hook(record)
     return orders
+
+
+def one_sgd_step(folder, micro_batches=1, **kwargs):
+    """Arguments of one step of plain SGD on eight images in their sequence, by which a test can take the same step."""
+    return arguments(
+        folder,
+        optim="sgd",
+        learning_rate=0.1,
+        max_grad_norm=0,
+        max_steps=1,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=8 // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+        train_sampling_strategy="sequential",
+        **kwargs,
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.trainers import RandomImages, arguments
+from support.trainers import RandomImages, arguments, one_sgd_step
 from torch.nn import functional as F
 
 import hf_layershuffle as ls
@@ -79,18 +79,7 @@ def test_the_position_loss_counts_once_wherever_the_class_loss_is_computed(
     trainer_class, compute_loss_func = kind, None
     if not isinstance(kind, type):
         trainer_class, compute_loss_func = ls.LayerShuffleTrainer, kind
-    args = arguments(
-        tmp_path,
-        optim="sgd",
-        learning_rate=0.1,
-        max_grad_norm=0,
-        max_steps=1,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=8 // micro_batches,
-        gradient_accumulation_steps=micro_batches,
-        train_sampling_strategy="sequential",
-        **options,
-    )
+    args = one_sgd_step(tmp_path, micro_batches, **options)
     trainer = trainer_class(model, args, train_dataset=data, compute_loss_func=compute_loss_func)
     logged = trainer.train().training_loss
     assert "compute_loss" not in vars(trainer)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.images import image_dataset, processor
-from support.trainers import RandomImages, arguments
+from support.trainers import RandomImages, arguments, one_sgd_step
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Subset
 from transformers import Trainer
@@ -45,18 +45,7 @@ class MixedImages(RandomImages):
 
 def one_step(tmp_path, model, data, micro_batches=1, trainer_class=ls.LayerShuffleTrainer, teacher=None, **options):
     func = options.pop("compute_loss_func", None)
-    args = arguments(
-        tmp_path,
-        optim="sgd",
-        learning_rate=0.1,
-        max_grad_norm=0,
-        max_steps=1,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=8 // micro_batches,
-        gradient_accumulation_steps=micro_batches,
-        train_sampling_strategy="sequential",
-        **options,
-    )
+    args = one_sgd_step(tmp_path, micro_batches, **options)
     trainer = trainer_class(model, args, train_dataset=data, compute_loss_func=func, teacher_model=teacher)
     return trainer.train().training_loss
 

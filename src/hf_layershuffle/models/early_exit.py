@@ -15,7 +15,7 @@ import torch
 
 from .exit_rule import ExitRule
 from .free_layers import is_sharded
-from .layer_program import Run, StandIn, run_program
+from .layer_program import ConstantCall, Run, StandIn, run_program
 
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
@@ -185,7 +185,7 @@ class ExitingRun(Run):
         return tensors == {self.model.main_input_name}
 
     def _logits(self, hidden_states: torch.Tensor, inputs: dict[str, Any], is_answer: bool = True) -> torch.Tensor:
-        constant = _Constant(self.model.free_layers[0], hidden_states, self.gives_tuple)
+        constant = ConstantCall(self.model.free_layers[0], hidden_states, self.gives_tuple)
         with run_program(self.model.free_layers, [constant]):
             logits = self.forward(self.model, **inputs, return_dict=True).logits
         if is_answer and (logits.ndim != 2 or len(logits) != len(hidden_states)):
@@ -300,14 +300,3 @@ class _Recorder(StandIn):
         hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
         self.calls.append((args, kwargs))
         return (hidden_states, None) if self.gives_tuple else hidden_states
-
-
-class _Constant(StandIn):
-    """Gives the same hidden states to whatever it is called with."""
-
-    def __init__(self, layer: Any, hidden_states: torch.Tensor, gives_tuple: bool):
-        super().__init__(layer)
-        self.output = (hidden_states, None) if gives_tuple else hidden_states
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output

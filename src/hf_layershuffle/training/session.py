@@ -5,7 +5,7 @@ import copy
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from ..hub.folder_records import record_baseline
 from ..hub.model_card import write_model_card
@@ -311,7 +311,7 @@ def _announce(run: Run) -> None:
         logger.warning("Going on from %s; add --overwrite_output_dir to start anew.", run.checkpoint)
 
 
-def run(argv: list[str], prog: str | None = None) -> None:
+def run(argv: list[str], prog: str | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Trains and evaluates as the arguments say, from the command line to the table."""
     import hf_layershuffle as ls
 
@@ -325,6 +325,7 @@ def run(argv: list[str], prog: str | None = None) -> None:
                 eval_dataset=session.eval_dataset,
                 processing_class=each.processing_class,
                 compute_metrics=ls.compute_metrics,
+                callbacks=list(callbacks),
             )
             session.train_and_evaluate(trainer, each)
         session.finish()
