@@ -38,6 +38,11 @@ class HaltingHead(nn.Module):
         mark(self.out, "starts_at_zero")
         self.out.first_bias = math.log(prior / (1 - prior))  # type: ignore[assignment]  # of the initialisation
 
+    @classmethod
+    def of(cls, config: Any, prior: float) -> "HaltingHead":
+        """That of an encoder's configuration."""
+        return cls(config.hidden_size, getattr(config, "layer_norm_eps", 1e-6), prior)
+
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Log-odds of leaving, float32 of shape `(...)`.
 
@@ -188,8 +193,10 @@ class HaltingRun(Run):
 
     @torch.no_grad()
     def _needs_all_inputs(self) -> bool:
-        """Whether the head reads the inputs of all examples once more, as a mask of padding. Else the embeddings, which
-        are computed again, are of one example."""
+        """Whether the head reads the inputs of all examples once more, as a mask of padding.
+
+        Else the embeddings, which are computed again, are of one example.
+        """
         model = self.model
         tensors = {name for name, value in self.inputs.items() if isinstance(value, torch.Tensor)}
         if tensors != {model.main_input_name}:
