@@ -22,6 +22,7 @@ TRAVELLING_FILES = {
     "modeling_layershuffle.py",
     "order_check.py",
     "position_modules.py",
+    "row_subsets.py",
     "saved_model.py",
     "small_copy.py",
     "timm_layers.py",
