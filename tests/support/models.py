@@ -16,6 +16,7 @@ TRAVELLING_FILES = {
     "free_forward.py",
     "free_generation.py",
     "free_layers.py",
+    "halting_head.py",
     "initial_weights.py",
     "layer_lists.py",
     "layer_program.py",

@@ -78,22 +78,27 @@ def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRul
 
 
 def _check_model(model: Any, is_classifier: bool) -> None:
-    config = model.config
     if not is_classifier:
         raise ValueError(
             f"{type(model).__name__} has no head that classifies, by which examples leave early. {_NO_EXIT} take a "
             "class such as LayerShuffleViTForImageClassification."
         )
-    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
-    if config.num_labels < 2 or problem != "single_label_classification":
-        raise ValueError(
-            f"Examples leave early by the probability of one class of several; this model has {config.num_labels} "
-            f"outputs and `config.problem_type` {problem!r}. {_NO_EXIT} take another model."
-        )
+    check_chooses_one_class(model, _NO_EXIT)
     if is_sharded(model):
         raise ValueError(
             "This model's parameters are sharded over several processes, which would wait for each other where their "
             f"examples leave at different layers. {_NO_EXIT} gather the model in one process."
+        )
+
+
+def check_chooses_one_class(model: Any, remedy: str) -> None:
+    """Raises a `ValueError`, which ends in a remedy, unless a model chooses one class of several."""
+    config = model.config
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if config.num_labels < 2 or problem != "single_label_classification":
+        raise ValueError(
+            f"Examples leave early by the probability of one class of several; this model has {config.num_labels} "
+            f"outputs and `config.problem_type` {problem!r}. {remedy} take another model."
         )
 
 
