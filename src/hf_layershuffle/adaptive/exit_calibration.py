@@ -110,9 +110,7 @@ def calibrate_exit(
         raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join((*CRITERIA, PATIENCE))}.")
     check_integers(seed=(seed, 0))
     parts = as_layerwise(model)
-    orders = checked_orders(
-        _orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers
-    )
+    orders = checked_orders(orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers)
     depth = len(orders[0])
     if max_accuracy_loss is not None:
         check_number("max_accuracy_loss", max_accuracy_loss, 0, 1)
@@ -127,7 +125,8 @@ def calibrate_exit(
     return _measured([table.at(second) for table in tables], rule, len(first), meets)
 
 
-def _orders_of(parts: LayerwiseClassifier, seed: int) -> list[list[int]]:
+def orders_of(parts: LayerwiseClassifier, seed: int) -> list[list[int]]:
+    """The orders that a model runs in, by its configuration; 8 random ones if it is "arbitrary"."""
     order = parts.model.config.execution_order
     if order == "arbitrary":
         return arbitrary_execution_orders(parts.num_layers, NUM_ORDERS, seed=seed)

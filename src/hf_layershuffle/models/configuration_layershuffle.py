@@ -16,6 +16,7 @@ from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
 from .exit_rule import EXIT_FIELDS, ExitRule
 from .layer_lists import TOWERS
+from .mlp_skipping import check_against_order, check_positions
 
 
 # A configuration's class is made of the mixin and the family's, which is the one that comes from transformers
@@ -53,6 +54,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v in EXECUTION_ORDERS if isinstance(v, str) else isinstance(v, (list, tuple)),
         f"{', '.join(map(repr, EXECUTION_ORDERS))} or a list of layer indices",
     ),
+    "skipped_mlps": (check_positions, "None or a list of distinct positions, integers of at least 0"),
     **EXIT_FIELDS,
 }
 
@@ -116,6 +118,8 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             a classifier; None for all layers. See `early_exit.ExitRule`.
         exit_criterion: What sure means: `"probability"`, `"entropy"` or `"margin"`.
         exit_patience: Instead of a threshold: after how many layers in a row with the same answer an example leaves.
+        skipped_mlps: Positions in the execution order, from 0, at which a layer runs without its MLP in evaluation;
+            None for none. See `choose_skipped_mlps`.
         tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
             `"text"` or `"audio"`.
 
@@ -136,6 +140,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     exit_threshold: float | None = None
     exit_criterion: str = "probability"
     exit_patience: int | None = None
+    skipped_mlps: list[int] | None = None
     tower: str | None = None
 
     # Trainer.evaluate would otherwise take these outputs for predictions.
@@ -181,6 +186,8 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             )
         if not isinstance(self.execution_order, str):
             self.execution_order = check_execution_order(self.execution_order, num_layers)
+        is_list = not isinstance(self.execution_order, str)
+        check_against_order(self.skipped_mlps, len(self.execution_order) if is_list else num_layers)
 
     def _check_drop_path(self) -> None:
         """Refuses to drop paths twice: by the layer program, and by the layers of the tower or of timm themselves."""

@@ -38,9 +38,11 @@ def all_layers(model: Any) -> Iterator[None]:
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:
-    """Whether the call or the configuration says that examples leave early."""
+    """Whether examples leave early or MLPs are left out, by the call or the configuration: such a call is not compiled."""
     config = {} if model.training else vars(model.config)
-    return any(given[name] is not None or config.get(name) is not None for name in _LIMITS)
+    return bool(model._skipped_mlps) or any(
+        given[name] is not None or config.get(name) is not None for name in _LIMITS
+    )
 
 
 def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRule | None:
@@ -110,7 +112,7 @@ class ExitingRun(Run):
     def __init__(
         self, model: Any, order: list[int], rule: ExitRule, inputs: dict[str, Any], forward: Callable[..., Any]
     ):
-        super().__init__(model.free_layers, order, model._depth_embedding)
+        super().__init__(model.free_layers, order, model._depth_embedding, skipped_mlps=model._skipped_mlps)
         for name in ("output_hidden_states", "output_attentions"):
             if inputs.get(name) or (inputs.get(name) is None and getattr(model.config, name, False)):
                 raise ValueError(

@@ -78,7 +78,7 @@ def _run_of(
     rule = exit_rule(model, exits, "Classification" in plain_class.__name__)
     if rule is not None:
         return ExitingRun(model, order, rule, inputs, plain_class.forward)
-    run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths)
+    run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
     run.num_examples = _num_examples(inputs.get(model.main_input_name))
     return run
 
