@@ -110,9 +110,7 @@ def calibrate_exit(
         raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join((*CRITERIA, PATIENCE))}.")
     check_integers(seed=(seed, 0))
     parts = as_layerwise(model)
-    orders = checked_orders(
-        orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers
-    )
+    orders = checked_orders(orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers)
     depth = len(orders[0])
     if max_accuracy_loss is not None:
         check_number("max_accuracy_loss", max_accuracy_loss, 0, 1)
