@@ -20,6 +20,7 @@ TRAVELLING_FILES = {
     "initial_weights.py",
     "layer_lists.py",
     "layer_program.py",
+    "mlp_skipping.py",
     "modeling_layershuffle.py",
     "order_check.py",
     "position_modules.py",

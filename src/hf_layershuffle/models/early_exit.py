@@ -39,9 +39,11 @@ def all_layers(model: Any) -> Iterator[None]:
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:
-    """Whether the call or the configuration says that examples leave early."""
+    """Whether examples leave early or MLPs are left out, by the call or the configuration: such a call is not compiled."""
     config = {} if model.training else vars(model.config)
-    return any(given[name] is not None or config.get(name) is not None for name in _LIMITS)
+    return bool(model._skipped_mlps) or any(
+        given[name] is not None or config.get(name) is not None for name in _LIMITS
+    )
 
 
 def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRule | None:

@@ -38,7 +38,7 @@ class RowSubsetRun(Run):
     way_out: ClassVar[str] = "Run all layers, or"
 
     def __init__(self, model: Any, order: list[int], inputs: dict[str, Any], forward: Callable[..., Any]):
-        super().__init__(model.free_layers, order, model._depth_embedding)
+        super().__init__(model.free_layers, order, model._depth_embedding, skipped_mlps=model._skipped_mlps)
         for name in ("output_hidden_states", "output_attentions"):
             if inputs.get(name) or (inputs.get(name) is None and getattr(model.config, name, False)):
                 raise ValueError(f"`{name}` is True, and {self.what} have none. {self.way_out} set it to False.")
