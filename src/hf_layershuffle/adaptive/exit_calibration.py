@@ -110,9 +110,7 @@ def calibrate_exit(
         raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join((*CRITERIA, PATIENCE))}.")
     check_integers(seed=(seed, 0))
     parts = as_layerwise(model)
-    orders = checked_orders(
-        _orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers
-    )
+    orders = checked_orders(orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers)
     depth = len(orders[0])
     if max_accuracy_loss is not None:
         check_number("max_accuracy_loss", max_accuracy_loss, 0, 1)
@@ -123,30 +121,35 @@ def calibrate_exit(
     if len(rows) < 2:
         raise ValueError("There is one example; give at least two, to choose by some and to measure on others.")
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    rule, meets = _choose([table.at(first) for table in tables], criterion, max_accuracy_loss, max_mean_layers)
+    rule, meets = best_rule([table.at(first) for table in tables], criterion, max_accuracy_loss, max_mean_layers)
     return _measured([table.at(second) for table in tables], rule, len(first), meets)
 
 
-def _orders_of(parts: LayerwiseClassifier, seed: int) -> list[list[int]]:
+def orders_of(parts: LayerwiseClassifier, seed: int) -> list[list[int]]:
+    """The orders in which a model runs by its configuration: one, or 8 random ones if that is "arbitrary"."""
     order = parts.model.config.execution_order
     if order == "arbitrary":
         return arbitrary_execution_orders(parts.num_layers, NUM_ORDERS, seed=seed)
     return [list(range(parts.num_layers)) if isinstance(order, str) else list(order)]
 
 
-def _choose(
-    tables: list[LayerAnswers], criterion: str, max_loss: float | None, max_layers: float | None
+def best_rule(
+    tables: list[LayerAnswers],
+    criterion: str,
+    max_accuracy_loss: float | None = None,
+    max_mean_layers: float | None = None,
 ) -> tuple[ExitRule, bool]:
-    """The best of the candidates, and whether it meets the limit."""
+    """The rule that does best on these answers at one of two limits (see [`calibrate_exit`]), and whether it meets
+    it."""
     right_at_end = np.mean([table.is_right[:, -1].mean() for table in tables])
     outcomes = []
     for rule in _candidates(tables, criterion):
         loss = right_at_end - np.mean([table.is_right_by(rule).mean() for table in tables])
         layers = np.mean([table.num_layers_run(rule).mean() for table in tables])
         outcomes.append((float(loss), float(layers), rule))
-    limit = max_loss if max_loss is not None else max_layers
-    limited = itemgetter(0) if max_loss is not None else itemgetter(1)
-    by_other = itemgetter(1, 0) if max_loss is not None else itemgetter(0, 1)
+    limit = max_accuracy_loss if max_accuracy_loss is not None else max_mean_layers
+    limited = itemgetter(0) if max_accuracy_loss is not None else itemgetter(1)
+    by_other = itemgetter(1, 0) if max_accuracy_loss is not None else itemgetter(0, 1)
     allowed = [each for each in outcomes if limited(each) <= (limit or 0.0) + 1e-12]
     best = min(allowed, key=by_other) if allowed else min(outcomes, key=limited)
     return best[2], bool(allowed)

@@ -87,7 +87,7 @@ def _run_of(
         check_chooses_one_class(model, "Set `halting_head` to False, or")
         run = HaltingRun(model, order, inputs, plain_class.forward)
     else:
-        run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths)
+        run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
     run.num_examples = _num_examples(inputs.get(model.main_input_name))
     return run
 
