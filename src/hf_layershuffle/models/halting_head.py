@@ -52,6 +52,10 @@ class HaltingHead(nn.Module):
         joined = self.norm(torch.cat((before, after), dim=-1))
         return self.out(self.activation(self.dense(joined))).squeeze(-1).float()
 
+    def log_stays(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the probability of not leaving there, of the same shape."""
+        return F.logsigmoid(-self(before, after))
+
 
 def mean_over_tokens(hidden_states: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
     """Means of shape `(batch_size, hidden_size)` of hidden states `(batch_size, tokens, hidden_size)`.
