@@ -150,7 +150,7 @@ class HaltingRun(Run):
     def __init__(self, model: Any, order: list[int], inputs: dict[str, Any], forward: Callable[..., Any]):
         self.hidden_states: list[torch.Tensor] = []  # before the first layer, and after each
         self.gives_tuple = False
-        super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths)
+        super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
         self.model = model
         self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
         self.forward = forward

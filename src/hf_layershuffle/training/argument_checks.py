@@ -30,6 +30,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "mixing_probability": (0, 1),
     "hidden_dropout_prob": (0, 1),
     "position_loss_weight": (0, math.inf),
+    "halting_prior": (0, 1),
+    "halting_loss_weight": (0, math.inf),
     "residual_init_scale": (0, 1000),
     "max_cached_gib": (0, 2**20),
     "max_train_samples": (1, math.inf),

@@ -80,6 +80,19 @@ class ModelArguments:
         default=None, metadata={"help": "Let each layer predict the position it ran at."}
     )
     position_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the position loss (1.0)."})
+    early_exit: str | None = field(
+        default=None,
+        metadata={
+            "help": "pondernet: train exits, by a head that says after each layer how likely an image leaves there, "
+            "and by the losses of the answers after all layers. none: take a checkpoint's head out."
+        },
+    )
+    halting_prior: float | None = field(
+        default=None, metadata={"help": "Probability in (0, 1) of leaving after each layer by the prior (0.1)."}
+    )
+    halting_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the divergence from that prior, at least 0 (0.5)."}
+    )
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
     )
