@@ -17,6 +17,7 @@ from .data.dataloading import LabelledData, as_dataloader
 from .models.configuration_layershuffle import encoder_config, num_channels_of
 from .models.early_exit import all_layers
 from .models.layer_program import ConstantCall, LayerProgram, Run, StandIn, run_program
+from .models.mlp_skipping import without_mlp
 
 
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]  # the main input of a model, or all inputs by name
@@ -159,7 +160,7 @@ class LayerwiseClassifier:
         if earlier != self._inputs.keys():
             self._is_one_enough = None
         layers = self.model.free_layers
-        self._run = Run(layers, [], self.model._depth_embedding)
+        self._run = Run(layers, [], self.model._depth_embedding, skipped_mlps=self.model._skipped_mlps)
         self._calls = []
         with run_program(layers, [_Recorder(layer, self) for layer in layers._modules.values()]):
             try:
@@ -200,16 +201,17 @@ class LayerwiseClassifier:
         )
 
     def run_layer(
-        self, hidden_states: torch.Tensor, index: int, position: int
+        self, hidden_states: torch.Tensor, index: int, position: int, *, with_mlp: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Runs layer `index` at `position`.
+        """Runs layer `index` at `position`, with its MLP or without.
 
         Returns:
             Hidden states of shape `(batch_size, tokens, hidden_size)`, and position logits of shape
             `(batch_size, num_layers)`, or None without a position predictor.
         """
         args, kwargs = self._call_of(index)
-        output = self._run.at(self.layers[index], position)(hidden_states, *args, **kwargs)
+        layer = self.layers[index] if with_mlp else without_mlp(self.layers[index])
+        output = self._run.at(layer, position)(hidden_states, *args, **kwargs)
         position_logits = self._run.position_logits.pop() if self._run.position_logits else None
         return output[0] if isinstance(output, (tuple, list)) else output, position_logits
 

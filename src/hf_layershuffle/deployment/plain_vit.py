@@ -35,7 +35,7 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
             `model.config.execution_order`.
 
     Raises:
-        `ValueError`: if the model has a depth embedding, or the order is not one fixed valid order.
+        `ValueError`: if the model has a depth embedding or leaves out MLPs, or the order is not one fixed valid order.
 
     ```python
     >>> from hf_layershuffle.deployment.plain_vit import to_plain_vit
@@ -103,6 +103,11 @@ def check_exportable(config: PreTrainedConfig, execution_order: str | ExecutionO
             f"projection of its position's vector and of every token to the hidden states, and a {plain} layer has "
             "no such path. Publish it with its code files (`trust_remote_code=True`), or train one without depth "
             "embedding."
+        )
+    if getattr(config, "skipped_mlps", None):
+        raise ValueError(
+            f"`config.skipped_mlps` is {config.skipped_mlps}, and a layer of a plain model always runs its MLP. Set "
+            "it to None, or publish the model with its code files (`trust_remote_code=True`)."
         )
     family = plain_type_of(config.model_type)
     if family in HEADS:

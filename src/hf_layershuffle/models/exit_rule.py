@@ -71,13 +71,18 @@ EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def forget_exits(config: Any) -> None:
-    """Takes the rule of leaving early out of a configuration, with a warning: it was chosen for other weights."""
-    names = [name for name in ("exit_threshold", "exit_patience") if getattr(config, name, None) is not None]
-    for name in names:
+    """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave, and which
+    MLPs are left out."""
+    chosen_by = {name: "calibrate_exit" for name in ("exit_threshold", "exit_patience")}
+    chosen_by["skipped_mlps"] = "choose_skipped_mlps"
+    for name, function in chosen_by.items():
+        if getattr(config, name, None) is None:
+            continue
         logger.warning(
-            "`%s` %s was chosen for other weights and is not kept; `calibrate_exit` chooses one for the new model.",
+            "`%s` %s was chosen for other weights and is not kept; `%s` chooses for the new model.",
             name,
             getattr(config, name),
+            function,
         )
         setattr(config, name, None)
 

@@ -83,6 +83,11 @@ class FreeLayersMixin(_FamilyModel):
         is_ours = self.training and not self.config.has_own_drop_path
         return self.config.drop_path_rate if is_ours else 0.0
 
+    @property
+    def _skipped_mlps(self) -> list[int]:
+        """The positions of the next forward pass at which layers run without their MLPs."""
+        return [] if self.training else self.config.skipped_mlps or []
+
     def resolve_execution_order(self, execution_order: str | ExecutionOrder | None = None) -> list[int]:
         """The order of the next forward pass.
 

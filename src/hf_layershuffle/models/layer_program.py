@@ -8,7 +8,7 @@ parameters, hooks, the state dict and gradient checkpointing do not change, and 
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import CompileableContextVar
 
 from .layer_lists import nearest_config
+from .mlp_skipping import without_mlp
 
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Run:
         order: Index of the layer at each position.
         depth_embedding: The vector of each position, for layers that are told theirs.
         drop_path_rate: Probability in `[0, 1)` with which an example skips a layer.
+        skipped_mlps: Positions at which a layer runs without its MLP.
     """
 
     def __init__(
@@ -148,9 +150,11 @@ class Run:
         order: list[int],
         depth_embedding: nn.Embedding | None = None,
         drop_path_rate: float = 0.0,
+        skipped_mlps: Collection[int] = (),
     ):
         self.order = order
         self.drop_path_rate = drop_path_rate
+        self.skipped_mlps = skipped_mlps
         self.num_examples: int | None = None  # of the batch, where it is known
         self._path_weights: tuple[torch.Tensor, ...] = ()
         self.num_given = 0  # layers that the forward has taken
@@ -175,6 +179,7 @@ class Run:
 
     def at(self, layer: nn.Module, position: int) -> Any:
         """A layer as the loop shall call it: told its position, if it is one of [`positioned_layer_class`]."""
+        layer = without_mlp(layer) if position in self.skipped_mlps else layer
         called: Any = layer if self.checkpoint is None else CheckpointedCall(layer, self.checkpoint)
         # Not by its class: a compiled layer is of another
         called = PositionedCall(called, position, self) if hasattr(layer, "position_head") else called

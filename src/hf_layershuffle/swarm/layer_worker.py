@@ -59,6 +59,7 @@ class LayerWorker:
         config = self._checkpoint.model.config
         self._depth_embedding, self._depth_digest = self._checkpoint.load_depth_embedding()
         self._program = LayerProgram.mark(nn.ModuleList())
+        self._skipped_mlps = getattr(config, "skipped_mlps", None) or ()
         self._hidden_size = getattr(encoder_config(config), "hidden_size", None)
         self._hidden_axis = 1 if config.plain_model_type in CHANNELS_FIRST else 2
         self._held: dict[int, tuple[nn.Module, str]] = {}
@@ -108,7 +109,9 @@ class LayerWorker:
                 lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf,
                 (call.hidden_states, tuple(call.args), call.kwargs),
             )
-            called = Run(self._program, [], self._depth_embedding).at(module, call.position)
+            called = Run(self._program, [], self._depth_embedding, skipped_mlps=self._skipped_mlps).at(
+                module, call.position
+            )
             output = called(hidden_states, *args, **kwargs)
             output = output[0] if isinstance(output, (tuple, list)) else output
             output = output.to(call.hidden_states.device)

@@ -1,0 +1,81 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Layers without their MLP (FFN-SkipLLM, arXiv 2404.03865): attention runs, and the MLP adds nothing.
+
+This file travels to the Hub beside the weights, so it imports nothing from this package.
+"""
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# The MLP of a layer, by the names that families give it
+MLP_NAMES = ("mlp", "ffn", "feed_forward")
+
+
+class _Zeros(nn.Module):
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def check_positions(positions: Any) -> bool:
+    """Whether a value is None or a collection of distinct positions."""
+    if positions is None:
+        return True
+    if not isinstance(positions, (list, tuple)) or len(set(map(str, positions))) != len(positions):
+        return False
+    return all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in positions)
+
+
+def without_mlp(layer: nn.Module) -> nn.Module:
+    """A layer whose MLP adds zero to the hidden states. It shares all else with `layer`, which stays as it is.
+
+    What a family does after adding, such as the norm of BERT, still happens. A compiled layer runs uncompiled.
+
+    Raises:
+        `ValueError`: if the layer has no MLP by a name that is known, or its forward was replaced.
+    """
+    whole: Any = getattr(layer, "_orig_mod", layer)
+    if "forward" in vars(whole):
+        raise ValueError(
+            f"The forward of this {type(whole).__name__} was replaced, as by `device_map`, so its MLP cannot be left "
+            "out. Load the model without `device_map`, or set `config.skipped_mlps` to None."
+        )
+    found = next((name for name in MLP_NAMES if isinstance(getattr(whole, name, None), nn.Module)), None)
+    if found is not None:
+        return _with_modules(whole, {found: _Zeros()})
+    inner, outer = (getattr(whole, name, None) for name in ("intermediate", "output"))
+    if isinstance(inner, nn.Module) and isinstance(getattr(outer, "dense", None), nn.Module):
+        # The last map of the MLP is in the module that adds it, as in BERT
+        return _with_modules(
+            whole, {"intermediate": nn.Identity(), "output": _with_modules(outer, {"dense": _Zeros()})}
+        )
+    names = ", ".join(name for name, _ in whole.named_children())
+    raise ValueError(
+        f"A {type(whole).__name__} has no MLP by the name of {', '.join(MLP_NAMES)} or `intermediate` and `output`, "
+        f"but {names}. Set `config.skipped_mlps` to None."
+    )
+
+
+def _with_modules(module: Any, modules: dict[str, nn.Module]) -> Any:
+    """A shallow copy of a module in which some of its modules are others."""
+    changed = copy.copy(module)
+    changed.__dict__["_modules"] = {**module._modules, **modules}
+    return changed
+
+
+def check_against_order(positions: Collection[int] | None, num_layers_run: int) -> None:
+    """Checks that MLPs to leave out are of positions that there are.
+
+    Raises:
+        `ValueError`: if one is beyond the last.
+    """
+    beyond = [each for each in positions or () if each >= num_layers_run]
+    if beyond:
+        raise ValueError(
+            f"`skipped_mlps` holds position {beyond[0]}, and the execution order has the positions 0 to "
+            f"{num_layers_run - 1}. Leave it out."
+        )
