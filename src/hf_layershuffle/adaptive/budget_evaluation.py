@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -21,6 +21,7 @@ from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
 from ..evaluation.fingerprint import data_digest, processing_record
 from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
+from ..models.configuration_layershuffle import num_channels_of
 from ..models.early_exit import all_layers
 from .budget_measurement import BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
@@ -114,10 +115,11 @@ def evaluate_budget(
     check_finite(f"'{name}'", free.state_dict().items())
     processor = chosen_processing_class(processing_class, image_processor)
     check_evaluable(free.config, processor)
+    named = check_policy_names(policies, free)
     counts = _counts(num_layers_run, parts.num_layers)
     rivals = dict(rivals or {})
     for rival_name, rival in rivals.items():
-        _check_rival(rival_name, rival, free)
+        check_rival(rival_name, rival, free)
     loading: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     loader = batches_for(parts, data, processor, max_samples=max_samples, **loading)
     held_out = None
@@ -127,12 +129,17 @@ def evaluate_budget(
     calibration = held_out and Calibration(
         free, held_out, some_of(held_out, min(num_search_samples, _size(held_out))), counts, seed
     )
-    chosen = _policies(policies, calibration, free) + ([OtherModels(rivals, OTHER_MODELS)] if rivals else [])
-    described = describe_model(free) | input_record(free.config) | processing_record(processor, free.config) | digests
-    key = [described["weights"], str(free.dtype), digests, batch_size, counts, num_search_samples, measure_time, seed]
-    key.append({name: weights_digest(rival) for name, rival in rivals.items()})
+    chosen = _made(named, calibration) + ([OtherModels(rivals, OTHER_MODELS)] if rivals else [])
+    settings = digests | {
+        "num_layers_run": counts,
+        "num_search_samples": num_search_samples,
+        "rivals": {rival_name: weights_digest(rival) for rival_name, rival in rivals.items()},
+    }
+    described = describe_model(free) | input_record(free.config) | processing_record(processor, free.config) | settings
     measuring = BudgetMeasurement(parts, loader, measure_time, progress)
-    done = FinishedPolicies(progress_file, json.dumps(key))
+    done = FinishedPolicies(
+        progress_file, json.dumps([described, str(free.dtype), batch_size, measure_time, seed], sort_keys=True)
+    )
     with _evaluating(free, *rivals.values()), torch.inference_mode(), all_layers(free):
         whole, points = measuring.all_points(chosen, done)
     costs = [MULTIPLY_ADDS, *map(time_cost, whole.time_ratio)]
@@ -182,12 +189,23 @@ def _digests(loader: DataLoader, held_out: DataLoader | None) -> dict[str, str |
     return digests
 
 
-def _check_rival(name: str, rival: Any, model: Any) -> None:
+def check_rival(name: str, rival: Any, model: Any) -> None:
+    """Checks that a rival takes the model's inputs and gives its classes.
+
+    Raises:
+        `ValueError`: if it does not.
+    """
     if not isinstance(rival, PreTrainedModel):
         raise ValueError(f"`rivals` holds a {type(rival).__name__} for '{name}'; pass models of transformers by name.")
     check_evaluable(rival.config)
     if rival.device != model.device:
         raise ValueError(f"The rival '{name}' is on {rival.device} and the model on {model.device}; move it there.")
+    channels = [num_channels_of(each.config) for each in (model, rival)]
+    if channels[0] != channels[1]:
+        raise ValueError(
+            f"The rival '{name}' takes images of {channels[1]} channels, and the model of {channels[0]}; take a rival "
+            "of the same inputs."
+        )
     ours, theirs = ([str(label) for label in each.config.id2label.values()] for each in (model, rival))
     has_names = not any(label.startswith("LABEL_") for label in (*ours, *theirs))
     if len(ours) != len(theirs) or (has_names and ours != theirs):
@@ -197,32 +215,38 @@ def _check_rival(name: str, rival: Any, model: Any) -> None:
         )
 
 
-def _policies(
-    given: Sequence[str | Policy] | None, calibration: Calibration | None, model: PreTrainedModel
-) -> list[Policy]:
-    """Policies from their names; all that the model has where none are given."""
+def check_policy_names(given: Sequence[str | Policy] | None, model: PreTrainedModel) -> list[str | Policy]:
+    """Names of policies, or policies; all that the model has where none are given.
+
+    Raises:
+        `ValueError`: if a name is not known, or is of one that the model has not.
+    """
     if isinstance(given, str):
         raise ValueError(f"`policies` is '{given}'; pass a list of names or policies.")
     known = {policy.name: policy for policy in POLICIES}
     able = [name for name, policy in known.items() if policy.applies_to(model)]
-    found: list[Policy] = []
-    for each in able if given is None else given:
-        if not isinstance(each, str):
-            found.append(each)
-        elif each not in able:
+    for each in given or ():
+        if isinstance(each, str) and each not in able:
             lacks = "which this model has not" if each in known else "which is none"
             raise ValueError(f"`policies` holds '{each}', {lacks}; it has {', '.join(able)}.")
-        elif calibration is None:
+    found: list[str | Policy] = [*able] if given is None else [*given]
+    names = [each if isinstance(each, str) else each.name for each in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"`policies` holds '{twice}' more than once; give each name once.")
+    return found
+
+
+def _made(given: list[str | Policy], calibration: Calibration | None) -> list[Policy]:
+    known = {policy.name: policy for policy in POLICIES}
+    found: list[Policy] = []
+    for each in given:
+        if isinstance(each, str) and calibration is None:
             raise ValueError(
                 f"The policy '{each}' is made by calibration data, and `calibration_data` is None; pass data other "
                 "than that to report on, such as a part of the training split that the model was not trained on."
             )
-        else:
-            found.append(known[each](calibration))
-    names = [policy.name for policy in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"`policies` holds '{twice}' more than once; give each name once.")
+        found.append(known[each](cast(Calibration, calibration)) if isinstance(each, str) else each)
     return found
 
 

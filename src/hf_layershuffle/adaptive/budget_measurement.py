@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Measures settings: accuracy and layers run, multiply-adds and time; and keeps what is done for a call that goes on."""
+"""Measures settings: accuracy, layers run, multiply-adds and time. Keeps what is done for a call that goes on."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from .policies import Policy, Setting
 logger = logging.getLogger(__name__)
 WHOLE = "all layers"
 # Batch sizes at which time is measured: of how many batches, and how often each
-TIMED_BATCHES = {1: (16, 5), 64: (2, 5)}
+TIMED_BATCHES = {1: (16, 9), 64: (2, 7)}
 MIN_RANDOM_BATCHES = 32  # draws of a random setting, at least
 
 
@@ -95,8 +95,9 @@ class BudgetMeasurement:
     def _with_time(self, settings: list[Setting], points: list[BudgetPoint]) -> list[BudgetPoint]:
         for size, (num_batches, num_rounds) in TIMED_BATCHES.items() if self.measures_time else ():
             batches = [self._inputs(batch) for batch in spread_batches(self.loader, size, num_batches)]
-            runs = [self.whole.run, *(setting.run for setting in settings)]
+            runs = [self.whole.run, *(setting.run for setting in settings if setting is not self.whole)]
             whole, *taken = [each / (size * num_batches) for each in seconds_of_all(runs, batches, num_rounds)]
+            taken = taken or [whole]
             points = [
                 replace(
                     point,
