@@ -45,6 +45,11 @@ class LayerController(nn.Module):
         self.scores = nn.Linear(width, num_layers)
         mark(self.scores, "starts_at_zero")
 
+    @classmethod
+    def of(cls, config: Any, num_layers: int) -> "LayerController":
+        """The controller that goes with the configuration of an encoder."""
+        return cls(config.hidden_size, num_layers, getattr(config, "layer_norm_eps", 1e-6))
+
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
         """Scores, float32 of shape `(batch_size, num_layers)`.
 

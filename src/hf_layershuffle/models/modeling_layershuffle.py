@@ -91,13 +91,9 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             if self.config.residual_init_scale != 1.0 and are_weights_new:
                 self._mark_residual_writers()
         if self.config.halting_head and "Classification" in self.plain_class.__name__:
-            encoder = encoder_config(self.config)
-            eps = getattr(encoder, "layer_norm_eps", 1e-6)
-            self.halting_head = HaltingHead(encoder.hidden_size, eps, self.config.halting_prior)
+            self.halting_head = HaltingHead.of(encoder_config(self.config), self.config.halting_prior)
         if self.config.layer_controller and "Classification" in self.plain_class.__name__:
-            encoder = encoder_config(self.config)
-            eps = getattr(encoder, "layer_norm_eps", 1e-6)
-            self.layer_controller = LayerController(encoder.hidden_size, len(self.free_layers), eps)
+            self.layer_controller = LayerController.of(encoder_config(self.config), len(self.free_layers))
         layer_class: Any = type(self.free_layers[0])
         if issubclass(layer_class, PositionedLayerMixin):
             names = {layer_class.plain_class.__name__: layer_class.__name__}
@@ -320,13 +316,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
 
 # By the class itself, since another one may have the same name
 _MADE: dict[type[PreTrainedModel], type[LayerShuffleMixin]] = {}
-_FURTHER_OUTPUTS = (
-    "execution_order",
-    "position_logits",
-    "num_layers_run",
-    "layer_logits",
-    "halting_log_probabilities",
-)
+_FURTHER_OUTPUTS = tuple(LayerShuffleConfigMixin.keys_to_ignore_at_inference)
 _OUTPUTS_MADE: dict[type[ModelOutput], type[ModelOutput]] = {}
 
 

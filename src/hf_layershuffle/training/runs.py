@@ -219,7 +219,7 @@ def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested: obje
 
 
 def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConfig) -> None:
-    names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
+    names = (*LAYERSHUFFLE_FLAGS, "halting_head", "model_type", "id2label", *COMPARED_SIZES)
     stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
     ours = _sizes_on_top(json.loads(config.to_json_string()))
     refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)

@@ -41,7 +41,15 @@ from .trainer import LayerShuffleTrainer
 
 logger = logging.getLogger("hf_layershuffle.training.session")
 SMALL_MODEL = 1_000_000  # parameters up to which one thread of the CPU is the default
-PLAIN = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
+PLAIN = {
+    "shuffle_mode": "none",
+    "layerdrop": 0.0,
+    "depth_embedding": False,
+    "position_predictor": False,
+    "halting_head": False,
+    "layer_controller": False,
+    "layer_budget": None,
+}
 STOPPED = "stopped; run the same command again to go on from the last checkpoint"
 
 

@@ -21,6 +21,7 @@ from ..data.image_stream import ImageStream
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import train_controller_only
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
@@ -62,6 +63,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
+    - A model with a layer controller (`config.layer_controller`) trains it alone: all other weights are frozen.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
 
@@ -150,7 +152,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early."""
+        """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early. Of a model with a layer
+        controller, it trains the controller."""
         # Before a checkpoint is loaded, whose weights would be rounded
         is_ours = not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False)
         if is_ours and self._argument("float32_weights"):
@@ -160,7 +163,23 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
         forget_exits(self._config_of_model())
+        if self._config("layer_controller", False):
+            self._freeze_for_controller()
         return super().train(*args, **kwargs)
+
+    def _freeze_for_controller(self) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if getattr(model, "layer_controller", None) is None:
+            raise ValueError(
+                f"`config.layer_controller` is True, and this {type(model).__name__} has no layer controller to "
+                "train; take a classifier that is made or loaded with `layer_controller=True`."
+            )
+        if self._argument("order_consistency"):
+            raise ValueError(
+                f"`order_consistency` is {self._argument('order_consistency')}, which compares two execution orders, "
+                "and a layer controller is trained in one; set it to 0."
+            )
+        train_controller_only(model)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # transformers compares fractions of the steps with the numbers that a checkpoint made of them, and warns
