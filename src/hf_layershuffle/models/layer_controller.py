@@ -112,7 +112,16 @@ def gumbel_noise(rng: np.random.Generator, batch_size: int, num_positions: int) 
 
 
 def train_controller_only(model: Any) -> None:
-    """Freezes all weights of a model but those of its layer controller."""
+    """Freezes all weights of a model but those of its layer controller.
+
+    Raises:
+        `ValueError`: if it has none, as an encoder whose classifier has one.
+    """
+    if getattr(model, "layer_controller", None) is None:
+        raise ValueError(
+            f"This {type(model).__name__} has no layer controller to train; take a classifier that is made or loaded "
+            "with `layer_controller=True`."
+        )
     model.requires_grad_(False)
     model.layer_controller.requires_grad_(True)
 

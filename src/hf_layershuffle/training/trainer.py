@@ -37,7 +37,7 @@ from .order_reports import OrderProgressCallback, report_orders
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .sharding import shard_embeddings_once
-from .stream_dataloader import stream_dataloader
+from .stream_dataloader import is_empty, stream_dataloader
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
@@ -152,8 +152,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early. Of a model with a layer
-        controller, it trains the controller."""
+        """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early."""
         # Before a checkpoint is loaded, whose weights would be rounded
         is_ours = not self.is_deepspeed_enabled and not getattr(self, "is_distributed_loading_by_transformers", False)
         if is_ours and self._argument("float32_weights"):
@@ -164,22 +163,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         self._num_parameters = None
         forget_exits(self._config_of_model())
         if self._config("layer_controller", False):
-            self._freeze_for_controller()
+            train_controller_only(self.accelerator.unwrap_model(self.model))
         return super().train(*args, **kwargs)
-
-    def _freeze_for_controller(self) -> None:
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if getattr(model, "layer_controller", None) is None:
-            raise ValueError(
-                f"`config.layer_controller` is True, and this {type(model).__name__} has no layer controller to "
-                "train; take a classifier that is made or loaded with `layer_controller=True`."
-            )
-        if self._argument("order_consistency"):
-            raise ValueError(
-                f"`order_consistency` is {self._argument('order_consistency')}, which compares two execution orders, "
-                "and a layer controller is trained in one; set it to 0."
-            )
-        train_controller_only(model)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # transformers compares fractions of the steps with the numbers that a checkpoint made of them, and warns
@@ -205,7 +190,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             )
         else:
             dataloader = super().get_train_dataloader()
-        if _is_empty(dataloader):
+        if is_empty(dataloader):
             raise ValueError(
                 f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
                 f"{self._train_batch_size}{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. "
@@ -358,10 +343,3 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
 
 def _collate_batch_or_items(collate_batch: Callable, collate_items: Callable, features: Any) -> Any:
     return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
-
-
-def _is_empty(dataloader: DataLoader) -> bool:
-    try:
-        return len(dataloader) == 0
-    except TypeError:  # a stream
-        return False
