@@ -49,6 +49,8 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
     order = check_exportable(free.config, execution_order)
     check_places(free.free_layers, order)
     plain: Any = copy.deepcopy(free)
+    if getattr(plain, "layer_controller", None) is not None:
+        del plain.layer_controller
     layers = plain.free_layers
     # A repeated layer is copied, so that each position has weights of its own
     ordered = [
