@@ -38,7 +38,8 @@ def all_layers(model: Any) -> Iterator[None]:
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:
-    """Whether examples leave early or MLPs are left out, by the call or the configuration: such a call is not compiled."""
+    """Whether examples leave early, by the call or the configuration, or MLPs are left out: then nothing is
+    compiled."""
     config = {} if model.training else vars(model.config)
     return bool(model._skipped_mlps) or any(
         given[name] is not None or config.get(name) is not None for name in _LIMITS

@@ -71,9 +71,10 @@ EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def forget_exits(config: Any) -> None:
-    """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave, and which
-    MLPs are left out."""
-    chosen_by = {name: "calibrate_exit" for name in ("exit_threshold", "exit_patience")}
+    """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave early, and
+    which MLPs are left out.
+    """
+    chosen_by = dict.fromkeys(("exit_threshold", "exit_patience"), "calibrate_exit")
     chosen_by["skipped_mlps"] = "choose_skipped_mlps"
     for name, function in chosen_by.items():
         if getattr(config, name, None) is None:
