@@ -18,6 +18,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NEW_BY_REQUEST = {
     "depth_embedding": ("depth_embedding", "depth_projection"),
     "position_predictor": ("position_head",),
+    "halting_head": ("halting_head",),
 }
 
 

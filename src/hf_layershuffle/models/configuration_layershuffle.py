@@ -56,6 +56,9 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "skipped_mlps": (check_positions, "None or a list of distinct positions, integers of at least 0"),
     **EXIT_FIELDS,
+    "halting_head": (lambda v: isinstance(v, bool), "True or False"),
+    "halting_prior": (lambda v: _is_number(v) and 0 < v < 1, "a fraction in (0, 1)"),
+    "halting_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
 }
 
 
@@ -116,8 +119,15 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             each forward) or a list of layer indices, with repeats and omissions allowed.
         exit_threshold: How sure an answer must be for an example to leave the model early, in [0, 1], in evaluation of
             a classifier; None for all layers. See `early_exit.ExitRule`.
-        exit_criterion: What sure means: `"probability"`, `"entropy"` or `"margin"`.
+        exit_criterion: What sure means: `"probability"`, `"entropy"` or `"margin"`; or `"halting"`, by which an
+            example leaves where the halting head says so (Q-exit, arXiv 2204.03276, with a threshold of 0.5).
         exit_patience: Instead of a threshold: after how many layers in a row with the same answer an example leaves.
+        halting_head: Whether a classifier of one class of several has a head that says after each layer how likely an
+            example leaves there (PonderNet, arXiv 2107.05407). It learns in training by an expected loss over all
+            layers, see `halting_head.py`; an encoder without a classifier has none.
+        halting_prior: Probability in (0, 1) with which examples leave after each layer by the prior (λ_p). A fresh
+            head says this.
+        halting_loss_weight: Weight, at least 0, of the divergence from the prior in the training loss (β).
         skipped_mlps: Positions in the execution order, from 0, at which a layer runs without its MLP in evaluation;
             None for none. See `choose_skipped_mlps`.
         tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
@@ -140,11 +150,20 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     exit_threshold: float | None = None
     exit_criterion: str = "probability"
     exit_patience: int | None = None
+    halting_head: bool = False
+    halting_prior: float = 0.1
+    halting_loss_weight: float = 0.5
     skipped_mlps: list[int] | None = None
     tower: str | None = None
 
     # Trainer.evaluate would otherwise take these outputs for predictions.
-    keys_to_ignore_at_inference = ["execution_order", "position_logits", "num_layers_run"]
+    keys_to_ignore_at_inference = [
+        "execution_order",
+        "position_logits",
+        "num_layers_run",
+        "layer_logits",
+        "halting_log_probabilities",
+    ]
     # The model type whose checkpoints these configurations read as their own; set by each architecture.
     plain_model_type: ClassVar[str | None] = None
     # Whether the field of this name is the family's, whose own layers follow it

@@ -15,7 +15,8 @@ import torch
 
 from .exit_rule import ExitRule
 from .free_layers import is_sharded
-from .layer_program import ConstantCall, Run, StandIn, run_program
+from .layer_program import ConstantCall, run_program
+from .row_subsets import RowSubsetRun
 
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
@@ -80,18 +81,12 @@ def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRul
 
 
 def _check_model(model: Any, is_classifier: bool) -> None:
-    config = model.config
     if not is_classifier:
         raise ValueError(
             f"{type(model).__name__} has no head that classifies, by which examples leave early. {_NO_EXIT} take a "
             "class such as LayerShuffleViTForImageClassification."
         )
-    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
-    if config.num_labels < 2 or problem != "single_label_classification":
-        raise ValueError(
-            f"Examples leave early by the probability of one class of several; this model has {config.num_labels} "
-            f"outputs and `config.problem_type` {problem!r}. {_NO_EXIT} take another model."
-        )
+    check_chooses_one_class(model, _NO_EXIT)
     if is_sharded(model):
         raise ValueError(
             "This model's parameters are sharded over several processes, which would wait for each other where their "
@@ -99,8 +94,19 @@ def _check_model(model: Any, is_classifier: bool) -> None:
         )
 
 
-class ExitingRun(Run):
-    """A [`Run`] in which examples leave.
+def check_chooses_one_class(model: Any, remedy: str) -> None:
+    """Raises a `ValueError`, which ends in a remedy, unless a model chooses one class of several."""
+    config = model.config
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if config.num_labels < 2 or problem != "single_label_classification":
+        raise ValueError(
+            f"Examples leave early by the probability of one class of several; this model has {config.num_labels} "
+            f"outputs and `config.problem_type` {problem!r}. {remedy} take another model."
+        )
+
+
+class ExitingRun(RowSubsetRun):
+    """A run in which examples leave: each layer runs on those that are still there.
 
     Args:
         model: The model, a classifier.
@@ -110,55 +116,37 @@ class ExitingRun(Run):
         forward: The plain forward; takes inputs by name.
     """
 
+    what = "examples that leave early"
+    way_out = _NO_EXIT
+
     def __init__(
         self, model: Any, order: list[int], rule: ExitRule, inputs: dict[str, Any], forward: Callable[..., Any]
     ):
-        super().__init__(model.free_layers, order, model._depth_embedding, skipped_mlps=model._skipped_mlps)
-        for name in ("output_hidden_states", "output_attentions"):
-            if inputs.get(name) or (inputs.get(name) is None and getattr(model.config, name, False)):
-                raise ValueError(
-                    f"`{name}` is True, and examples that leave early have none. {_NO_EXIT} set it to False."
-                )
-        if inputs.get("past_key_values") is not None:
-            raise ValueError(f"`past_key_values` is given, and a cache is of all layers. {_NO_EXIT} pass no cache.")
-        self.model = model
+        super().__init__(model, order, inputs, forward)
         self.rule = rule
-        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
-        self.forward = forward
-        self.gives_tuple = False  # whether a layer gives a tuple, of which hidden states are the first
         self.staying: torch.Tensor  # indices of the examples that are still there
-        self.num_layers_run: torch.Tensor
         self._answers: torch.Tensor
         self._in_a_row: torch.Tensor
-        self._calls_of_one: list[tuple] = []
-        self.handed: list[torch.Tensor] = []  # what the last layer gave beside hidden states
-
-    def _counted(self) -> Iterator:
-        self.num_given = len(self.program)
-        for position, layer in enumerate(self.program):
-            if position > 0 and len(self.staying) == 0:
-                return
-            yield _ExitingCall(layer, self, position)
 
     def begin(self, hidden_states: torch.Tensor) -> None:
-        count, device = len(hidden_states), hidden_states.device
-        self.batch_size = count
-        self.staying = torch.arange(count, device=device)
-        self.num_layers_run = torch.zeros(count, dtype=torch.int64, device=device)
+        super().begin(hidden_states)
+        self.staying = torch.arange(self.batch_size, device=hidden_states.device)
         self._answers = torch.full_like(self.num_layers_run, -1)
         self._in_a_row = torch.zeros_like(self.num_layers_run)
 
-    @property
-    def are_all_there(self) -> bool:
-        return len(self.staying) == self.batch_size
+    def rows_at(self, position: int) -> torch.Tensor | None:
+        return None if len(self.staying) == self.batch_size else self.staying
 
-    def note(self, hidden_states: torch.Tensor, position: int) -> None:
+    def is_over(self, position: int) -> bool:
+        return len(self.staying) == 0
+
+    def note(self, hidden_states: torch.Tensor, rows: torch.Tensor | None, position: int) -> None:
         """Lets go those of the examples that ran a layer which are sure enough after it."""
-        staying = self.staying
-        self.num_layers_run[staying] += 1
+        super().note(hidden_states, rows, position)
         if position == len(self.program) - 1:  # no more layers, so no question
             return
-        logits = self._classify(hidden_states)
+        staying = self.staying
+        logits = self._classify(hidden_states, rows)
         if self.rule.patience is None:
             leaves = self.rule.is_sure(logits)
         else:
@@ -170,17 +158,17 @@ class ExitingRun(Run):
 
     # --- The answer after a layer: the plain forward, with these hidden states in the place of its layers ---
 
-    def _classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _classify(self, hidden_states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         model = self.model
         if model._reads_inputs_after_layers is None and len(hidden_states) > 1:
-            logits = self._logits(hidden_states, self._inputs_of_staying())
+            logits = self._logits(hidden_states, self.inputs_at(rows))
             if self._has_one_input:
-                with_one = self._logits(hidden_states, self._inputs_of_one(), is_answer=False)
+                with_one = self._logits(hidden_states, self.inputs_at(slice(0, 1)), is_answer=False)
                 model._reads_inputs_after_layers = not torch.equal(logits, with_one)
             return logits
         # The embeddings, which are computed again, then cost next to nothing
         needs_all = model._reads_inputs_after_layers is not False or not self._has_one_input  # masks are pooled by
-        return self._logits(hidden_states, self._inputs_of_staying() if needs_all else self._inputs_of_one())
+        return self._logits(hidden_states, self.inputs_at(rows if needs_all else slice(0, 1)))
 
     @property
     def _has_one_input(self) -> bool:
@@ -197,109 +185,3 @@ class ExitingRun(Run):
                 f"examples; an early exit is for classifiers that give one answer an example. {_NO_EXIT} take another."
             )
         return logits
-
-    def _inputs_of_staying(self) -> dict[str, Any]:
-        return self.inputs if self.are_all_there else self._inputs_at(self.staying)
-
-    def _inputs_of_one(self) -> dict[str, Any]:
-        return self._inputs_at(slice(0, 1))
-
-    def _inputs_at(self, index: Any) -> dict[str, Any]:
-        # Every input of a classifier has the examples first
-        return {
-            name: value[index] if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
-        }
-
-    # --- What a layer is called with beside its hidden states ---
-
-    def of_staying(self, position: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """The further arguments of a layer, of the examples that are still there."""
-        if self.are_all_there or not any(isinstance(each, torch.Tensor) for each in _leaves([args, kwargs])):
-            return args, kwargs
-        if not self._calls_of_one:
-            self._call_with_one()
-        of_one = self._calls_of_one[position]
-        return self._kept(args, of_one[0]), self._kept(kwargs, of_one[1])
-
-    def _call_with_one(self) -> None:
-        """Notes how the layers are called for one example, which tells the dimension of the examples from others that
-        are as long."""
-        calls = self._calls_of_one
-        recorders = [_Recorder(self.model.free_layers[0], calls, self.gives_tuple) for _ in self.program]
-        with run_program(self.model.free_layers, recorders):
-            self.forward(self.model, **self._inputs_of_one(), return_dict=True)
-
-    def _kept(self, value: Any, one: Any) -> Any:
-        if isinstance(value, dict):
-            known = one if isinstance(one, dict) else {}
-            return {name: self._kept(part, known.get(name)) for name, part in value.items()}
-        if isinstance(value, (tuple, list)):
-            ones = one if isinstance(one, (tuple, list)) and len(one) == len(value) else [None] * len(value)
-            return type(value)([self._kept(part, each) for part, each in zip(value, ones)])
-        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != self.batch_size:
-            return value
-        # A mask may be missing for one example, which alone has no padding
-        is_same_for_all = isinstance(one, torch.Tensor) and one.shape == value.shape
-        return value if is_same_for_all else value[self.staying]
-
-
-# Inputs that the answer does not depend on
-_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
-
-
-def _leaves(value: Any) -> list:
-    """What nested arguments hold, in a fixed order."""
-    parts = list(value.values()) if isinstance(value, dict) else value
-    return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, (tuple, list)) else [value]
-
-
-def _hidden_states_of(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
-    if args:
-        return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
-
-
-class _ExitingCall(StandIn):
-    """Runs a layer on the examples that are still there. The hidden states of the others stay as they are."""
-
-    def __init__(self, layer: Any, run: ExitingRun, position: int):
-        super().__init__(layer)
-        self.run = run
-        self.position = position
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = self.run
-        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
-        if self.position == 0:
-            run.begin(hidden_states)
-        if len(run.staying) == 0:  # of a forward that takes all layers before it runs one
-            return (hidden_states, None) if run.gives_tuple else hidden_states
-        if any(given is handed for given in _leaves([args, kwargs]) for handed in run.handed):
-            raise ValueError(
-                f"The layers of {type(run.model).__name__} give more than hidden states to each other, so examples "
-                f"cannot leave early. {_NO_EXIT} take another family."
-            )
-        args, kwargs = run.of_staying(self.position, args, kwargs)
-        are_all_there, staying = run.are_all_there, run.staying
-        output = self.layer(hidden_states if are_all_there else hidden_states[staying], *args, **kwargs)
-        run.position_logits.clear()  # those of fewer and fewer examples
-        run.gives_tuple = isinstance(output, (tuple, list))
-        after, rest = (output[0], output[1:]) if run.gives_tuple else (output, ())
-        run.handed = [each for each in _leaves(rest) if isinstance(each, torch.Tensor)]
-        run.note(after, self.position)
-        after = after if are_all_there else hidden_states.index_copy(0, staying, after)
-        return (after, *rest) if run.gives_tuple else after
-
-
-class _Recorder(StandIn):
-    """Notes what a layer is called with beside its hidden states."""
-
-    def __init__(self, layer: Any, calls: list[tuple], gives_tuple: bool):
-        super().__init__(layer)
-        self.calls = calls
-        self.gives_tuple = gives_tuple
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
-        self.calls.append((args, kwargs))
-        return (hidden_states, None) if self.gives_tuple else hidden_states

@@ -15,9 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .early_exit import ExitingRun, exit_rule, may_exit
+from .early_exit import ExitingRun, check_chooses_one_class, exit_rule, may_exit
 from .exit_rule import EXIT_FIELDS
 from .free_generation import check_cache, leave_out_of_cache
+from .halting_head import HaltingRun
 from .layer_program import LayerProgram, Run, run_by_position, run_program, running_program
 
 
@@ -37,7 +38,8 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     @wraps(plain_forward)
     def forward(self: Any, *args: Any, execution_order: Any = None, **kwargs: Any) -> Any:
         exits = {name: kwargs.pop(name, None) for name in EXIT_FIELDS}
-        if torch.compiler.is_compiling() and may_exit(self, exits):  # how many examples stay is known as they run
+        if torch.compiler.is_compiling() and (may_exit(self, exits) or _learns_to_halt(self)):
+            # How many examples stay is known as they run
             return torch.compiler.disable(forward)(self, *args, execution_order=execution_order, **kwargs, **exits)
         layers = LayerProgram.mark(self.free_layers)  # accelerate's `compile_regions` makes a new, plain list
         running = None if execution_order is not None else running_program(layers)
@@ -55,11 +57,13 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
             _cache_no_repeats(order, argument("use_cache", args, kwargs), cache, kwargs)
         check_cache(cache, order)
         run = _run_of(self, plain_class, order, exits, {**dict(zip(names, args)), **kwargs})
-        if isinstance(run, ExitingRun) and "use_cache" in names:
-            kwargs["use_cache"] = False
+        if isinstance(run, (ExitingRun, HaltingRun)) and "use_cache" in names:
+            run.inputs["use_cache"] = kwargs["use_cache"] = False
         with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
+        if isinstance(run, HaltingRun):
+            run.finish(outputs.logits)
         kept = getattr(outputs, "past_key_values", None) if cache is None else cache
         leave_out_of_cache(kept, order, len(layers))
         outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
@@ -78,9 +82,18 @@ def _run_of(
     rule = exit_rule(model, exits, "Classification" in plain_class.__name__)
     if rule is not None:
         return ExitingRun(model, order, rule, inputs, plain_class.forward)
-    run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
+    run: Run
+    if _learns_to_halt(model):
+        check_chooses_one_class(model, "Set `halting_head` to False, or")
+        run = HaltingRun(model, order, inputs, plain_class.forward)
+    else:
+        run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
     run.num_examples = _num_examples(inputs.get(model.main_input_name))
     return run
+
+
+def _learns_to_halt(model: Any) -> bool:
+    return model.training and getattr(model, "halting_head", None) is not None
 
 
 def _check_images(model: Any, images: Any) -> None:

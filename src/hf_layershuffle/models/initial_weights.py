@@ -73,6 +73,8 @@ class InitialWeightsMixin(FreeLayersMixin):
                 parameter.mul_(self.config.residual_init_scale)
             elif parameter is module.weight:
                 init.zeros_(parameter)
+            elif hasattr(module, "first_bias"):
+                init.constant_(parameter, module.first_bias)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -80,3 +82,5 @@ class InitialWeightsMixin(FreeLayersMixin):
         parent._init_weights(module)
         if getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
+            if hasattr(module, "first_bias"):
+                init.constant_(module.bias, module.first_bias)

@@ -33,6 +33,7 @@ from .execution_order import ExecutionOrderStream
 from .families import CHANNELS_FIRST, check_family
 from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
+from .halting_head import HaltingHead, halting_loss
 from .initial_weights import InitialWeightsMixin
 from .layer_lists import find_layers
 from .layer_program import LayerProgram, Run, mark_kinds
@@ -92,6 +93,10 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
                 self._add_position_modules()
             if self.config.residual_init_scale != 1.0 and are_weights_new:
                 self._mark_residual_writers()
+        if self.config.halting_head and "Classification" in self.plain_class.__name__:
+            encoder = encoder_config(self.config)
+            eps = getattr(encoder, "layer_norm_eps", 1e-6)
+            self.halting_head = HaltingHead(encoder.hidden_size, eps, self.config.halting_prior)
         layer_class: Any = type(self.free_layers[0])
         if issubclass(layer_class, PositionedLayerMixin):
             names = {layer_class.plain_class.__name__: layer_class.__name__}
@@ -137,6 +142,10 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             return outputs
         position_logits = torch.stack(run.position_logits, dim=1) if run.position_logits else None
         values = dict(outputs.items())
+        log_probabilities = getattr(run, "halting_log_probabilities", None)
+        layer_logits = getattr(run, "layer_logits", None)
+        if layer_logits is not None and labels is not None:
+            values["loss"] = halting_loss(layer_logits, log_probabilities, labels, self.config, num_items_in_batch)
         if self.training and position_logits is not None and values.get("loss") is not None:
             loss = position_loss(position_logits, labels, num_items_in_batch)
             values["loss"] = values["loss"] + self.config.position_loss_weight * loss
@@ -148,6 +157,8 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             execution_order=torch.tensor(run.order).to(device, non_blocking=True),
             position_logits=position_logits,
             num_layers_run=getattr(run, "num_layers_run", None),
+            layer_logits=layer_logits,
+            halting_log_probabilities=log_probabilities,
         )
 
 
@@ -188,13 +199,16 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
 
 
 def layershuffle_output_class(plain_class: type[ModelOutput]) -> type[ModelOutput]:
-    """A class of outputs with three more fields. Its `hidden_states` and `attentions` are in execution order.
+    """A class of outputs with five more fields. Its `hidden_states` and `attentions` are in execution order.
 
     `execution_order` (`torch.LongTensor` of shape `(positions,)`) is the index of the layer that ran at each position.
     `position_logits` (of shape `(batch_size, positions, num_layers)`, with `config.position_predictor`) is what the
     layer at each position predicts its own position to be. `num_layers_run` (`torch.LongTensor` of shape
-    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training `loss` includes
-    the position loss; in evaluation it is the class loss alone.
+    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training with
+    `config.halting_head` there are `layer_logits`, the class logits after each layer (of shape `(batch_size,
+    positions, num_labels)`), and `halting_log_probabilities`, the logarithm of the probability of leaving there (of
+    shape `(batch_size, positions)`); `loss` is then the expected loss over all layers ([`halting_loss`]). In training
+    `loss` includes the position loss; in evaluation it is the class loss alone.
     """
     if plain_class not in _OUTPUTS_MADE:
         optional = torch.Tensor | None
@@ -297,10 +311,11 @@ def _check_flags(plain_class: type[PreTrainedModel], config: Any) -> None:
                 f"`{name}` is {drop}, and {plain_class.__name__} leaves layers out by itself, without saying which. "
                 f"Set `{name}` to 0."
             )
-    if config.plain_model_type in CHANNELS_FIRST and (config.depth_embedding or config.position_predictor):
+    flags = ("depth_embedding", "position_predictor", "halting_head")
+    if config.plain_model_type in CHANNELS_FIRST and any(getattr(config, flag) for flag in flags):
         raise ValueError(
             f"{plain_class.__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there is "
-            "no depth embedding and no position predictor; set both flags to False."
+            "no depth embedding, no position predictor and no halting head; set these flags to False."
         )
 
 
@@ -310,6 +325,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
     layers = list(model.free_layers.children())
     names = ("depth_projection", "position_head")
     new = [(layers[0], model._depth_embedding), *((layer, getattr(layer, n, None)) for layer in layers for n in names)]
+    new.append((layers[0], getattr(model, "halting_head", None)))
     for layer, root in new:
         like = next(layer.parameters())
         for module in root.modules() if root is not None else ():
@@ -319,7 +335,13 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
 
 # By the class itself, since another one may have the same name
 _MADE: dict[type[PreTrainedModel], type[LayerShuffleMixin]] = {}
-_FURTHER_OUTPUTS = ("execution_order", "position_logits", "num_layers_run")
+_FURTHER_OUTPUTS = (
+    "execution_order",
+    "position_logits",
+    "num_layers_run",
+    "layer_logits",
+    "halting_log_probabilities",
+)
 _OUTPUTS_MADE: dict[type[ModelOutput], type[ModelOutput]] = {}
 
 

@@ -19,7 +19,15 @@ from .free_layers import FreeLayersMixin
 
 
 # Parts of an encoder that a checkpoint may lack, since a model can be given them anew. A part is there whole or not
-_MAY_BE_NEW = (".depth_embedding.", ".depth_projection.", ".position_head.", ".mask_token", ".pooler.", ".head.")
+_MAY_BE_NEW = (
+    ".depth_embedding.",
+    ".depth_projection.",
+    ".position_head.",
+    ".halting_head.",
+    ".mask_token",
+    ".pooler.",
+    ".head.",
+)
 _HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "commit_description", "create_pr")
 
 

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..models.halting_head import halting_losses
 from ..models.position_modules import position_loss
 from .auxiliary_loss import depends_on
 from .distillation import distillation_loss
+from .layer_losses import losses_by_layer
 from .mixed_loss import mixed_loss, mixed_targets, split_mixture
 from .order_agreement import order_divergence
 from .trainer_part import TrainerPart
@@ -27,6 +29,7 @@ class TrainingLossMixin(TrainerPart):
     """How [`LayerShuffleTrainer`] computes its loss."""
 
     _took_mixture = True  # whether the loss of this step takes both classes of mixed images into account
+    _took_halting = True  # whether it is the expected loss over all layers
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -50,6 +53,7 @@ class TrainingLossMixin(TrainerPart):
         self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         self._took_mixture = "mixed_labels" not in inputs
+        self._took_halting = False
         result = self._compute_loss_with_positions(compute_loss, model, inputs, *args, **kwargs)
         if not self._took_mixture:
             logger.warning_once(
@@ -63,7 +67,7 @@ class TrainingLossMixin(TrainerPart):
         self, compute_loss: Callable, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """`compute_loss`, which may be a subclass's, and the position loss of the forwards that it made without it."""
-        if not self._config("position_predictor", False):
+        if not self._config("position_predictor", False) and not self._has_halting_head:
             return compute_loss(model, inputs, *args, **kwargs)
         labels = inputs.get("labels")
         outputs: list[Any] = []
@@ -75,6 +79,11 @@ class TrainingLossMixin(TrainerPart):
             handle.remove()
         loss, *rest = result if isinstance(result, tuple) else (result,)
         loss = self._with_position_loss(loss, outputs, labels, kwargs.get("num_items_in_batch"))
+        if self._has_halting_head and not self._took_halting:  # by a subclass, which may take the model's own loss
+            given = [output for output in outputs if isinstance(output, dict)]
+            said = [output.get("halting_log_probabilities") for output in given]
+            if not depends_on(loss, said, stop_at=[output.get("logits") for output in given]):
+                raise ValueError(_NO_HALTING)
         return (loss, *rest) if rest else loss
 
     def _with_position_loss(
@@ -127,8 +136,14 @@ class TrainingLossMixin(TrainerPart):
     ) -> tuple[torch.Tensor, Any]:
         """The loss of one forward pass, which draws its execution order, and the outputs."""
         labels = inputs.get("labels")
-        if teacher_logits is not None and labels is None:
-            loss, outputs = self._nothing_but_outputs(model, inputs)
+        is_labelled = labels is not None
+        if teacher_logits is not None and not is_labelled:
+            self._check_teacher_is_enough()
+        if model.training and self._has_halting_head and (is_labelled or teacher_logits is not None):
+            loss, outputs = self._halting_loss(model, inputs, mixture, teacher_logits, num_items_in_batch)
+            return self._with_position_loss(loss, [outputs], labels, num_items_in_batch), outputs
+        if teacher_logits is not None and not is_labelled:
+            loss, outputs = torch.zeros((), device=self.args.device), model(**inputs)
         elif mixture:
             loss, outputs = self._mixed_loss(model, inputs, mixture, num_items_in_batch)
         else:
@@ -166,14 +181,46 @@ class TrainingLossMixin(TrainerPart):
         losses = mixed_loss(outputs.logits, labels, mixed_labels, weights, self.args.label_smoothing_factor)
         return self._mean_over_images(losses, labels, num_items_in_batch), outputs
 
-    def _nothing_but_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    def _halting_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mixture: dict[str, torch.Tensor],
+        teacher_logits: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
+        """PonderNet's expected loss over all layers, that of a teacher among them, and the model's outputs."""
+        if self.compute_loss_func is not None:
+            raise ValueError(_NO_HALTING)
+        self._took_mixture = self._took_halting = True
+        labels = inputs.get("labels")
+        outputs = model(**{name: each for name, each in inputs.items() if name != "labels"})
+        losses = losses_by_layer(
+            outputs.layer_logits,
+            labels,
+            **mixture,
+            smoothing=self.args.label_smoothing_factor,
+            teacher_logits=teacher_logits,
+            teacher_weight=self._argument("distillation_weight"),
+            temperature=self._argument("distillation_temperature"),
+        )
+        prior, weight = self._config("halting_prior"), self._config("halting_loss_weight")
+        losses = halting_losses(losses, outputs.halting_log_probabilities, prior, weight)
+        if labels is not None:
+            losses = torch.where(labels != -100, losses, 0.0)
+        return self._mean_over_images(losses, labels, num_items_in_batch), outputs
+
+    @property
+    def _has_halting_head(self) -> bool:
+        return getattr(self.model, "halting_head", None) is not None
+
+    def _check_teacher_is_enough(self) -> None:
         weight = self._argument("distillation_weight")
         if weight != 1:
             raise ValueError(
                 f"The images have no labels, of which the loss consists in part: `distillation_weight` is {weight}. "
                 "Set it to 1 to learn from the teacher alone, or give `labels`."
             )
-        return torch.zeros((), device=self.args.device), model(**inputs)
 
     def _teacher_logits(self, inputs: dict[str, Any], labels: torch.Tensor | None) -> torch.Tensor:
         teacher = cast(PreTrainedModel, self.teacher_model)
@@ -243,6 +290,13 @@ class TrainingLossMixin(TrainerPart):
         if self._base_precision is not None and self.accelerator.mixed_precision == "no":
             stack.enter_context(torch.autocast(self.args.device.type, self._base_precision))
         return stack
+
+
+_NO_HALTING = (
+    "This model has a halting head, which learns by the losses of the answers after all layers, and the loss of this "
+    "Trainer (`compute_loss_func`, or its own `compute_loss`) is of the last answer alone. Leave it out, take the "
+    "model's own loss (`outputs.loss`, given labels), or set `halting_head` to False when the model is loaded."
+)
 
 
 def _inputs_of(teacher: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:

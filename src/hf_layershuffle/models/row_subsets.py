@@ -1,0 +1,190 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""A forward pass in which a layer runs on some of the examples of the batch only.
+
+The hidden states of the others stay as they are. So time is saved, and not only counted.
+
+This file travels to the Hub beside the weights: it may import `from .x import y` only.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+
+from .layer_program import Run, StandIn, run_program
+
+
+class RowSubsetRun(Run):
+    """A [`Run`] whose layers run on some of the examples. A subclass says on which.
+
+    Args:
+        model: The model.
+        order: Index of the layer at each position.
+        inputs: All inputs of the forward by name.
+        forward: The plain forward; takes inputs by name.
+
+    Attributes:
+        batch_size: Number of examples, once the first layer is called.
+        num_layers_run: How many layers each example ran through so far, int64 of shape `(batch_size,)`.
+        gives_tuple: Whether a layer gives a tuple, of which the hidden states are the first.
+
+    Raises:
+        `ValueError`: if the inputs ask for what layers that run on some examples cannot give, and if the layers give
+            more than hidden states to each other.
+    """
+
+    # For messages: what examples do, and what to do instead
+    what: ClassVar[str] = "examples that skip layers"
+    way_out: ClassVar[str] = "Run all layers, or"
+
+    def __init__(self, model: Any, order: list[int], inputs: dict[str, Any], forward: Callable[..., Any]):
+        super().__init__(model.free_layers, order, model._depth_embedding, skipped_mlps=model._skipped_mlps)
+        for name in ("output_hidden_states", "output_attentions"):
+            if inputs.get(name) or (inputs.get(name) is None and getattr(model.config, name, False)):
+                raise ValueError(f"`{name}` is True, and {self.what} have none. {self.way_out} set it to False.")
+        if inputs.get("past_key_values") is not None:
+            raise ValueError(
+                f"`past_key_values` is given, and a cache is of all layers. {self.way_out} pass no cache."
+            )
+        self.model = model
+        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
+        self.forward = forward
+        self.gives_tuple = False
+        self.batch_size: int
+        self.num_layers_run: torch.Tensor
+        self._calls_of_one: list[tuple] = []
+        self._handed: list[torch.Tensor] = []  # what the last layer gave beside hidden states
+
+    # --- What a subclass says ---
+
+    def begin(self, hidden_states: torch.Tensor) -> None:
+        """Called once, with what the first layer gets, of shape `(batch_size, tokens, hidden_size)`."""
+        self.batch_size = len(hidden_states)
+        self.num_layers_run = torch.zeros(self.batch_size, dtype=torch.int64, device=hidden_states.device)
+
+    def rows_at(self, position: int) -> torch.Tensor | None:
+        """Indices of the examples that run the layer at a position, in ascending order; None for all."""
+        raise NotImplementedError
+
+    def note(self, hidden_states: torch.Tensor, rows: torch.Tensor | None, position: int) -> None:
+        """Told what the layer at a position gave the examples that ran it, of shape `(rows, tokens, hidden_size)`."""
+        self.num_layers_run[slice(None) if rows is None else rows] += 1
+
+    def is_over(self, position: int) -> bool:
+        """Whether no example will run a layer from this position on; asked once the layer before has run."""
+        return False
+
+    # --- The program ---
+
+    def _counted(self) -> Iterator:
+        self.num_given = len(self.program)
+        for position, layer in enumerate(self.program):
+            if position > 0 and self.is_over(position):
+                return
+            yield _RowsCall(layer, self, position)
+
+    def run_rows(self, call: "_RowsCall", hidden_states: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What the layer at a position gives: of the examples that do not run it, what it got."""
+        rows = self.rows_at(call.position)
+        if rows is not None and len(rows) == 0:
+            return (hidden_states, None) if self.gives_tuple else hidden_states
+        if any(given is handed for given in _leaves([args, kwargs]) for handed in self._handed):
+            raise ValueError(
+                f"The layers of {type(self.model).__name__} give more than hidden states to each other, so there can "
+                f"be no {self.what}. {self.way_out} take another family."
+            )
+        args, kwargs = self.arguments_of(rows, call.position, args, kwargs)
+        output = call.layer(hidden_states if rows is None else hidden_states[rows], *args, **kwargs)
+        self.position_logits.clear()  # those of some examples
+        self.gives_tuple = isinstance(output, (tuple, list))
+        after, rest = (output[0], output[1:]) if self.gives_tuple else (output, ())
+        self._handed = [each for each in _leaves(rest) if isinstance(each, torch.Tensor)]
+        self.note(after, rows, call.position)
+        after = after if rows is None else hidden_states.index_copy(0, rows, after)
+        return (after, *rest) if self.gives_tuple else after
+
+    # --- What a layer is called with beside its hidden states ---
+
+    def inputs_at(self, rows: torch.Tensor | slice | None) -> dict[str, Any]:
+        """The inputs of some examples."""
+        if rows is None:
+            return self.inputs
+        # Every input of a classifier has the examples first
+        return {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()}
+
+    def arguments_of(
+        self, rows: torch.Tensor | None, position: int, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """The further arguments of a layer, of some examples."""
+        if rows is None or not any(isinstance(each, torch.Tensor) for each in _leaves([args, kwargs])):
+            return args, kwargs
+        if not self._calls_of_one:
+            self._call_with_one()
+        of_one = self._calls_of_one[position]
+        return self._kept(rows, args, of_one[0]), self._kept(rows, kwargs, of_one[1])
+
+    def _call_with_one(self) -> None:
+        """Notes how the layers are called for one example, which tells the dimension of the examples from others that
+        are as long."""
+        calls = self._calls_of_one
+        recorders = [_Recorder(self.model.free_layers[0], calls, self.gives_tuple) for _ in self.program]
+        with run_program(self.model.free_layers, recorders):
+            self.forward(self.model, **self.inputs_at(slice(0, 1)), return_dict=True)
+
+    def _kept(self, rows: torch.Tensor, value: Any, one: Any) -> Any:
+        if isinstance(value, dict):
+            known = one if isinstance(one, dict) else {}
+            return {name: self._kept(rows, part, known.get(name)) for name, part in value.items()}
+        if isinstance(value, (tuple, list)):
+            ones = one if isinstance(one, (tuple, list)) and len(one) == len(value) else [None] * len(value)
+            return type(value)([self._kept(rows, part, each) for part, each in zip(value, ones)])
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != self.batch_size:
+            return value
+        # A mask may be missing for one example, which alone has no padding
+        is_same_for_all = isinstance(one, torch.Tensor) and one.shape == value.shape
+        return value if is_same_for_all else value[rows]
+
+
+# Inputs that the answer does not depend on
+_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
+
+
+def _leaves(value: Any) -> list:
+    """What nested arguments hold, in a fixed order."""
+    parts = list(value.values()) if isinstance(value, dict) else value
+    return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, (tuple, list)) else [value]
+
+
+def _hidden_states_of(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+class _RowsCall(StandIn):
+    """Runs a layer on the examples that run it."""
+
+    def __init__(self, layer: Any, run: RowSubsetRun, position: int):
+        super().__init__(layer)
+        self.run = run
+        self.position = position
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
+        if self.position == 0:
+            self.run.begin(hidden_states)
+        return self.run.run_rows(self, hidden_states, args, kwargs)
+
+
+class _Recorder(StandIn):
+    """Notes how a layer is called, and gives its input on."""
+
+    def __init__(self, layer: Any, calls: list[tuple], gives_tuple: bool):
+        super().__init__(layer)
+        self.calls = calls
+        self.gives_tuple = gives_tuple
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
+        self.calls.append((args, kwargs))
+        return (hidden_states, None) if self.gives_tuple else hidden_states
