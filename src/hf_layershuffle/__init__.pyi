@@ -1,9 +1,15 @@
 """The public names of the package, for editors and for `__init__.py`, which imports a name when it is first used."""
 
+from .adaptive.budget_evaluation import evaluate_budget as evaluate_budget
+from .adaptive.budget_report import BudgetReport as BudgetReport
 from .adaptive.exit_calibration import ExitCalibration as ExitCalibration
 from .adaptive.exit_calibration import calibrate_exit as calibrate_exit
 from .adaptive.layer_answers import LayerAnswers as LayerAnswers
 from .adaptive.layer_answers import answers_after_layers as answers_after_layers
+from .adaptive.mlp_skipping import MlpSimilarities as MlpSimilarities
+from .adaptive.mlp_skipping import choose_skipped_mlps as choose_skipped_mlps
+from .adaptive.mlp_skipping import mlp_similarities as mlp_similarities
+from .adaptive.mlp_skipping import without_mlps as without_mlps
 from .adaptive.program_search import search_program as search_program
 from .analysis.analysis import analyze as analyze
 from .analysis.report import AnalysisReport as AnalysisReport

@@ -164,7 +164,7 @@ def test_threads_do_not_disturb_each_other():
 
 @pytest.mark.parametrize("value", [[-1], [1, 1], [1.0], [True], "1", 2, {1}], ids=str)
 def test_bad_values(value):
-    with pytest.raises(ValueError, match="`skipped_mlps` is .*a list of distinct positions"):
+    with pytest.raises(ValueError, match=r"`skipped_mlps` is .*a list of distinct positions"):
         make_vit(skipped_mlps=value)
 
 

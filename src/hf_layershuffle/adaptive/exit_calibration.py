@@ -185,9 +185,9 @@ def _measured(tables: list[LayerAnswers], rule: ExitRule, num_chosen_on: int, me
         accuracy=float(early.mean()),
         accuracy_of_all_layers=float(whole.mean()),
         accuracy_loss=float((whole - early).mean()),
-        accuracy_loss_interval=_interval(whole - early, is_difference=True),
+        accuracy_loss_interval=interval_of_mean(whole - early, is_difference=True),
         mean_num_layers=float(layers.mean()),
-        mean_num_layers_interval=_interval(layers),
+        mean_num_layers_interval=interval_of_mean(layers),
         num_layers=tables[0].answers.shape[1],
         num_chosen_on=num_chosen_on,
         num_measured_on=len(early),
@@ -195,7 +195,7 @@ def _measured(tables: list[LayerAnswers], rule: ExitRule, num_chosen_on: int, me
     )
 
 
-def _interval(values: np.ndarray, is_difference: bool = False) -> tuple[float, float]:
+def interval_of_mean(values: np.ndarray, is_difference: bool = False) -> tuple[float, float]:
     """95 % interval of a mean over examples.
 
     Of differences of two paired answers, which may all be 0, it is that of Agresti and Min: as if there were two

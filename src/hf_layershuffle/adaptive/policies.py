@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..compression.pruning import search_layers
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..layerwise import LayerwiseClassifier
+from ..models.configuration_layershuffle import num_layers_of
 from ..models.exit_rule import CRITERIA, EXIT_FIELDS, ExitRule
 from .exit_calibration import PATIENCE, best_rule, orders_of
 from .layer_answers import LayerAnswers, answers_after_layers
@@ -38,12 +39,14 @@ class Setting:
             with the model in evaluation mode.
         chosen: What was chosen on the calibration data, in types of JSON.
         is_random: Whether each call draws anew, as of a control; many batches are then run, also of little data.
+        num_layers: Layers that run, for outputs that have neither `num_layers_run` nor `execution_order`.
     """
 
     label: str
     run: Run
     chosen: Mapping[str, Any] = field(default_factory=dict)
     is_random: bool = False
+    num_layers: int | None = None
 
 
 class Policy(Protocol):
@@ -64,6 +67,7 @@ class Calibration:
     Args:
         model: The LayerShuffle model, a classifier, in evaluation mode.
         loader: Batches to choose on, `{"pixel_values", "labels"}` or those of texts.
+        search_loader: Batches of fewer of these examples, for searches that run hundreds of programs.
         num_layers_run: Numbers of layers, ascending, at which a policy has a setting: that many layers, or that many
             on average.
         seed: Seed of everything random.
@@ -71,6 +75,7 @@ class Calibration:
 
     model: PreTrainedModel
     loader: DataLoader
+    search_loader: DataLoader
     num_layers_run: list[int]
     seed: int = 0
 
@@ -142,7 +147,7 @@ class SearchedLayers(_FixedPrograms):
     name = "searched-layers"
 
     def order_of(self, num_layers_run: int) -> list[int]:
-        return search_layers(self.calibration.model, self.calibration.loader, num_layers_run, progress=False)
+        return search_layers(self.calibration.model, self.calibration.search_loader, num_layers_run, progress=False)
 
 
 class SearchedProgram(_FixedPrograms):
@@ -155,7 +160,7 @@ class SearchedProgram(_FixedPrograms):
     def order_of(self, num_layers_run: int) -> list[int]:
         return search_program(
             self.calibration.parts,
-            self.calibration.loader,
+            self.calibration.search_loader,
             num_layers_run,
             beam_width=self.beam_width,
             num_refinements=self.num_refinements,
@@ -246,36 +251,12 @@ class OtherModels:
         self.name = name
 
     def settings(self) -> list[Setting]:
-        return [Setting(label, partial(_run_other, model)) for label, model in self.models.items()]
+        return [
+            Setting(label, partial(_run_other, model), num_layers=num_layers_of(model.config))
+            for label, model in self.models.items()
+        ]
 
 
 def _run_other(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
     outputs: Any = model(**inputs)
     return outputs
-
-
-# All policies that [`evaluate_budget`] knows, in the sequence of its tables
-POLICIES: tuple[type[CalibratedPolicy], ...] = (
-    AsConfigured,
-    *EXIT_POLICIES,
-    SearchedProgram,
-    SearchedLayers,
-    EvenlySpaced,
-    RandomPrograms,
-)
-
-
-def policies_of(calibration: Calibration, names: list[str] | None = None) -> list[Policy]:
-    """Policies by name; without names, all that the model has what they need for.
-
-    Raises:
-        `ValueError`: if a name is not known, or the model has not what a policy needs.
-    """
-    known = {policy.name: policy for policy in POLICIES}
-    able = [name for name, policy in known.items() if policy.applies_to(calibration.model)]
-    for name in names or ():
-        if name not in known:
-            raise ValueError(f"`policies` holds '{name}', which is none; this model has {', '.join(able)}.")
-        if name not in able:
-            raise ValueError(f"`policies` holds '{name}', which this model has not; it has {', '.join(able)}.")
-    return [known[name](calibration) for name in dict.fromkeys(able if names is None else names)]

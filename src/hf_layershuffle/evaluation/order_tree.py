@@ -4,7 +4,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,32 @@ def run_tree(
     return tallies
 
 
+def walk(
+    parts: LayerwiseModel,
+    tree: OrderTree,
+    hidden_states: torch.Tensor,
+    note_positions: Callable[[int, int, torch.Tensor], None] | None = None,
+    position: int = 0,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Runs all orders of a tree, depth first: what they begin with in common runs once.
+
+    Args:
+        hidden_states: Those that the first layer gets, of the batch embedded last.
+        note_positions: Called with layer, position and position logits where the tree counts them.
+        position: At which the tree begins.
+
+    Returns:
+        The `order_index` of each order and the hidden states after its last layer, one by one.
+    """
+    if tree.order_index is not None:
+        yield tree.order_index, hidden_states
+    for layer, child in tree.children.items():
+        output, position_logits = parts.run_layer(hidden_states, layer, position)
+        if child.counts_positions and position_logits is not None and note_positions is not None:
+            note_positions(layer, position, position_logits)
+        yield from walk(parts, child, output, note_positions, position + 1)
+
+
 def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, tallies: Tallies) -> None:
     labels = labels_on_device(parts, batch["labels"])
     orders: list[int] = []
@@ -159,20 +185,14 @@ def _score_batch(parts: LayerwiseModel, batch: dict[str, Any], tree: OrderTree, 
             results.append(_score_logits(logits, labels))
         waiting.clear()
 
-    def walk(node: OrderTree, hidden_states: torch.Tensor, position: int) -> None:
-        if node.order_index is not None:
-            orders.append(node.order_index)
-            waiting.append(hidden_states)
-            can_wait = getattr(parts, "classifies_any_batch", False)
-            if not can_wait or len(waiting) == MOST_WAITING:
-                classify_waiting()
-        for layer, child in node.children.items():
-            output, position_logits = parts.run_layer(hidden_states, layer, position)
-            if child.counts_positions and position_logits is not None:
-                position_results.append((layer, position, (position_logits.argmax(-1) == position).sum()))
-            walk(child, output, position + 1)
+    def note_positions(layer: int, position: int, position_logits: torch.Tensor) -> None:
+        position_results.append((layer, position, (position_logits.argmax(-1) == position).sum()))
 
-    walk(tree, parts.embed(inputs_on_device(parts, batch)), 0)
+    for order, hidden_states in walk(parts, tree, parts.embed(inputs_on_device(parts, batch)), note_positions):
+        orders.append(order)
+        waiting.append(hidden_states)
+        if not getattr(parts, "classifies_any_batch", False) or len(waiting) == MOST_WAITING:
+            classify_waiting()
     classify_waiting()
     correct, correct_top5, loss = torch.stack(results).cpu().double().numpy().T
     tallies.correct[orders] += correct.astype(np.int64)

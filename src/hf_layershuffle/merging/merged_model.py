@@ -35,6 +35,7 @@ from ..common.yaml_files import read_json
 from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import forget_layer_controller
 from .merged_tensors import MergedTensor, inputs_of, refuse_nonfinite, result_dtypes
 from .merged_weights import write_weights
 from .plan import PLAN_FILE, MergePlan
@@ -251,6 +252,7 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     if num_layers != num_layers_of(base):
         set_num_layers(config, num_layers)
     forget_exits(config)
+    forget_layer_controller(config)
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
     config.auto_map = auto_map_of(config)
     return config

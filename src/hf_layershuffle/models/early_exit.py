@@ -22,14 +22,15 @@ from .row_subsets import RowSubsetRun
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
 _LIMITS = ("exit_threshold", "exit_patience")
+_OF_CONFIGURATION = (*_LIMITS, "layer_budget")  # by each of which examples run through fewer layers
 OFF = "off"  # of a call: the configuration's rule does not count
 
 
 @contextmanager
 def all_layers(model: Any) -> Iterator[None]:
-    """Context in which a model's configuration lets no example leave early."""
+    """Context in which a model's configuration lets no example leave early or choose layers."""
     config = model.config
-    kept = {name: getattr(config, name) for name in _LIMITS if getattr(config, name, None) is not None}
+    kept = {name: getattr(config, name) for name in _OF_CONFIGURATION if getattr(config, name, None) is not None}
     try:
         for name in kept:
             setattr(config, name, None)
@@ -40,7 +41,7 @@ def all_layers(model: Any) -> Iterator[None]:
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:
-    """Whether examples leave early or MLPs are left out, by the call or the configuration: such a call is not compiled."""
+    """Whether examples leave early or MLPs are left out, by the call or the configuration: a call not to compile."""
     config = {} if model.training else vars(model.config)
     return bool(model._skipped_mlps) or any(
         given[name] is not None or config.get(name) is not None for name in _LIMITS

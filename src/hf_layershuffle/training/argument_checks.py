@@ -32,6 +32,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "position_loss_weight": (0, math.inf),
     "halting_prior": (0, 1),
     "halting_loss_weight": (0, math.inf),
+    "layer_budget": (1, 10_000),
     "residual_init_scale": (0, 1000),
     "max_cached_gib": (0, 2**20),
     "max_train_samples": (1, math.inf),

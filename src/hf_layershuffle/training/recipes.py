@@ -40,6 +40,7 @@ def method_name(config: PreTrainedConfig) -> str:
     names += ["depth"] if config.depth_embedding else []
     names += ["predict"] if config.position_predictor else []
     names += ["pondernet"] if config.halting_head else []
+    names += ["controller"] if config.layer_controller else []
     return "-".join(names)
 
 

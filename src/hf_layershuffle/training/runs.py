@@ -23,7 +23,8 @@ from .checkpointing import (
     holds_whole_weights,
     newest_whole_checkpoint,
 )
-from .model_building import LAYERSHUFFLE_FLAGS, Teacher
+from .model_building import Teacher
+from .model_flags import LAYERSHUFFLE_FLAGS
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 from .streaming_arguments import STREAMING_ARGUMENTS
 from .text_arguments import TextDataArguments

@@ -18,6 +18,7 @@ from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import train_controller_only
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
@@ -32,7 +33,7 @@ from .order_reports import OrderProgressCallback
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .sharding import shard_embeddings_once
-from .stream_dataloader import stream_dataloader
+from .stream_dataloader import is_empty, stream_dataloader
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
@@ -58,6 +59,7 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
+    - A model with a layer controller (`config.layer_controller`) trains it alone: all other weights are frozen.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
 
@@ -155,6 +157,8 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
         forget_exits(self._config_of_model())
+        if self._config("layer_controller", False):
+            train_controller_only(self.accelerator.unwrap_model(self.model))
         return super().train(*args, **kwargs)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -181,7 +185,7 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
             )
         else:
             dataloader = super().get_train_dataloader()
-        if _is_empty(dataloader):
+        if is_empty(dataloader):
             raise ValueError(
                 f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
                 f"{self._train_batch_size}{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. "
@@ -280,10 +284,3 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
 
 def _collate_batch_or_items(collate_batch: Callable, collate_items: Callable, features: Any) -> Any:
     return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
-
-
-def _is_empty(dataloader: DataLoader) -> bool:
-    try:
-        return len(dataloader) == 0
-    except TypeError:  # a stream
-        return False

@@ -1,0 +1,80 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""The picture of a budget report: accuracy against multiply-adds and against time."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..adaptive.budget_report import MULTIPLY_ADDS, BudgetPoint, BudgetReport
+from .robustness import ACCURACY_LABEL
+from .style import PAGE_WIDTH, Pictures, colors_of, legend_below, series_style, set_title, styled
+
+
+SHOWN_BELOW_BEST = 0.25  # of accuracy; what is lower is not drawn, so that the others can be told apart
+_FRONT: dict[str, Any] = dict(color="0.75", linewidth=3.5, solid_capstyle="round", zorder=1)
+_WHOLE: dict[str, Any] = dict(
+    color="white", marker="*", markeredgecolor="black", markeredgewidth=0.8, markersize=10, linestyle="None", zorder=6
+)
+
+
+@styled
+def plot_budget(report: BudgetReport) -> Figure:
+    """Accuracy against multiply-adds and, where it was measured, against time; one line a policy.
+
+    The broad grey line is the Pareto front. Points whose accuracy is more than 0.25 below the best one are left out.
+    """
+    panels = report.costs
+    figure = Figure(figsize=(PAGE_WIDTH, 3.1 if len(panels) > 1 else 3.6), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    best = max(point.accuracy for point in (report.whole, *report.points))
+    for axes, cost in zip(all_axes, panels):
+        _draw_panel(axes, report, cost)
+        axes.set_xlim(left=0)
+        axes.set_title(_title(cost))
+        axes.set_xlabel(
+            "multiply-adds an example (million)" if cost == MULTIPLY_ADDS else "fraction of all layers' time"
+        )
+    lowest = min(point.accuracy for point in (report.whole, *report.points))
+    bottom = max(lowest, best - SHOWN_BELOW_BEST)
+    margin = 0.04 * (best - bottom) or 0.01
+    all_axes[0].set_ylim(bottom - margin, best + margin)
+    all_axes[0].set_ylabel(ACCURACY_LABEL)
+    set_title(figure, "Accuracy against cost", {report.model: report})
+    legend_below(figure, all_axes[0])
+    return figure
+
+
+def _draw_panel(axes: Axes, report: BudgetReport, cost: str) -> None:
+    front = report.front(cost)
+    axes.plot(
+        [_x(point, cost) for point in front], [point.accuracy for point in front], label="Pareto front", **_FRONT
+    )
+    policies = report.by_policy()
+    for number, (name, points) in enumerate(policies.items()):
+        shown = sorted(points, key=lambda point: _x(point, cost))
+        style = _style(number, len(policies))
+        axes.plot([_x(each, cost) for each in shown], [each.accuracy for each in shown], label=name, zorder=3, **style)
+    axes.plot([_x(report.whole, cost)], [report.whole.accuracy], label=report.whole.policy, **_WHOLE)
+
+
+def _style(number: int, total: int) -> dict[str, Any]:
+    """Neighbours are dark and light by turns: the policies of one kind, whose points lie together, are neighbours."""
+    shade = number // 2 + (number % 2) * -(-total // 2)
+    return series_style(number, total) | dict(color=colors_of(total)[shade], linewidth=1.0)
+
+
+def _title(cost: str) -> str:
+    return "multiply-adds" if cost == MULTIPLY_ADDS else f"time, batch of {cost.rpartition('_')[2]}"
+
+
+def _x(point: BudgetPoint, cost: str) -> float:
+    value = point.cost(cost)
+    value = float("nan") if value is None else value
+    return value / 1e6 if cost == MULTIPLY_ADDS else value
+
+
+def budget_pictures(report: BudgetReport) -> Pictures:
+    """One picture, `budget`."""
+    return Pictures(budget=plot_budget(report))
