@@ -342,7 +342,7 @@ def test_bad_configurations(flags):
 
 def test_refusals(images):
     without = make_vit(halting_head=False)
-    with pytest.raises(ValueError, match="and this .* has no halting head"):
+    with pytest.raises(ValueError, match=r"and this .* has no halting head"):
         without(images, **Q_EXIT)
     with pytest.raises(ValueError, match="in training mode"):
         make_vit().train()(images, **Q_EXIT)
