@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
+from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
 from ..evaluation.order_plans import evenly_spaced_layers
@@ -64,16 +65,17 @@ class ProgramAnswers:
         return ProgramAnswers(self.programs, self.labels[rows], self.answers[rows], self.features[rows])
 
 
-def programs_by_length(num_layers: int, num_shared: int = 2) -> list[list[int]]:
-    """A small set of programs: the first layers, then evenly spaced ones of those left, of every number.
+def programs_by_length(num_layers: int, num_shared: int = 2, num_programs: int | None = None) -> list[list[int]]:
+    """A small set of programs: the first layers, then evenly spaced ones of those left, in several numbers.
 
     Args:
         num_layers: Layers of the model, at least 1.
         num_shared: How many layers all programs begin with, from 0 to `num_layers - 1`. A predictor sees what they
             give.
+        num_programs: How many programs, from 1 to `num_layers - num_shared`, which is the default.
 
     Returns:
-        `num_layers - num_shared` programs, the shortest first. The last is the sequential order.
+        Programs of evenly spaced lengths, the shortest first. The last is the sequential order.
 
     Raises:
         `ValueError`: if a number is out of range.
@@ -81,10 +83,10 @@ def programs_by_length(num_layers: int, num_shared: int = 2) -> list[list[int]]:
     if not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
         raise ValueError(f"`num_shared` is {num_shared!r}; it must be an integer from 0 to {num_layers - 1}.")
     left = num_layers - num_shared
+    check_integers(num_programs=(left if num_programs is None else num_programs, 1))
     shared = list(range(num_shared))
-    return [
-        shared + [num_shared + layer for layer in evenly_spaced_layers(left, count)] for count in range(1, left + 1)
-    ]
+    lengths = np.linspace(left, 1, min(num_programs or left, left)).round().astype(int)[::-1].tolist()
+    return [shared + [num_shared + layer for layer in evenly_spaced_layers(left, count)] for count in lengths]
 
 
 def checked_programs(programs: Sequence[ExecutionOrder], num_layers: int) -> tuple[Program, ...]:

@@ -2,7 +2,6 @@
 """The loss of the answer after each layer, which a halting head weighs."""
 
 import torch
-from torch.nn import functional as F
 
 from .distillation import distillation_loss
 from .mixed_loss import mixed_loss
