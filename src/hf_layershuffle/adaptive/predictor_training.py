@@ -18,9 +18,9 @@ from .program_answers import ProgramAnswers, answers_of_programs, programs_by_le
 from .program_predictor import ProgramPredictor
 
 
-HIDDEN_SIZE = 32
-NUM_EPOCHS = 20
-WEIGHT_DECAY = 0.1
+HIDDEN_SIZE = 64
+NUM_EPOCHS = 40
+WEIGHT_DECAY = 1.0
 LEARNING_RATE = 3e-3
 BATCH_SIZE = 64
 
@@ -74,6 +74,8 @@ def settings_of(parts: LayerwiseClassifier, hidden_size: int = HIDDEN_SIZE) -> d
     return {"hidden_size": hidden_size, "num_layers": parts.num_layers, "weights": weights_digest(parts.model)}
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     answers: ProgramAnswers,
     settings: dict[str, Any],

@@ -112,15 +112,13 @@ def shared_beginning(programs: Sequence[Program]) -> Program:
 
 
 def features_of(parts: LayerwiseClassifier, hidden_states: torch.Tensor) -> torch.Tensor:
-    """What is known of examples from their hidden states: mean and standard deviation over tokens, and logits.
+    """What is known of examples from their hidden states: the mean over tokens, and the logits.
 
     Returns:
-        float32 of shape `(batch_size, 2 * hidden_size + num_labels)`.
+        float32 of shape `(batch_size, hidden_size + num_labels)`.
     """
-    states = hidden_states.float()
-    mean = parts.mean_over_tokens(states)
-    deviation = parts.mean_over_tokens((states - mean[:, None]) ** 2).sqrt()
-    return torch.cat((mean, deviation, parts.classify(hidden_states).float()), dim=-1)
+    mean = parts.mean_over_tokens(hidden_states.float())
+    return torch.cat((mean, parts.classify(hidden_states).float()), dim=-1)
 
 
 @silenceable
@@ -152,6 +150,8 @@ def answers_of_programs(
     known = checked_programs(programs, parts.num_layers)
     tree = OrderTree.of(known)
     beginning = shared_beginning(known)
+    for layer in beginning:
+        tree = tree.children[layer]
     processing_class = chosen_processing_class(processing_class, image_processor)
     check_evaluable(parts.model.config, processing_class)
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
@@ -160,9 +160,10 @@ def answers_of_programs(
         for batch in tqdm(loader, desc="Answers of programs", unit="batch", disable=not progress):
             labels.append(labels_on_device(parts, batch["labels"]).cpu())
             embedded = parts.embed(inputs_on_device(parts, batch))
-            features.append(features_of(parts, run_layers(parts, embedded, beginning)).cpu())
+            states = run_layers(parts, embedded, beginning)
+            features.append(features_of(parts, states).cpu())
             found = torch.empty(len(known), len(embedded), dtype=torch.int64)
-            for index, hidden_states in walk(parts, tree, embedded):
+            for index, hidden_states in walk(parts, tree, states, position=len(beginning)):
                 logits = parts.classify(hidden_states)
                 found[index] = torch.where(logits.isnan().any(-1), -1, logits.argmax(-1)).cpu()
             answers.append(found.T)
