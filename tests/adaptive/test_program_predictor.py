@@ -43,7 +43,7 @@ def loader():
 @pytest.fixture(scope="module")
 def predictor(loader):
     model = ls.load_classifier(ls.example_model())
-    return ls.train_program_predictor(model, loader, programs_by_length(6, 1), num_epochs=10, progress=False)
+    return ls.train_program_predictor(model, loader, programs_by_length(6, 1), num_steps=60, progress=False)
 
 
 def test_it_learns_which_examples_are_easy():
@@ -70,7 +70,7 @@ def test_the_choice_by_hand():
 def test_the_same_seed_gives_the_same_predictor():
     table, _ = told_by_the_first_feature()
     state = torch.random.get_rng_state()
-    one, two, other = (fit(table, SETTINGS, num_epochs=2, seed=seed) for seed in (0, 0, 1))
+    one, two, other = (fit(table, SETTINGS, num_steps=5, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one.hidden.weight, two.hidden.weight) and not torch.equal(
         one.hidden.weight, other.hidden.weight
     )
@@ -108,7 +108,7 @@ def test_texts_keep_their_masks():
     model = text_classifier(num_hidden_layers=4).eval()
     programs = [[0], [0, 3], [2, 1]]
     data = as_dataloader(labelled_texts(24), tokenizer_of(), batch_size=24)
-    predictor = ls.train_program_predictor(model, data, programs, num_epochs=2, progress=False)
+    predictor = ls.train_program_predictor(model, data, programs, num_steps=5, progress=False)
     predictor.forward = lambda features: torch.eye(3)[torch.arange(len(features)) % 3]
     inputs = {name: value for name, value in next(iter(data)).items() if name != "labels"}
     assert not inputs["attention_mask"].all()
@@ -213,7 +213,7 @@ def test_other_models_are_refused(model, loader, predictor):
     ("arguments", "message"),
     [
         ({"hidden_size": 0}, "`hidden_size` is 0"),
-        ({"num_epochs": 0}, "`num_epochs` is 0"),
+        ({"num_steps": 0}, "`num_steps` is 0"),
         ({"weight_decay": -1}, "`weight_decay` is -1"),
         ({"seed": -1}, "`seed` is -1"),
         ({"programs": [[0, 1]]}, "give two or more"),

@@ -19,7 +19,7 @@ from .program_predictor import ProgramPredictor
 
 
 HIDDEN_SIZE = 64
-NUM_EPOCHS = 40
+NUM_STEPS = 1000
 WEIGHT_DECAY = 1.0
 LEARNING_RATE = 3e-3
 BATCH_SIZE = 64
@@ -31,7 +31,7 @@ def train_program_predictor(
     programs: Sequence[ExecutionOrder] | None = None,
     *,
     hidden_size: int = HIDDEN_SIZE,
-    num_epochs: int = NUM_EPOCHS,
+    num_steps: int = NUM_STEPS,
     weight_decay: float = WEIGHT_DECAY,
     seed: int = 0,
     **evaluation: Any,
@@ -46,7 +46,7 @@ def train_program_predictor(
             others than these.
         programs: The set to choose from. Defaults to [`programs_by_length`] with two layers in common.
         hidden_size: Size of the predictor's hidden layer, at least 1.
-        num_epochs: Passes over the table, at least 1.
+        num_steps: Steps of AdamW on batches of 64, at least 1.
         weight_decay: Of AdamW, at least 0.
         seed: Seed of the weights, of the batches and, with `max_samples`, of the examples, at least 0.
         evaluation: Further arguments of [`answers_of_programs`], such as `processing_class`.
@@ -59,14 +59,14 @@ def train_program_predictor(
     >>> outputs = predictor.run(model, pixel_values, cost_weight=0.05)
     ```
     """
-    check_integers(hidden_size=(hidden_size, 1), num_epochs=(num_epochs, 1), seed=(seed, 0))
+    check_integers(hidden_size=(hidden_size, 1), num_steps=(num_steps, 1), seed=(seed, 0))
     check_number("weight_decay", weight_decay, 0, 100)
     parts = as_layerwise(model)
     depth = parts.num_layers
     if programs is None:
         programs = programs_by_length(depth, min(2, depth - 1))
     answers = answers_of_programs(parts, data, programs, seed=seed, **evaluation)
-    return fit(answers, settings_of(parts, hidden_size), num_epochs, weight_decay, seed).to(parts.device)
+    return fit(answers, settings_of(parts, hidden_size), num_steps, weight_decay, seed).to(parts.device)
 
 
 def settings_of(parts: LayerwiseClassifier, hidden_size: int = HIDDEN_SIZE) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def settings_of(parts: LayerwiseClassifier, hidden_size: int = HIDDEN_SIZE) -> d
 def fit(
     answers: ProgramAnswers,
     settings: dict[str, Any],
-    num_epochs: int = NUM_EPOCHS,
+    num_steps: int = NUM_STEPS,
     weight_decay: float = WEIGHT_DECAY,
     seed: int = 0,
 ) -> ProgramPredictor:
@@ -92,15 +92,16 @@ def fit(
     predictor.deviation.copy_(features.std(0, correction=0).clamp(min=1e-6))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
-    num_steps = num_epochs * -(-len(features) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for _ in range(num_epochs):
-        for rows in torch.randperm(len(features), generator=generator).split(BATCH_SIZE):
-            loss = nn.functional.binary_cross_entropy_with_logits(predictor(features[rows]), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    batches: list[torch.Tensor] = []
+    for _ in range(num_steps):
+        batches = batches or list(torch.randperm(len(features), generator=generator).split(BATCH_SIZE))
+        rows = batches.pop()
+        loss = nn.functional.binary_cross_entropy_with_logits(predictor(features[rows]), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return predictor.eval()
 
 
