@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
+from ..adaptive.budget_report import REPORT_FILE as BUDGET_FILE
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.loading import classes_of
 from ..checkpoints.locations import TOKENIZER_FILES
@@ -42,7 +43,15 @@ PUBLISHED = (
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
 # weights, the records hold and join the folder; if not, all of these are of another model, and the commit removes them
-RECORDS = (REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES)
+RECORDS = (
+    REPORT_FILE,
+    BUDGET_FILE,
+    TRAINING_FILE,
+    "*_results.json",
+    "merge_plan.yaml",
+    f"{EXAMPLES_FOLDER}/*",
+    *PICTURES,
+)
 REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."
 
