@@ -47,13 +47,13 @@ EXPORT_FILE = "export.json"
 MERGE_FILE = "merge_plan.yaml"
 EXAMPLES_FOLDER = "examples"
 EXAMPLES_FILE = "examples.json"
-BUDGET_PICTURE = "budget.png"
 PICTURES = {
     "order_distribution.png": "Accuracy over arbitrary execution orders",
     "pruning_curves.png": "Accuracy against the number of layers that run",
     "layer_ablation.png": "Accuracy with one layer left out, and with two neighbours swapped",
-    BUDGET_PICTURE: "Accuracy against multiply-adds and time, for ways to run fewer layers",
 }
+BUDGET_PICTURE = "budget.png"
+_CAPTIONS = PICTURES | {BUDGET_PICTURE: "Accuracy against multiply-adds and time, for ways to run fewer layers"}
 _ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "orders_per_step",
     "optim", "learning_rate", "layer_lr_decay", "lr_scheduler_type", "warmup_steps", "weight_decay", "ema_decay",
@@ -183,7 +183,7 @@ class FolderRecords:
         report = _read_report(folder, RobustnessReport)
         budget = _read_report(folder, BudgetReport)
         check_reports(folder, [each for each in (report, budget) if each is not None])
-        names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
+        names = [*_CAPTIONS, *sorted(path.name for path in folder.glob("*.png") if path.name not in _CAPTIONS)]
         described = _read_config(folder, report, config, num_parameters)
         training, export = (read_json(folder / file) or {} for file in (TRAINING_FILE, EXPORT_FILE))
         return cls(
@@ -196,7 +196,7 @@ class FolderRecords:
             export=_read_record(folder, EXPORT_FILE, ExportRecord),
             widget=read_examples(folder),
             pictures=[
-                (name, PICTURES.get(name, Path(name).stem.replace("_", " ").capitalize()))
+                (name, _CAPTIONS.get(name, Path(name).stem.replace("_", " ").capitalize()))
                 for name in names
                 if (folder / name).exists()
             ],

@@ -23,7 +23,7 @@ from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
 from ..models.auto_classes import auto_classes_of, is_free_model_type, plain_type_of
 from ..models.modeling_layershuffle import LayerShuffleMixin
-from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
+from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
 
 
 # What belongs to a published model, beside its code. Checkpoints, logs, optimizer states and pickles do not
@@ -51,6 +51,7 @@ RECORDS = (
     "merge_plan.yaml",
     f"{EXAMPLES_FOLDER}/*",
     *PICTURES,
+    BUDGET_PICTURE,
 )
 REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."

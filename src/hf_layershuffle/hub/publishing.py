@@ -26,7 +26,7 @@ from ..common.paths import inside
 from ..evaluation.report import RobustnessReport
 from .card_files import read_card
 from .card_text import combine_cards, mark_published
-from .folder_records import EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
+from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
 from .model_card import write_model_card
 from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
 
@@ -216,7 +216,11 @@ def push_report(
         report.save(folder)
         report.plot().save(folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
-        names = ["README.md", report.file_name, *(name for name in PICTURES if (folder / name).exists())]
+        names = [
+            "README.md",
+            report.file_name,
+            *(name for name in (*PICTURES, BUDGET_PICTURE) if (folder / name).exists()),
+        ]
         return commit_once(
             api,
             repo_id,
