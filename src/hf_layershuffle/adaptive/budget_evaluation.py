@@ -25,6 +25,7 @@ from ..models.configuration_layershuffle import num_channels_of
 from ..models.early_exit import all_layers
 from .budget_measurement import BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
+from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
 from .measured_cost import some_of
 from .policies import (
     EXIT_POLICIES,
@@ -44,9 +45,12 @@ from .policies import (
 POLICIES: tuple[type[CalibratedPolicy], ...] = (
     AsConfigured,
     *EXIT_POLICIES,
+    ControlledLayers,
+    ControlledForAll,
     SearchedProgram,
     SearchedLayers,
     EvenlySpaced,
+    RandomLayers,
     RandomPrograms,
 )
 OTHER_MODELS = "other models"
