@@ -24,6 +24,7 @@ from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
 from ..models.configuration_layershuffle import num_channels_of
 from .budget_measurement import BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
+from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
 from .measured_cost import some_of
 from .mlp_policies import RandomMlps, SkippedMlps
 from .policies import (
@@ -45,9 +46,12 @@ from .policies import (
 POLICIES: tuple[type[CalibratedPolicy], ...] = (
     AsConfigured,
     *EXIT_POLICIES,
+    ControlledLayers,
+    ControlledForAll,
     SearchedProgram,
     SearchedLayers,
     EvenlySpaced,
+    RandomLayers,
     RandomPrograms,
     SkippedMlps,
     RandomMlps,
