@@ -241,6 +241,9 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     values.pop("pruned_from", None)  # of the base's layers, not of the result's
     values |= {"merge_plan": plan.to_record()}
     values["position_predictor"] = base.position_predictor and plan.position_heads
+    if base.halting_head:
+        logger.warning("The halting head of the base knows the hidden states of its own layers alone and is left out.")
+        values["halting_head"] = False
     if num_layers != num_layers_of(base) and not isinstance(base.execution_order, str):
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:

@@ -223,7 +223,7 @@ def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConf
     names = (*LAYERSHUFFLE_FLAGS, "halting_head", "model_type", "id2label", *COMPARED_SIZES)
     stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
     ours = _sizes_on_top(json.loads(config.to_json_string()))
-    refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+    refuse_another_run(folder, {name: stored[name] for name in names if name in stored}, ours)
 
 
 def _sizes_on_top(config: dict) -> dict:

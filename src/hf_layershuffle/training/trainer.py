@@ -8,32 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
-from ..models.configuration_layershuffle import num_layers_of
-from ..models.execution_order import arbitrary_execution_orders
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import train_controller_only
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
+from .evaluation import EvaluationMixin
 from .hub_pushes import HubMixin
 from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
-from .metrics import order_metrics
-from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
 from .order_agreement import TeacherAnswer, check_order_consistency
-from .order_reports import OrderProgressCallback, report_orders
+from .order_reports import OrderProgressCallback
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .sharding import shard_embeddings_once
@@ -44,7 +40,7 @@ from .stream_dataloader import is_empty, stream_dataloader
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
@@ -110,7 +106,6 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [OrderProgressCallback() if type(each) is ProgressCallback else each for each in callbacks]
         self._watch = NonFiniteWatch()
-        self._classes_by_order: list[list[torch.Tensor]] = []
 
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
@@ -285,60 +280,6 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             f"Training stopped: the {name} of step {step} is not finite. Nothing was saved since; {kept}. {remedy}. "
             "`stop_on_nonfinite=False` goes on all the same."
         )
-
-    # --- Evaluation ---
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._classes_by_order = []
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._classes_by_order and output.metrics is not None:
-            classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
-            self._report_orders(classes, labels, output.metrics, prefix)
-        return output
-
-    def _report_orders(self, classes: np.ndarray, labels: np.ndarray, metrics: dict[str, float], prefix: str) -> None:
-        is_labelled = labels != -100
-        if not is_labelled.any() or not self.is_world_process_zero():
-            return
-        accuracies = (classes == labels[:, None])[is_labelled].mean(axis=0).tolist()
-        own_accuracy = metrics.get(f"{prefix}_accuracy")
-        callbacks = self.callback_handler.callbacks
-        report_orders(callbacks, self.state.global_step, accuracies, self._evaluated_orders(), own_accuracy, prefix)
-
-    def _evaluated_orders(self) -> list[list[int]]:
-        config = cast(PreTrainedConfig, self._config_of_model())
-        num_orders, seed = self._argument("eval_orders"), self._argument("eval_orders_seed")
-        return arbitrary_execution_orders(num_layers_of(config), num_orders, seed=seed)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        num_orders = self._argument("eval_orders")
-        labels = inputs.get("labels")
-        if num_orders > 0 and labels is not None:
-            self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
-    @torch.no_grad()
-    def _classify_in_orders(self, model: nn.Module, inputs: dict[str, Any], num_orders: int) -> list[torch.Tensor]:
-        """Classes of shape `(images of all processes, num_orders)` and the labels of these images, on the CPU."""
-        if not self._chooses_one_class([inputs]):
-            raise ValueError(
-                f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
-                f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
-            )
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
-        inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
-        with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
-        return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
 
 
 def _collate_batch_or_items(collate_batch: Callable, collate_items: Callable, features: Any) -> Any:
