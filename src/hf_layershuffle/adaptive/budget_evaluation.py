@@ -25,6 +25,7 @@ from ..models.configuration_layershuffle import num_channels_of
 from .budget_measurement import BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
 from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
+from .halting_policies import HaltingDraws, HaltingExit
 from .measured_cost import some_of
 from .mlp_policies import RandomMlps, SkippedMlps
 from .policies import (
@@ -46,6 +47,8 @@ from .policies import (
 POLICIES: tuple[type[CalibratedPolicy], ...] = (
     AsConfigured,
     *EXIT_POLICIES,
+    HaltingExit,
+    HaltingDraws,
     ControlledLayers,
     ControlledForAll,
     SearchedProgram,
