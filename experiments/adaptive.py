@@ -1,4 +1,4 @@
-"""Accuracy against cost for all ways to run fewer layers, beside plain models of fewer layers: three seeds, two datasets.
+"""Accuracy against cost for all ways to run fewer layers, beside plain models of fewer layers, over seeds.
 
     python experiments/adaptive.py digits --seeds 0 1 2                # trains what it needs into outputs/adaptive
     python experiments/adaptive.py fashion-mnist --dataset_name path/to/fashion-mnist --seeds 0 1 2
@@ -8,10 +8,9 @@ For each seed there are up to four kinds of models: a free one; the same with ex
 layer controller; and plain ones of fewer layers. Those of Fashion-MNIST are trained before, by `experiments/grid.py`
 and `examples/train.py`; `--free`, `--exits`, `--controller` and `--plain` say where they are, with {seed} and {layers}
 in the place of numbers. A kind that is not there is left out, and named. All were trained without the images on which
-thresholds and programs are chosen: of Fashion-MNIST the last tenth of the training split (`--eval_split train
---eval_fraction 0.1`), of the digits one half of the images held out (`--eval_fraction 0.4`), of which the other half is
-reported on. A seed takes minutes; a stopped run goes on where it stopped. What is found is one line a seed in
-experiments/records/adaptive.jsonl.
+thresholds and programs are chosen: of Fashion-MNIST a tenth of the training split (`--eval_split train --eval_fraction
+0.1`), of the digits one half of the images held out (`--eval_fraction 0.4`), the other half of which is reported on. A
+seed takes minutes; a stopped run goes on where it stopped. Each seed is a line of experiments/records/adaptive.jsonl.
 """
 
 import argparse
@@ -48,10 +47,8 @@ PAGE = REPOSITORY / "docs" / "adaptive-results.md"
 PICTURE = "adaptive-budget"
 MARKERS = [f"<!-- {word} adaptive: rendered by experiments/adaptive.py -->" for word in ("begin", "end")]
 SEARCH_SAMPLES = 256
-OTHER_WEIGHTS = {
-    "exits": ("exit-probability",),
-    "controller": (),
-}  # policies of the free model, with these weights too
+# Kinds of further weights, with the policies of the free model that are measured with these too
+OTHER_WEIGHTS = {"exits": ("exit-probability",), "controller": ()}
 # Of each dataset: where its models are, and what trains those that are not there
 DATASETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
@@ -91,9 +88,8 @@ def folders_of(args: argparse.Namespace, seed: int) -> dict[str, Path]:
 
     known = DATASETS[args.dataset]
     found = {kind: folder(getattr(args, kind) or known[kind]) for kind in ("free", "exits", "controller")}
-    return found | {
-        f"plain {n}": folder(args.plain or known["plain"], layers=n) for n in args.layers or known["layers"]
-    }
+    plain = args.plain or known["plain"]
+    return found | {f"plain {number}": folder(plain, layers=number) for number in args.layers or known["layers"]}
 
 
 def train_missing(args: argparse.Namespace, seed: int, folders: dict[str, Path]) -> None:
@@ -125,9 +121,7 @@ def datasets_of(args: argparse.Namespace, config: Any) -> tuple[Any, Any]:
 
 def policies_with(kind: str, model: Any, free: Any, calibration: Calibration) -> list[CalibratedPolicy]:
     """The policies of other weights than the free model's: those that it has not, and a few that it has."""
-    made = Calibration(
-        model, calibration.loader, calibration.search_loader, calibration.num_layers_run, calibration.seed
-    )
+    made = replace(calibration, model=model)
     found: list[CalibratedPolicy] = []
     for policy in POLICIES:
         is_its_own = policy.applies_to(model) and not policy.applies_to(free) and policy is not AsConfigured
@@ -159,9 +153,9 @@ def measured(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         seed=seed,
     )  # fmt: skip
     calibration = Calibration(free, loader, some_of(loader, SEARCH_SAMPLES), counts, seed)
-    extra = [
-        p for kind in OTHER_WEIGHTS if kind in models for p in policies_with(kind, models[kind], free, calibration)
-    ]
+    extra: list[CalibratedPolicy] = []
+    for kind in OTHER_WEIGHTS:
+        extra += policies_with(kind, models[kind], free, calibration) if kind in models else []
     own = [policy.name for policy in POLICIES if policy.applies_to(free) and policy is not AsConfigured]
     rivals = {f"plain, {kind.split()[1]} layers": model for kind, model in models.items() if kind.startswith("plain")}
     if "exits" in models:
@@ -203,9 +197,8 @@ def key_of(point: BudgetPoint, of_policy: Sequence[BudgetPoint]) -> str:
     """What tells a setting from others in every seed: its label, or the rank of a threshold, which is of a seed."""
     if not point.label.startswith("threshold") or "Q-exit" in point.label:
         return point.label
-    thresholds = sorted(
-        (each for each in of_policy if each.label.startswith("threshold")), key=lambda p: p.multiply_adds
-    )
+    found = [each for each in of_policy if each.label.startswith("threshold") and "Q-exit" not in each.label]
+    thresholds = sorted(found, key=lambda each: each.multiply_adds)
     return f"threshold {thresholds.index(point) + 1} of {len(thresholds)}"
 
 
@@ -240,15 +233,8 @@ def table(reports: list[BudgetReport]) -> str:
     """The means over seeds, in Markdown."""
     mean, groups = means_of(reports)
     sizes = list(mean.whole.time_ratio)
-    header = [
-        "way",
-        "setting",
-        "accuracy",
-        "std",
-        "layers",
-        "million multiply-adds",
-        *(f"time, batch {n}" for n in sizes),
-    ]
+    times = [f"time, batch {size}" for size in sizes]
+    header = ["way", "setting", "accuracy", "std", "layers", "million multiply-adds", *times]
     lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 2)]
     for point in (mean.whole, *mean.points):
         accuracies = [each.accuracy for each in groups[(point.policy, point.label)]]
@@ -263,10 +249,10 @@ def table(reports: list[BudgetReport]) -> str:
         [
             *lines,
             "",
-            f"Mean and standard deviation over {len(reports)} seed{'s' * (len(reports) > 1)}, {first.num_images:,} test "
-            f"images; thresholds and programs chosen on {first.num_chosen_on:,} others that no model was trained on. "
-            "Time is a fraction of that of all layers, measured in turns with them. A star marks the Pareto front of a "
-            "column.",
+            f"Mean and standard deviation over {len(reports)} seed{'s' * (len(reports) > 1)}, {first.num_images:,} "
+            f"test images; thresholds and programs chosen on {first.num_chosen_on:,} others that no model was trained "
+            "on. Time is a fraction of that of all layers, measured in turns with them. A star marks the Pareto front "
+            "of a column.",
         ]
     )
 
