@@ -17,6 +17,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..adaptive.budget_report import BudgetReport
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
@@ -135,7 +136,7 @@ def build_model_card(
         report=replace(report, dataset=in_code(report.dataset)) if report else None,
         report_table=_report_table(report, baseline) if report else None,
         budget=replace(records.budget, dataset=in_code(records.budget.dataset)) if records.budget else None,
-        budget_table=markdown_table(records.budget.table()) if records.budget else None,
+        budget_table=_budget_table(records.budget) if records.budget else None,
         budget_picture=next((name for name, _ in records.pictures if name == BUDGET_PICTURE), None),
         exits=_describe_exits(described),
         rows=_metric_rows(training.get("metrics", {}), baseline),
@@ -291,6 +292,15 @@ def _report_table(report: RobustnessReport, baseline: dict | None) -> str:
     return markdown_table(table)
 
 
+def _budget_table(budget: BudgetReport) -> str:
+    """The table of a budget; its names may be somebody else's."""
+    whole, *points = (
+        replace(point, policy=escape(point.policy), label=escape(point.label))
+        for point in (budget.whole, *budget.points)
+    )
+    return markdown_table(replace(budget, whole=whole, points=points).table())
+
+
 def _method(config: SimpleNamespace) -> dict:
     """The settings of the configuration that decide how the model was trained, without those that are off."""
     is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0, "drop_path_rate": 0.0}
@@ -327,7 +337,7 @@ def _describe_exits(config: SimpleNamespace) -> str | None:
     threshold, patience = (getattr(config, name, None) for name in ("exit_threshold", "exit_patience"))
     budget = getattr(config, "layer_budget", None)
     if patience is not None:
-        return f"an example leaves at the first layer that is the {patience}th in a row with the same answer"
+        return f"an example leaves after {patience} layer{'s' * (patience != 1)} in a row with the same answer"
     if threshold is not None:
         rule = _SURE.get(getattr(config, "exit_criterion", "probability"), "that is sure enough by {}")
         return f"an example leaves at the first layer {rule.format(threshold)}"
