@@ -1,5 +1,7 @@
 """The public names of the package, for editors and for `__init__.py`, which imports a name when it is first used."""
 
+from .adaptive.budget_evaluation import evaluate_budget as evaluate_budget
+from .adaptive.budget_report import BudgetReport as BudgetReport
 from .adaptive.exit_calibration import ExitCalibration as ExitCalibration
 from .adaptive.exit_calibration import calibrate_exit as calibrate_exit
 from .adaptive.layer_answers import LayerAnswers as LayerAnswers

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, evaluate, merge, prune, publish, swarm, train
+from . import analyze, budget, evaluate, merge, prune, publish, swarm, train
 
 
 logger = logging.getLogger("hf_layershuffle")
@@ -44,13 +44,14 @@ def program(
 # What a stopped command leaves behind
 STOPPED = {
     "evaluate": "stopped; run the same command again to go on",
+    "budget": "stopped; run the same command again to go on behind the policies that are done",
     "train": "stopped; run the same command again to go on from the last checkpoint",
     "swarm simulate": "stopped; run the same command again to go on",
     "publish": "stopped; run the same command again. The Hub shows a commit whole or not at all",
 }
 
 app.command(context_settings=train.SETTINGS)(train.train)
-for command in (evaluate.evaluate, analyze.analyze, prune.prune, merge.merge, publish.publish):
+for command in (evaluate.evaluate, budget.budget, analyze.analyze, prune.prune, merge.merge, publish.publish):
     app.command()(command)
 app.add_typer(swarm.app)
 

@@ -6,7 +6,7 @@ import torch
 from datasets import ClassLabel
 
 import hf_layershuffle as ls
-from hf_layershuffle.adaptive.exit_calibration import _interval, calibrate_exit
+from hf_layershuffle.adaptive.exit_calibration import calibrate_exit, interval_of_mean
 from hf_layershuffle.adaptive.layer_answers import LayerAnswers, answers_after_layers
 from hf_layershuffle.data.dataloading import as_dataloader
 from hf_layershuffle.models.exit_rule import CRITERIA, ExitRule
@@ -92,13 +92,13 @@ def test_the_rule_keeps_the_limit_and_says_what_it_costs(model, processor, digit
 
 def test_intervals_by_hand():
     # Of 98 pairs none differs: 0 ± 1.96 sqrt(1 / 100 / 100)
-    low, high = _interval(np.zeros(98), is_difference=True)
+    low, high = interval_of_mean(np.zeros(98), is_difference=True)
     assert (low, high) == pytest.approx((-0.0196, 0.0196))
     # Of 98 pairs 10 are lost and none won: mean 10 / 100, and 11 / 100 - 0.01 of variance
-    low, high = _interval(np.repeat([1.0, 0.0], [10, 88]), is_difference=True)
+    low, high = interval_of_mean(np.repeat([1.0, 0.0], [10, 88]), is_difference=True)
     assert (low, high) == pytest.approx((0.1 - 0.06198, 0.1 + 0.06198), abs=1e-4)
     # 1, 2, 3, 4: mean 2.5, population variance 1.25
-    assert _interval(np.arange(1.0, 5.0)) == pytest.approx((2.5 - 1.0957, 2.5 + 1.0957), abs=1e-4)
+    assert interval_of_mean(np.arange(1.0, 5.0)) == pytest.approx((2.5 - 1.0957, 2.5 + 1.0957), abs=1e-4)
 
 
 def test_by_depth(model, processor, digits):

@@ -22,6 +22,7 @@ from trainers import Stop  # beside this script
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
+from hf_layershuffle.models.halting_head import halting_losses
 from hf_layershuffle.models.position_modules import position_loss
 from hf_layershuffle.training.evaluated_weights import MovingAverage
 from hf_layershuffle.training.sharding import shard_embeddings_once
@@ -59,7 +60,7 @@ def assert_same_gradients(model, reference):
 
 
 def check_ddp_gradients(rank: int):
-    flags = {"depth_embedding": True, "position_predictor": True}
+    flags = {"depth_embedding": True, "position_predictor": True, "halting_head": True}
     for orders in ([[2, 0, 3, 1]] * 2, [[2, 0, 3, 1], [1, 3, 0, 2]], [[3, 1], [0, 1, 2]]):
         reference = build(**flags)
         model = copy.deepcopy(reference)
@@ -101,7 +102,8 @@ def train(model, steps, rank=None):
 
 
 def check_fsdp2_training(rank: int):
-    for flags in ({}, {"depth_embedding": True, "position_predictor": True}, {"layerdrop": 0.3}):
+    some = ({}, {"depth_embedding": True, "position_predictor": True}, {"layerdrop": 0.3}, {"halting_head": True})
+    for flags in some:
         reference = build(shuffle_mode="arbitrary", **flags)
         model = shard(copy.deepcopy(reference))
         expected_orders = train(reference, range(4))
@@ -270,6 +272,27 @@ def check_losses_outside_forward(rank: int):
             trained_by(model, folder, **{"gradient_checkpointing": True, **options})
             for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
                 torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {options}")
+
+
+def check_halting(rank: int):
+    """Two processes with two micro-batches each take the step of one process with all images."""
+    batch = FullBatch.batch
+    with tempfile.TemporaryDirectory() as folder:
+        for smoothing in (0.0, 0.1):
+            expected, model = (build(halting_head=True) for _ in "12")
+            outputs = expected(batch["pixel_values"])
+            by_layer = outputs.layer_logits.movedim(2, 1), batch["labels"][:, None].expand(-1, 4)
+            losses = F.cross_entropy(*by_layer, reduction="none", label_smoothing=smoothing)
+            halting_losses(losses, outputs.halting_log_probabilities, 0.1, 0.5).mean().backward()
+            torch.optim.SGD(expected.parameters(), lr=0.1).step()
+            trained_by(model, folder, label_smoothing_factor=smoothing)
+            for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
+                torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {smoothing}")
+        model = build(halting_head=True, shuffle_mode="arbitrary", layerdrop=0.5)
+        trained_by(model, folder, max_steps=4)
+        digests = [None, None]
+        dist.all_gather_object(digests, [parameter.sum().item() for parameter in model.parameters()])
+        assert digests[0] == digests[1]
 
 
 class BrokenImages(FullBatch):

@@ -18,6 +18,8 @@ TRAVELLING_FILES = {
     "free_layers.py",
     "halting_head.py",
     "initial_weights.py",
+    "layer_budget.py",
+    "layer_controller.py",
     "layer_lists.py",
     "layer_program.py",
     "mlp_skipping.py",

@@ -428,7 +428,8 @@ def test_the_first_image_alone_does_not_decide_the_size():
     ],
 )
 def test_sizes_beside_a_checkpoint_are_refused_unless_they_are_its_own(tmp_path, arguments, message):
-    from hf_layershuffle.training.model_building import build_model, layershuffle_flags
+    from hf_layershuffle.training.model_building import build_model
+    from hf_layershuffle.training.model_flags import layershuffle_flags
 
     Architecture("vit").plain_classifier().save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)

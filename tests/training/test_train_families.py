@@ -18,7 +18,8 @@ from hf_layershuffle.checkpoints.image_processors import new_image_processor
 from hf_layershuffle.deployment.plain_vit import to_plain_vit
 from hf_layershuffle.training import session
 from hf_layershuffle.training.argument_parser import parse_arguments
-from hf_layershuffle.training.model_building import build_model, layershuffle_flags
+from hf_layershuffle.training.model_building import build_model
+from hf_layershuffle.training.model_flags import layershuffle_flags
 
 
 RUN = """

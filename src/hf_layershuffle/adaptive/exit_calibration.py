@@ -13,7 +13,7 @@ from ..common.checks import check_integers, check_number
 from ..data.dataloading import LabelledData
 from ..layerwise import LayerwiseClassifier, as_layerwise
 from ..models.execution_order import ExecutionOrder, arbitrary_execution_orders
-from ..models.exit_rule import CRITERIA, ExitRule
+from ..models.exit_rule import CRITERIA, HALTING, ExitRule
 from .layer_answers import LayerAnswers, answers_after_layers, checked_orders
 
 
@@ -88,7 +88,7 @@ def calibrate_exit(
         data: As for [`score_execution_orders`]: at least two examples.
         max_accuracy_loss: Fraction of all answers that may be lost, in [0, 1], such as 0.005 for half a point.
         max_mean_layers: Instead of it: how many layers an example may run through on average, from 1.
-        criterion: "probability", "entropy" or "margin" (see [`ExitRule`]), or "patience".
+        criterion: "probability", "entropy", "margin" or "halting" (see [`ExitRule`]), or "patience".
         execution_orders: The orders that the model will run in. Defaults to the configuration's; if that is
             "arbitrary", to 8 random ones.
         seed: Seed of the halves and the random orders, at least 0.
@@ -106,10 +106,13 @@ def calibrate_exit(
         raise ValueError(
             f"`max_accuracy_loss` is {max_accuracy_loss} and `max_mean_layers` is {max_mean_layers}; give one of them."
         )
-    if criterion not in (*CRITERIA, PATIENCE):
-        raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join((*CRITERIA, PATIENCE))}.")
+    criteria = (*CRITERIA, HALTING, PATIENCE)
+    if criterion not in criteria:
+        raise ValueError(f"`criterion` is {criterion!r}; it must be one of {', '.join(criteria)}.")
     check_integers(seed=(seed, 0))
     parts = as_layerwise(model)
+    if criterion == HALTING and getattr(parts.model, "halting_head", None) is None:
+        raise ValueError(f"`criterion` is '{HALTING}', and the model has no halting head; train one, or take another.")
     orders = checked_orders(orders_of(parts, seed) if execution_orders is None else execution_orders, parts.num_layers)
     depth = len(orders[0])
     if max_accuracy_loss is not None:
@@ -182,9 +185,9 @@ def _measured(tables: list[LayerAnswers], rule: ExitRule, num_chosen_on: int, me
         accuracy=float(early.mean()),
         accuracy_of_all_layers=float(whole.mean()),
         accuracy_loss=float((whole - early).mean()),
-        accuracy_loss_interval=_interval(whole - early, is_difference=True),
+        accuracy_loss_interval=interval_of_mean(whole - early, is_difference=True),
         mean_num_layers=float(layers.mean()),
-        mean_num_layers_interval=_interval(layers),
+        mean_num_layers_interval=interval_of_mean(layers),
         num_layers=tables[0].answers.shape[1],
         num_chosen_on=num_chosen_on,
         num_measured_on=len(early),
@@ -192,7 +195,7 @@ def _measured(tables: list[LayerAnswers], rule: ExitRule, num_chosen_on: int, me
     )
 
 
-def _interval(values: np.ndarray, is_difference: bool = False) -> tuple[float, float]:
+def interval_of_mean(values: np.ndarray, is_difference: bool = False) -> tuple[float, float]:
     """95 % interval of a mean over examples.
 
     Of differences of two paired answers, which may all be 0, it is that of Agresti and Min: as if there were two

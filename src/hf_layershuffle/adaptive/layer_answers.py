@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..layerwise import (
     labels_on_device,
 )
 from ..models.execution_order import ExecutionOrder, check_execution_order
-from ..models.exit_rule import CRITERIA, ExitRule, confidence
+from ..models.exit_rule import CRITERIA, HALTING, ExitRule, confidence
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LayerAnswers:
         labels: Class of each example: int64 of shape `(num_examples,)`.
         answers: Class answered after each layer: int64 of shape `(num_examples, positions)`; -1 where the outputs are
             not numbers, which counts as wrong.
-        confidences: By criterion of [`ExitRule`], how sure each answer is: float32 of the same shape.
+        confidences: By criterion of [`ExitRule`], how sure each answer is: float32 of the same shape. "halting" is
+            there if the model has a halting head.
     """
 
     order: tuple[int, ...]
@@ -59,11 +61,46 @@ class LayerAnswers:
 
     def is_right_by(self, rule: ExitRule) -> np.ndarray:
         """Whether each example's answer is right by a rule: booleans of shape `(num_examples,)`."""
-        depths = self.num_layers_run(rule)
-        return np.take_along_axis(self.is_right, depths[:, None] - 1, axis=1)[:, 0]
+        return self.is_right_at(self.num_layers_run(rule))
+
+    def drawn_exits(self, num_draws: int, seed: int = 0) -> np.ndarray:
+        """How many layers each example runs through where it leaves by a coin of the halting head's λ after each.
+
+        That is PonderNet's way of leaving (arXiv 2107.05407), here as a control. A coin after each layer is the same
+        as one number drawn from [0, 1) as the threshold of an example.
+
+        Args:
+            num_draws: How often all examples are drawn, at least 1.
+            seed: Seed of the draws, at least 0.
+
+        Returns:
+            int64 of shape `(num_draws, num_examples)`, from 1.
+        """
+        thresholds = np.random.default_rng(seed).random((num_draws, len(self.labels), 1), dtype=np.float32)
+        leaves = self.halting > thresholds
+        leaves[..., -1] = True
+        return leaves.argmax(-1) + 1
+
+    def is_right_at(self, num_layers_run: np.ndarray) -> np.ndarray:
+        """Whether the answers after some layers are right: booleans of the shape of `num_layers_run`, `(...,
+        num_examples)`."""
+        is_right = np.broadcast_to(self.is_right, (*num_layers_run.shape, self.is_right.shape[1]))
+        return np.take_along_axis(is_right, num_layers_run[..., None] - 1, axis=-1)[..., 0]
+
+    @property
+    def halting(self) -> np.ndarray:
+        """The probability of having left after each layer, float32 of shape `(num_examples, positions)`.
+
+        Raises:
+            `ValueError`: if the model has no halting head.
+        """
+        if HALTING not in self.confidences:
+            raise ValueError(f"These answers are of a model without a halting head, so there is no '{HALTING}'.")
+        return self.confidences[HALTING]
 
     def _is_sure(self, rule: ExitRule) -> np.ndarray:
-        return self.confidences[rule.criterion] >= np.float32(rule.threshold)
+        sure, threshold = self.confidences[rule.criterion], np.float32(rule.threshold)
+        return sure > threshold if rule.criterion == HALTING else sure >= threshold
 
     def _in_a_row(self) -> np.ndarray:
         """Layers in a row with the answer given after each."""
@@ -136,15 +173,23 @@ def checked_orders(orders: Sequence[ExecutionOrder] | None, num_layers: int) -> 
 def _answers(parts: LayerwiseClassifier, hidden_states: torch.Tensor, order: list[int]) -> torch.Tensor:
     """float32 of shape `(batch_size, positions, 1 + criteria)`: the class, and how sure it is, after each layer."""
     after = []
+    head: Any = getattr(parts.model, "halting_head", None)
+    log_stays = torch.zeros(len(hidden_states), device=hidden_states.device)
     for position, index in enumerate(order):
+        before = hidden_states
         hidden_states, _ = parts.run_layer(hidden_states, index, position)
         logits = parts.classify(hidden_states)
         sure = [confidence(logits, criterion) for criterion in CRITERIA]
+        if head is not None:
+            pooled = [parts.mean_over_tokens(states) for states in (before, hidden_states)]
+            log_stays = log_stays + head.log_stays(*pooled)
+            sure.append(-log_stays.expm1())
         answers = torch.where(logits.isnan().any(-1), -1, logits.argmax(-1))
         after.append(torch.stack([answers.float(), *sure], dim=-1))
     return torch.stack(after, dim=1).cpu()
 
 
 def _table(order: list[int], labels: np.ndarray, found: np.ndarray) -> LayerAnswers:
-    sure = {criterion: found[..., index] for index, criterion in enumerate(CRITERIA, start=1)}
+    criteria = (*CRITERIA, HALTING)[: found.shape[-1] - 1]
+    sure = {criterion: found[..., index] for index, criterion in enumerate(criteria, start=1)}
     return LayerAnswers(tuple(order), labels, found[..., 0].astype(np.int64), sure)

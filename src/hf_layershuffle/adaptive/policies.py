@@ -5,7 +5,8 @@ A policy has a `name` and `settings()`. A [`Setting`] says how to run a batch. W
 threshold or a program, is chosen on the batches of a [`Calibration`], which are others than those reported on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 from ..compression.pruning import search_layers
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..layerwise import LayerwiseClassifier
-from ..models.exit_rule import CRITERIA, EXIT_FIELDS, ExitRule
+from ..models.configuration_layershuffle import num_layers_of
+from ..models.exit_rule import CRITERIA, ExitRule
 from .exit_calibration import PATIENCE, best_rule, orders_of
 from .layer_answers import LayerAnswers, answers_after_layers
 from .program_search import search_program
@@ -38,12 +40,14 @@ class Setting:
             with the model in evaluation mode.
         chosen: What was chosen on the calibration data, in types of JSON.
         is_random: Whether each call draws anew, as of a control; many batches are then run, also of little data.
+        num_layers: Layers that run, for outputs that have neither `num_layers_run` nor `execution_order`.
     """
 
     label: str
     run: Run
     chosen: Mapping[str, Any] = field(default_factory=dict)
     is_random: bool = False
+    num_layers: int | None = None
 
 
 class Policy(Protocol):
@@ -64,6 +68,7 @@ class Calibration:
     Args:
         model: The LayerShuffle model, a classifier, in evaluation mode.
         loader: Batches to choose on, `{"pixel_values", "labels"}` or those of texts.
+        search_loader: Batches of fewer of these examples, for searches that run hundreds of programs.
         num_layers_run: Numbers of layers, ascending, at which a policy has a setting: that many layers, or that many
             on average.
         seed: Seed of everything random.
@@ -71,6 +76,7 @@ class Calibration:
 
     model: PreTrainedModel
     loader: DataLoader
+    search_loader: DataLoader
     num_layers_run: list[int]
     seed: int = 0
 
@@ -142,7 +148,7 @@ class SearchedLayers(_FixedPrograms):
     name = "searched-layers"
 
     def order_of(self, num_layers_run: int) -> list[int]:
-        return search_layers(self.calibration.model, self.calibration.loader, num_layers_run, progress=False)
+        return search_layers(self.calibration.model, self.calibration.search_loader, num_layers_run, progress=False)
 
 
 class SearchedProgram(_FixedPrograms):
@@ -155,7 +161,7 @@ class SearchedProgram(_FixedPrograms):
     def order_of(self, num_layers_run: int) -> list[int]:
         return search_program(
             self.calibration.parts,
-            self.calibration.loader,
+            self.calibration.search_loader,
             num_layers_run,
             beam_width=self.beam_width,
             num_refinements=self.num_refinements,
@@ -192,11 +198,12 @@ class _EarlyExit(CalibratedPolicy):
         rules: dict[ExitRule, Setting] = {}  # different numbers of layers may give the same rule
         for count in self.calibration.num_layers_run:
             rule, _ = best_rule(self.calibration.answers, self.criterion, max_mean_layers=count)
-            chosen = {"exit_patience": rule.patience}
+            fields: dict[str, Any] = {"exit_patience": rule.patience}
             if rule.patience is None:
-                chosen = {"exit_threshold": rule.threshold, "exit_criterion": rule.criterion}
+                fields = {"exit_threshold": rule.threshold, "exit_criterion": rule.criterion}
             label = f"patience {rule.patience}" if rule.threshold is None else f"threshold {rule.threshold:g}"
-            rules[rule] = Setting(label, partial(_run_with, self.calibration.model, chosen), chosen)
+            run = partial(_run_with, self.calibration.model, fields)
+            rules.setdefault(rule, Setting(label, run, fields | {"max_mean_layers": count}))
         return list(rules.values())
 
 
@@ -213,24 +220,56 @@ EXIT_POLICIES = tuple(_exit_policy(criterion) for criterion in (*CRITERIA, PATIE
 
 
 class AsConfigured(CalibratedPolicy):
-    """What the model does by itself, where its configuration lets examples leave early."""
+    """What the model does by itself, where its configuration says that fewer layers or MLPs run."""
 
     name = "as-configured"
 
     @classmethod
     def applies_to(cls, model: PreTrainedModel) -> bool:
-        return any(getattr(model.config, name) is not None for name in ("exit_threshold", "exit_patience"))
+        return bool(_configured_fields(model))
 
     def __init__(self, calibration: Calibration):
         super().__init__(calibration)
-        fields = {name: getattr(calibration.model.config, name) for name in EXIT_FIELDS}
-        if fields["exit_threshold"] is None:
-            del fields["exit_criterion"]
-        self.fields = {name: value for name, value in fields.items() if value is not None}
+        self.fields = _configured_fields(calibration.model)
+        config: Any = calibration.model.config
+        if "exit_threshold" in self.fields:
+            self.fields["exit_criterion"] = config.exit_criterion
 
     def settings(self) -> list[Setting]:
         label = ", ".join(f"{name.removeprefix('exit_')} {value}" for name, value in self.fields.items())
-        return [Setting(label, partial(_run_with, self.calibration.model, self.fields), self.fields)]
+        return [Setting(label, partial(_run_configured, self.calibration.model, self.fields), self.fields)]
+
+
+# Fields of a configuration by which fewer layers or MLPs run
+_FIELDS = ("exit_threshold", "exit_patience", "layer_budget", "skipped_mlps")
+
+
+def _configured_fields(model: PreTrainedModel) -> dict[str, Any]:
+    values = {name: getattr(model.config, name, None) for name in _FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def configured(model: PreTrainedModel, fields: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which a model's configuration says these fields, and no other way to run fewer layers or MLPs."""
+    config: Any = model.config
+    kept = {name: getattr(config, name) for name in (*_FIELDS, "exit_criterion")}
+    try:
+        for name in _FIELDS:
+            setattr(config, name, None)
+        for name, value in fields.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name in _FIELDS:
+            setattr(config, name, None)
+        for name, value in kept.items():
+            setattr(config, name, value)
+
+
+def _run_configured(model: PreTrainedModel, fields: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
+    with configured(model, fields):
+        return model(**inputs)
 
 
 class OtherModels:
@@ -246,36 +285,12 @@ class OtherModels:
         self.name = name
 
     def settings(self) -> list[Setting]:
-        return [Setting(label, partial(_run_other, model)) for label, model in self.models.items()]
+        return [
+            Setting(label, partial(_run_other, model), num_layers=num_layers_of(model.config))
+            for label, model in self.models.items()
+        ]
 
 
 def _run_other(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
     outputs: Any = model(**inputs)
     return outputs
-
-
-# All policies that [`evaluate_budget`] knows, in the sequence of its tables
-POLICIES: tuple[type[CalibratedPolicy], ...] = (
-    AsConfigured,
-    *EXIT_POLICIES,
-    SearchedProgram,
-    SearchedLayers,
-    EvenlySpaced,
-    RandomPrograms,
-)
-
-
-def policies_of(calibration: Calibration, names: list[str] | None = None) -> list[Policy]:
-    """Policies by name; without names, all that the model has what they need for.
-
-    Raises:
-        `ValueError`: if a name is not known, or the model has not what a policy needs.
-    """
-    known = {policy.name: policy for policy in POLICIES}
-    able = [name for name, policy in known.items() if policy.applies_to(calibration.model)]
-    for name in names or ():
-        if name not in known:
-            raise ValueError(f"`policies` holds '{name}', which is none; this model has {', '.join(able)}.")
-        if name not in able:
-            raise ValueError(f"`policies` holds '{name}', which this model has not; it has {', '.join(able)}.")
-    return [known[name](calibration) for name in dict.fromkeys(able if names is None else names)]

@@ -19,6 +19,7 @@ _NEW_BY_REQUEST = {
     "depth_embedding": ("depth_embedding", "depth_projection"),
     "position_predictor": ("position_head",),
     "halting_head": ("halting_head",),
+    "layer_controller": ("layer_controller",),
 }
 
 

@@ -116,6 +116,37 @@ class ReportRecord(_Record, total=False):
     environment: _Environment
 
 
+class _BudgetPoint(TypedDict, total=False):
+    policy: Required[str]
+    label: Required[str]
+    accuracy: Required[float]
+    accuracy_interval: Required[list[float]]
+    accuracy_loss: Required[float]
+    accuracy_loss_interval: Required[list[float]]
+    mean_num_layers: Required[float | None]
+    multiply_adds: Required[float]
+    seconds: dict[str, float]
+    time_ratio: dict[str, float]
+    chosen: dict[str, JsonValue]
+    on_front: list[str]
+
+
+class BudgetRecord(_Record, total=False):
+    """`budget.json`. [`BudgetReport.from_dict`] checks which fields there must be."""
+
+    model: str
+    dataset: str
+    num_images: StrictInt
+    num_chosen_on: StrictInt
+    num_classes: StrictInt
+    num_layers: StrictInt
+    seed: StrictInt
+    whole: _BudgetPoint
+    points: list[_BudgetPoint]
+    config: _Flags
+    environment: _Environment
+
+
 @with_config(ConfigDict(strict=True, extra="allow"))
 class MergedSource(TypedDict, total=False):
     path: str

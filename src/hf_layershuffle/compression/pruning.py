@@ -23,6 +23,7 @@ from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
 from ..models.configuration_layershuffle import encoder_config, set_num_layers
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import forget_layer_controller
 from ..models.layer_lists import check_places, find_layers
 from ..models.layer_program import same_kind_of_list
 
@@ -65,6 +66,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
         if position_head is not None:
             _keep_rows(position_head.dense, len(kept))
             position_head.dense.out_features = len(position_head.dense.weight)
+    forget_layer_controller(pruned)
     pruned.config.pruned_from = _describe_origin(model.config, num_layers, kept)
     _shorten_config(pruned.config, kept)
     return pruned

@@ -49,6 +49,9 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
     order = check_exportable(free.config, execution_order)
     check_places(free.free_layers, order)
     plain: Any = copy.deepcopy(free)
+    for name in ("halting_head", "layer_controller"):  # which are asked for fewer layers only
+        if getattr(plain, name, None) is not None:
+            delattr(plain, name)
     layers = plain.free_layers
     # A repeated layer is copied, so that each position has weights of its own
     ordered = [

@@ -35,6 +35,7 @@ from ..common.yaml_files import read_json
 from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import forget_layer_controller
 from .merged_tensors import MergedTensor, inputs_of, refuse_nonfinite, result_dtypes
 from .merged_weights import write_weights
 from .plan import PLAN_FILE, MergePlan
@@ -240,6 +241,9 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     values.pop("pruned_from", None)  # of the base's layers, not of the result's
     values |= {"merge_plan": plan.to_record()}
     values["position_predictor"] = base.position_predictor and plan.position_heads
+    if base.halting_head:
+        logger.warning("The halting head of the base knows the hidden states of its own layers alone and is left out.")
+        values["halting_head"] = False
     if num_layers != num_layers_of(base) and not isinstance(base.execution_order, str):
         values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
@@ -248,6 +252,7 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     if num_layers != num_layers_of(base):
         set_num_layers(config, num_layers)
     forget_exits(config)
+    forget_layer_controller(config)
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
     config.auto_map = auto_map_of(config)
     return config

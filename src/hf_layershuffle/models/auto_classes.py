@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.models.auto import modeling_auto
 
 from .classification_heads import HEADS
@@ -76,3 +80,19 @@ def auto_map_of(config: PreTrainedConfig) -> dict[str, str]:
         auto_class: f"modeling_layershuffle.{name}"
         for auto_class, name in auto_classes_of(config.plain_model_type).items()
     }
+
+
+def register_conversion(made: Any, is_one_module: bool) -> None:
+    """Lets transformers rename the tensors of old checkpoints, which it does by class name or model type.
+
+    Without this a checkpoint loads with a random encoder and a mere warning. A class with a head needs nothing of its
+    own: its encoder is renamed by itself. Not so of a model that is no encoder with a head, but one module.
+    """
+    plain = made.plain_class
+    mapping = get_checkpoint_conversion_mapping(plain.__name__)
+    model_type = plain.config_class.model_type
+    is_whole = is_one_module or plain.__name__ == plain_class_name("AutoModel", model_type)
+    if mapping is None and is_whole:
+        mapping = get_checkpoint_conversion_mapping(model_type)
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(made.__name__, mapping, overwrite=True)

@@ -56,6 +56,8 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "skipped_mlps": (check_positions, "None or a list of distinct positions, integers of at least 0"),
     **EXIT_FIELDS,
+    "layer_controller": (lambda v: isinstance(v, bool), "True or False"),
+    "layer_budget": (lambda v: v is None or (_is_integer(v) and v >= 1), "None or an integer of at least 1"),
     "halting_head": (lambda v: isinstance(v, bool), "True or False"),
     "halting_prior": (lambda v: _is_number(v) and 0 < v < 1, "a fraction in (0, 1)"),
     "halting_loss_weight": (lambda v: _is_number(v) and 0 <= v < float("inf"), "a finite number of at least 0"),
@@ -128,6 +130,11 @@ class LayerShuffleConfigMixin(_FamilyConfig):
         halting_prior: Probability in (0, 1) with which examples leave after each layer by the prior (λ_p). A fresh
             head says this.
         halting_loss_weight: Weight, at least 0, of the divergence from the prior in the training loss (β).
+        layer_controller: Whether a classifier has a controller that sees an example before the first layer and scores
+            the layers for it (ADMN). In training it alone is to learn, see `layer_budget.py`; an encoder without a
+            classifier has none.
+        layer_budget: How many layers each example runs in evaluation, those with the best scores, from 1 to
+            `num_hidden_layers`; None for all layers.
         skipped_mlps: Positions in the execution order, from 0, at which a layer runs without its MLP in evaluation;
             None for none. See `choose_skipped_mlps`.
         tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
@@ -153,6 +160,8 @@ class LayerShuffleConfigMixin(_FamilyConfig):
     halting_head: bool = False
     halting_prior: float = 0.1
     halting_loss_weight: float = 0.5
+    layer_controller: bool = False
+    layer_budget: int | None = None
     skipped_mlps: list[int] | None = None
     tower: str | None = None
 
@@ -190,6 +199,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
                 "leave it None, or name a tower that the model has."
             )
         self._check_drop_path()
+        self._check_budget()
         if not hasattr(encoder_config(self), "num_hidden_layers"):
             return  # of a model of timm, which says it when it is built
         num_layers = num_layers_of(self)
@@ -207,6 +217,28 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             self.execution_order = check_execution_order(self.execution_order, num_layers)
         is_list = not isinstance(self.execution_order, str)
         check_against_order(self.skipped_mlps, len(self.execution_order) if is_list else num_layers)
+
+    def _check_budget(self) -> None:
+        budget = self.layer_budget
+        if budget is None:
+            return
+        if not self.layer_controller:
+            raise ValueError(
+                f"`layer_budget` is {budget}, and there is no layer controller to choose layers by; set "
+                "`layer_controller` to True, or leave `layer_budget` out."
+            )
+        for name in ("exit_threshold", "exit_patience"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`layer_budget` is {budget} and `{name}` is {getattr(self, name)}; an example runs fewer layers "
+                    "by one of them: set the other to None."
+                )
+        num_layers = getattr(encoder_config(self), "num_hidden_layers", None)  # of a model of timm not known yet
+        if num_layers is not None and budget > num_layers:
+            raise ValueError(
+                f"`layer_budget` is {budget}, more than the model has layers; it must be from 1 to {num_layers} "
+                "(`num_hidden_layers`)."
+            )
 
     def _check_drop_path(self) -> None:
         """Refuses to drop paths twice: by the layer program, and by the layers of the tower or of timm themselves."""

@@ -13,22 +13,24 @@ from typing import Any
 
 import torch
 
-from .exit_rule import ExitRule
+from .exit_rule import HALTING, ExitRule
 from .free_layers import is_sharded
+from .halting_head import mean_over_tokens
 from .layer_program import ConstantCall, run_program
 from .row_subsets import RowSubsetRun
 
 
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
 _LIMITS = ("exit_threshold", "exit_patience")
+_OF_CONFIGURATION = (*_LIMITS, "layer_budget")  # by each of which examples run through fewer layers
 OFF = "off"  # of a call: the configuration's rule does not count
 
 
 @contextmanager
 def all_layers(model: Any) -> Iterator[None]:
-    """Context in which a model's configuration lets no example leave early."""
+    """Context in which a model's configuration lets no example leave early or choose layers."""
     config = model.config
-    kept = {name: getattr(config, name) for name in _LIMITS if getattr(config, name, None) is not None}
+    kept = {name: getattr(config, name) for name in _OF_CONFIGURATION if getattr(config, name, None) is not None}
     try:
         for name in kept:
             setattr(config, name, None)
@@ -39,8 +41,7 @@ def all_layers(model: Any) -> Iterator[None]:
 
 
 def may_exit(model: Any, given: dict[str, Any]) -> bool:
-    """Whether examples leave early, by the call or the configuration, or MLPs are left out: then nothing is
-    compiled."""
+    """Whether examples leave early or MLPs are left out, by the call or the configuration: a call not to compile."""
     config = {} if model.training else vars(model.config)
     return bool(model._skipped_mlps) or any(
         given[name] is not None or config.get(name) is not None for name in _LIMITS
@@ -77,6 +78,11 @@ def exit_rule(model: Any, given: dict[str, Any], is_classifier: bool) -> ExitRul
     if model.training:
         raise ValueError("Examples leave early in evaluation only, and the model is in training mode: `model.eval()`.")
     _check_model(model, is_classifier)
+    if threshold is not None and rule.criterion == HALTING and getattr(model, "halting_head", None) is None:
+        raise ValueError(
+            f"`exit_criterion` is '{HALTING}', and this {type(model).__name__} has no halting head. Train one "
+            "(`halting_head=True`, --early_exit pondernet), or take another criterion."
+        )
     return rule
 
 
@@ -127,12 +133,21 @@ class ExitingRun(RowSubsetRun):
         self.staying: torch.Tensor  # indices of the examples that are still there
         self._answers: torch.Tensor
         self._in_a_row: torch.Tensor
+        self._pooled: torch.Tensor  # of the last hidden states of each example, for a halting head
+        self._log_stays: torch.Tensor  # logarithm of the probability of not having left
 
     def begin(self, hidden_states: torch.Tensor) -> None:
         super().begin(hidden_states)
         self.staying = torch.arange(self.batch_size, device=hidden_states.device)
         self._answers = torch.full_like(self.num_layers_run, -1)
         self._in_a_row = torch.zeros_like(self.num_layers_run)
+        if self._asks_head:
+            self._pooled = mean_over_tokens(hidden_states, self.inputs.get("attention_mask"))
+            self._log_stays = torch.zeros(self.batch_size, device=hidden_states.device)
+
+    @property
+    def _asks_head(self) -> bool:
+        return self.rule.patience is None and self.rule.criterion == HALTING
 
     def rows_at(self, position: int) -> torch.Tensor | None:
         return None if len(self.staying) == self.batch_size else self.staying
@@ -145,16 +160,25 @@ class ExitingRun(RowSubsetRun):
         super().note(hidden_states, rows, position)
         if position == len(self.program) - 1:  # no more layers, so no question
             return
-        staying = self.staying
-        logits = self._classify(hidden_states, rows)
-        if self.rule.patience is None:
-            leaves = self.rule.is_sure(logits)
+        if self._asks_head:
+            leaves = self._is_halted(hidden_states, rows)
+        elif self.rule.patience is None:
+            leaves = self.rule.is_sure(self._classify(hidden_states, rows))
         else:
-            answers = logits.argmax(-1)
-            in_a_row = torch.where(answers == self._answers[staying], self._in_a_row[staying] + 1, 1)
-            self._answers[staying], self._in_a_row[staying] = answers, in_a_row
-            leaves = in_a_row >= self.rule.patience
-        self.staying = staying[~leaves]
+            leaves = self._is_repeated(self._classify(hidden_states, rows).argmax(-1))
+        self.staying = self.staying[~leaves]
+
+    def _is_halted(self, hidden_states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        staying, before = self.staying, self._pooled[self.staying]
+        self._pooled[staying] = mean_over_tokens(hidden_states, self.inputs_at(rows).get("attention_mask"))
+        self._log_stays[staying] += self.model.halting_head.log_stays(before, self._pooled[staying])
+        return -self._log_stays[staying].expm1() > self.rule.threshold
+
+    def _is_repeated(self, answers: torch.Tensor) -> torch.Tensor:
+        staying = self.staying
+        in_a_row = torch.where(answers == self._answers[staying], self._in_a_row[staying] + 1, 1)
+        self._answers[staying], self._in_a_row[staying] = answers, in_a_row
+        return in_a_row >= self.rule.patience
 
     # --- The answer after a layer: the plain forward, with these hidden states in the place of its layers ---
 

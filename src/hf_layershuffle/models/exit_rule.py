@@ -15,6 +15,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CRITERIA = ("probability", "entropy", "margin")
+HALTING = "halting"  # that of a trained head, which is not of the logits
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class ExitRule:
             as sure. With 0 each leaves after the first layer.
         criterion: What sure means. "probability": the highest class probability (BranchyNet and others). "entropy": 1
             minus the entropy of the probabilities as a fraction of its largest value, the logarithm of the number of
-            classes (arXiv 1709.01686). "margin": the difference of the two highest probabilities.
+            classes (arXiv 1709.01686). "margin": the difference of the two highest probabilities. "halting": the
+            probability, by a model's halting head, of having left by then; an example leaves at the first layer at
+            which it is above the threshold (Q-exit with 0.5, arXiv 2204.03276).
         patience: Instead of a threshold: after how many layers in a row with the same answer an example leaves, at
             least 1 (arXiv 2006.04152).
 
@@ -51,7 +54,7 @@ class ExitRule:
             )
 
     def is_sure(self, logits: torch.Tensor) -> torch.Tensor:
-        """Whether an answer is sure enough by the threshold: booleans of shape `(batch_size,)`."""
+        """Whether an answer is sure enough by the threshold: booleans of shape `(batch_size,)`. Not for "halting"."""
         return confidence(logits, self.criterion) >= (0.0 if self.threshold is None else self.threshold)
 
 
@@ -62,7 +65,10 @@ def _is_number(value: object) -> bool:
 # For each field: whether a value is valid by itself, and what is allowed
 EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exit_threshold": (lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "None or a number in [0, 1]"),
-    "exit_criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(map(repr, CRITERIA))}"),
+    "exit_criterion": (
+        lambda v: isinstance(v, str) and v in (*CRITERIA, HALTING),
+        f"one of {', '.join(map(repr, (*CRITERIA, HALTING)))}",
+    ),
     "exit_patience": (
         lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
         "None or an integer of at least 1",
@@ -71,9 +77,8 @@ EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def forget_exits(config: Any) -> None:
-    """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave early, and
-    which MLPs are left out.
-    """
+    """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave, and which
+    MLPs are left out."""
     chosen_by = dict.fromkeys(("exit_threshold", "exit_patience"), "calibrate_exit")
     chosen_by["skipped_mlps"] = "choose_skipped_mlps"
     for name, function in chosen_by.items():

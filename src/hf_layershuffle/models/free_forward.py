@@ -19,7 +19,19 @@ from .early_exit import ExitingRun, check_chooses_one_class, exit_rule, may_exit
 from .exit_rule import EXIT_FIELDS
 from .free_generation import check_cache, leave_out_of_cache
 from .halting_head import HaltingRun
+from .layer_budget import (
+    BudgetRun,
+    BudgetTrainingRun,
+    layer_budget,
+    learns_to_choose,
+    may_have_budget,
+)
 from .layer_program import LayerProgram, Run, run_by_position, run_program, running_program
+from .row_subsets import RowSubsetRun
+
+
+# Arguments of a call that say by what examples run through fewer layers
+_CHOICES = (*EXIT_FIELDS, "layer_budget")
 
 
 def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
@@ -37,15 +49,16 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
 
     @wraps(plain_forward)
     def forward(self: Any, *args: Any, execution_order: Any = None, **kwargs: Any) -> Any:
-        exits = {name: kwargs.pop(name, None) for name in EXIT_FIELDS}
-        if torch.compiler.is_compiling() and (may_exit(self, exits) or _learns_to_halt(self)):
-            # How many examples stay is known as they run
-            return torch.compiler.disable(forward)(self, *args, execution_order=execution_order, **kwargs, **exits)
+        choice = {name: kwargs.pop(name, None) for name in _CHOICES}
+        if torch.compiler.is_compiling() and _may_choose(self, choice):  # which examples run is known as they run
+            return torch.compiler.disable(forward)(self, *args, execution_order=execution_order, **kwargs, **choice)
         layers = LayerProgram.mark(self.free_layers)  # accelerate's `compile_regions` makes a new, plain list
         running = None if execution_order is not None else running_program(layers)
         if running is not None:  # the encoder of a classifier, or a model that is taken apart
             outputs = plain_forward(self, *args, **kwargs)
             return self._finish(outputs, running) if isinstance(running, Run) else outputs
+        if execution_order is None and learns_to_choose(self, choice["layer_budget"]):
+            execution_order = self.config.execution_order  # the controller learns for evaluation
         order = self.resolve_execution_order(execution_order)
         _check_images(self, argument("pixel_values", args, kwargs))
         labels = argument("labels", args, kwargs)
@@ -56,10 +69,10 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
         if "use_cache" in names:
             _cache_no_repeats(order, argument("use_cache", args, kwargs), cache, kwargs)
         check_cache(cache, order)
-        run = _run_of(self, plain_class, order, exits, {**dict(zip(names, args)), **kwargs})
-        if isinstance(run, (ExitingRun, HaltingRun)) and "use_cache" in names:
+        run = _run_of(self, plain_class, order, choice, {**dict(zip(names, args)), **kwargs})
+        if isinstance(run, (RowSubsetRun, HaltingRun)) and "use_cache" in names:
             run.inputs["use_cache"] = kwargs["use_cache"] = False
-        with run_program(layers, run), run_by_position(self, order), _explained_length(self, order):
+        with run_program(layers, run), run_by_position(self, order), _explained_length(self, order), run.mode(self):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
         _check_run(self, run)
         if isinstance(run, HaltingRun):
@@ -76,10 +89,16 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
 
 
 def _run_of(
-    model: Any, plain_class: type[PreTrainedModel], order: list[int], exits: dict[str, Any], inputs: dict[str, Any]
+    model: Any, plain_class: type[PreTrainedModel], order: list[int], choice: dict[str, Any], inputs: dict[str, Any]
 ) -> Run:
     """What a forward with these inputs runs."""
-    rule = exit_rule(model, exits, "Classification" in plain_class.__name__)
+    is_classifier = "Classification" in plain_class.__name__
+    budget = layer_budget(model, choice["layer_budget"], choice, order, is_classifier)
+    rule = None if budget is not None else exit_rule(model, choice, is_classifier)
+    if learns_to_choose(model, choice["layer_budget"]):
+        return BudgetTrainingRun(model, order, budget, inputs)
+    if budget is not None:
+        return BudgetRun(model, order, budget, inputs, plain_class.forward)
     if rule is not None:
         return ExitingRun(model, order, rule, inputs, plain_class.forward)
     run: Run
@@ -90,6 +109,10 @@ def _run_of(
         run = Run(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
     run.num_examples = _num_examples(inputs.get(model.main_input_name))
     return run
+
+
+def _may_choose(model: Any, choice: dict[str, Any]) -> bool:
+    return may_exit(model, choice) or may_have_budget(model, choice["layer_budget"]) or _learns_to_halt(model)
 
 
 def _learns_to_halt(model: Any) -> bool:
@@ -149,16 +172,23 @@ _EXECUTION_ORDER_DOC = """
             `num_layers_run`. Logits, and the loss if there are labels, are of the hidden states with which each
             example left.
 
+        layer_budget (`int` or `"off"`, *optional*):
+            Of a classifier with a layer controller: how many layers each example runs, from 1 to the length of the
+            execution order: those that the controller finds best for it, in the order's sequence. It overrides the
+            configuration's field, and `"off"` runs all layers. The outputs hold `num_layers_run`. In training mode the
+            controller learns, from a budget that is drawn unless it is given.
+
         Raises:
             `ValueError`: if the order is not valid, the layers were cut by hand, or a label is outside the classes.
-                Labels on an accelerator are not checked. Also if examples are to leave early where they cannot.
+                Labels on an accelerator are not checked. Also if examples are to leave early or
+                choose layers where they cannot.
 """
 
 
 def _with_execution_order(signature: inspect.Signature) -> inspect.Signature:
     """A signature with the argument: the Trainer keeps the columns of a dataset that a forward's signature names."""
     parameters = list(signature.parameters.values())
-    names = ("execution_order", *EXIT_FIELDS)
+    names = ("execution_order", *_CHOICES)
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     at = len(parameters) - has_kwargs

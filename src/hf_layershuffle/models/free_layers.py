@@ -29,6 +29,8 @@ class FreeLayersMixin(_FamilyModel):
     execution_order_stream: ExecutionOrderStream
     # Whether the head reads the inputs of all examples once more; None: not known yet
     _reads_inputs_after_layers: bool | None = None
+    # Whether a layer gives a tuple, of which hidden states are the first; None: not known yet
+    _layers_give_tuple: bool | None = None
     if TYPE_CHECKING:  # at run time, transformers would take it for the class's configuration
         config: LayerShuffleConfigMixin
 
@@ -58,6 +60,9 @@ class FreeLayersMixin(_FamilyModel):
         depth_embedding = self._depth_embedding
         if depth_embedding is not None:
             depths.append(("the number of depth vectors", getattr(depth_embedding, "num_embeddings", num_layers)))
+        controller = getattr(self, "layer_controller", None)
+        if controller is not None:
+            depths.append(("the number of layers that the layer controller scores", controller.scores.out_features))
         for layer in layers._modules.values():
             position_head = getattr(layer, "position_head", None)
             if position_head is not None:

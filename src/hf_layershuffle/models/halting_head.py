@@ -38,6 +38,11 @@ class HaltingHead(nn.Module):
         mark(self.out, "starts_at_zero")
         self.out.first_bias = math.log(prior / (1 - prior))  # type: ignore[assignment]  # of the initialisation
 
+    @classmethod
+    def of(cls, config: Any, prior: float) -> "HaltingHead":
+        """That of an encoder's configuration."""
+        return cls(config.hidden_size, getattr(config, "layer_norm_eps", 1e-6), prior)
+
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Log-odds of leaving, float32 of shape `(...)`.
 
@@ -46,6 +51,10 @@ class HaltingHead(nn.Module):
         """
         joined = self.norm(torch.cat((before, after), dim=-1))
         return self.out(self.activation(self.dense(joined))).squeeze(-1).float()
+
+    def log_stays(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the probability of not leaving there, of the same shape."""
+        return F.logsigmoid(-self(before, after))
 
 
 def mean_over_tokens(hidden_states: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
@@ -141,7 +150,7 @@ class HaltingRun(Run):
     def __init__(self, model: Any, order: list[int], inputs: dict[str, Any], forward: Callable[..., Any]):
         self.hidden_states: list[torch.Tensor] = []  # before the first layer, and after each
         self.gives_tuple = False
-        super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths)
+        super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
         self.model = model
         self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
         self.forward = forward
@@ -188,8 +197,10 @@ class HaltingRun(Run):
 
     @torch.no_grad()
     def _needs_all_inputs(self) -> bool:
-        """Whether the head reads the inputs of all examples once more, as a mask of padding. Else the embeddings, which
-        are computed again, are of one example."""
+        """Whether the head reads the inputs of all examples once more, as a mask of padding.
+
+        Else the embeddings, which are computed again, are of one example.
+        """
         model = self.model
         tensors = {name for name, value in self.inputs.items() if isinstance(value, torch.Tensor)}
         if tensors != {model.main_input_name}:

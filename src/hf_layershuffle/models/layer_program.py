@@ -165,6 +165,10 @@ class Run:
         by_name: dict[str, Any] = layers._modules
         self.program = [self.at(by_name[str(index)], position) for position, index in enumerate(order)]
 
+    def mode(self, model: Any) -> AbstractContextManager:
+        """Context for the forward of the model, for runs that need its modules in another mode."""
+        return nullcontext()
+
     def __iter__(self) -> Iterator:
         if not is_torchdynamo_compiling():
             return self._counted()

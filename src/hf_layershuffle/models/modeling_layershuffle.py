@@ -15,14 +15,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .auto_classes import auto_class_of, plain_class_name
+from .auto_classes import auto_class_of, register_conversion
 from .classification_heads import plain_class_of
 from .configuration_layershuffle import (
     LayerShuffleConfigMixin,
@@ -35,6 +31,7 @@ from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
 from .halting_head import HaltingHead, halting_loss
 from .initial_weights import InitialWeightsMixin
+from .layer_controller import LayerController
 from .layer_lists import find_layers
 from .layer_program import LayerProgram, Run, mark_kinds
 from .order_check import check_untested_family
@@ -94,9 +91,9 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             if self.config.residual_init_scale != 1.0 and are_weights_new:
                 self._mark_residual_writers()
         if self.config.halting_head and "Classification" in self.plain_class.__name__:
-            encoder = encoder_config(self.config)
-            eps = getattr(encoder, "layer_norm_eps", 1e-6)
-            self.halting_head = HaltingHead(encoder.hidden_size, eps, self.config.halting_prior)
+            self.halting_head = HaltingHead.of(encoder_config(self.config), self.config.halting_prior)
+        if self.config.layer_controller and "Classification" in self.plain_class.__name__:
+            self.layer_controller = LayerController.of(encoder_config(self.config), len(self.free_layers))
         layer_class: Any = type(self.free_layers[0])
         if issubclass(layer_class, PositionedLayerMixin):
             names = {layer_class.plain_class.__name__: layer_class.__name__}
@@ -187,11 +184,12 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
         if not averages_loss_itself(plain_class):
             body["accepts_loss_kwargs"] = False
         bases: tuple[type, ...] = (LayerShuffleMixin, plain_class)
-        if plain_class.config_class.model_type == TIMM_MODEL_TYPE:
+        is_of_timm = plain_class.config_class.model_type == TIMM_MODEL_TYPE
+        if is_of_timm:
             bases = (TimmLayersMixin, *bases)
         made: Any = type(f"LayerShuffle{plain_class.__name__}", bases, body)
         _MADE[plain_class] = made
-        _register_conversion(made)
+        register_conversion(made, is_of_timm)
         auto_class = auto_class_of(plain_class)
         if auto_class is not None:
             made.register_for_auto_class(auto_class)  # `save_pretrained` then puts the code beside the weights
@@ -204,8 +202,8 @@ def layershuffle_output_class(plain_class: type[ModelOutput]) -> type[ModelOutpu
     `execution_order` (`torch.LongTensor` of shape `(positions,)`) is the index of the layer that ran at each position.
     `position_logits` (of shape `(batch_size, positions, num_layers)`, with `config.position_predictor`) is what the
     layer at each position predicts its own position to be. `num_layers_run` (`torch.LongTensor` of shape
-    `(batch_size,)`) is, where examples may leave early, how many layers each ran through. In training with
-    `config.halting_head` there are `layer_logits`, the class logits after each layer (of shape `(batch_size,
+    `(batch_size,)`) is, where examples may leave early or choose layers, how many layers each ran through. In training
+    with `config.halting_head` there are `layer_logits`, the class logits after each layer (of shape `(batch_size,
     positions, num_labels)`), and `halting_log_probabilities`, the logarithm of the probability of leaving there (of
     shape `(batch_size, positions)`); `loss` is then the expected loss over all layers ([`halting_loss`]). In training
     `loss` includes the position loss; in evaluation it is the class loss alone.
@@ -220,23 +218,6 @@ def layershuffle_output_class(plain_class: type[ModelOutput]) -> type[ModelOutpu
         }
         _OUTPUTS_MADE[plain_class] = dataclass(type(f"LayerShuffle{plain_class.__name__}", (plain_class,), body))
     return _OUTPUTS_MADE[plain_class]
-
-
-def _register_conversion(made: type[LayerShuffleMixin]) -> None:
-    """Lets transformers rename the tensors of old checkpoints, which it does by class name or model type.
-
-    Without this a checkpoint loads with a random encoder and a mere warning. A class with a head needs nothing of its
-    own: its encoder is renamed by itself.
-    """
-    plain: Any = made.plain_class
-    mapping = get_checkpoint_conversion_mapping(plain.__name__)
-    model_type = plain.config_class.model_type
-    # A model of timm is no encoder with a head, but one module
-    is_whole = model_type == TIMM_MODEL_TYPE or plain.__name__ == plain_class_name("AutoModel", model_type)
-    if mapping is None and is_whole:
-        mapping = get_checkpoint_conversion_mapping(model_type)
-    if mapping is not None:
-        register_checkpoint_conversion_mapping(made.__name__, mapping, overwrite=True)
 
 
 def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
@@ -311,11 +292,11 @@ def _check_flags(plain_class: type[PreTrainedModel], config: Any) -> None:
                 f"`{name}` is {drop}, and {plain_class.__name__} leaves layers out by itself, without saying which. "
                 f"Set `{name}` to 0."
             )
-    flags = ("depth_embedding", "position_predictor", "halting_head")
+    flags = ("depth_embedding", "position_predictor", "halting_head", "layer_controller")
     if config.plain_model_type in CHANNELS_FIRST and any(getattr(config, flag) for flag in flags):
         raise ValueError(
             f"{plain_class.__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there is "
-            "no depth embedding, no position predictor and no halting head; set these flags to False."
+            "no depth embedding, position predictor, halting head or layer controller; set these flags to False."
         )
 
 
@@ -325,7 +306,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
     layers = list(model.free_layers.children())
     names = ("depth_projection", "position_head")
     new = [(layers[0], model._depth_embedding), *((layer, getattr(layer, n, None)) for layer in layers for n in names)]
-    new.append((layers[0], getattr(model, "halting_head", None)))
+    new += [(layers[0], getattr(model, name, None)) for name in ("halting_head", "layer_controller")]
     for layer, root in new:
         like = next(layer.parameters())
         for module in root.modules() if root is not None else ():
@@ -335,13 +316,7 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
 
 # By the class itself, since another one may have the same name
 _MADE: dict[type[PreTrainedModel], type[LayerShuffleMixin]] = {}
-_FURTHER_OUTPUTS = (
-    "execution_order",
-    "position_logits",
-    "num_layers_run",
-    "layer_logits",
-    "halting_log_probabilities",
-)
+_FURTHER_OUTPUTS = tuple(LayerShuffleConfigMixin.keys_to_ignore_at_inference)
 _OUTPUTS_MADE: dict[type[ModelOutput], type[ModelOutput]] = {}
 
 

@@ -26,7 +26,7 @@ class RowSubsetRun(Run):
     Attributes:
         batch_size: Number of examples, once the first layer is called.
         num_layers_run: How many layers each example ran through so far, int64 of shape `(batch_size,)`.
-        gives_tuple: Whether a layer gives a tuple, of which the hidden states are the first.
+        gives_tuple: Whether a layer gives a tuple, of which the hidden states are the first; None: not known yet.
 
     Raises:
         `ValueError`: if the inputs ask for what layers that run on some examples cannot give, and if the layers give
@@ -49,7 +49,7 @@ class RowSubsetRun(Run):
         self.model = model
         self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
         self.forward = forward
-        self.gives_tuple = False
+        self.gives_tuple: bool | None = model._layers_give_tuple
         self.batch_size: int
         self.num_layers_run: torch.Tensor
         self._calls_of_one: list[tuple] = []
@@ -86,6 +86,8 @@ class RowSubsetRun(Run):
     def run_rows(self, call: "_RowsCall", hidden_states: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What the layer at a position gives: of the examples that do not run it, what it got."""
         rows = self.rows_at(call.position)
+        if rows is not None and self.gives_tuple is None:
+            self.learn_form(call, hidden_states, args, kwargs)
         if rows is not None and len(rows) == 0:
             return (hidden_states, None) if self.gives_tuple else hidden_states
         if any(given is handed for given in _leaves([args, kwargs]) for handed in self._handed):
@@ -96,12 +98,17 @@ class RowSubsetRun(Run):
         args, kwargs = self.arguments_of(rows, call.position, args, kwargs)
         output = call.layer(hidden_states if rows is None else hidden_states[rows], *args, **kwargs)
         self.position_logits.clear()  # those of some examples
-        self.gives_tuple = isinstance(output, (tuple, list))
+        self.gives_tuple = self.model._layers_give_tuple = isinstance(output, (tuple, list))
         after, rest = (output[0], output[1:]) if self.gives_tuple else (output, ())
         self._handed = [each for each in _leaves(rest) if isinstance(each, torch.Tensor)]
         self.note(after, rows, call.position)
         after = after if rows is None else hidden_states.index_copy(0, rows, after)
         return (after, *rest) if self.gives_tuple else after
+
+    def learn_form(self, call: "_RowsCall", hidden_states: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Runs the first layer for all, once a model, to see what its layers give: the first may have no examples."""
+        output = call.layer(hidden_states, *args, **kwargs)
+        self.gives_tuple = self.model._layers_give_tuple = isinstance(output, (tuple, list))
 
     # --- What a layer is called with beside its hidden states ---
 
@@ -155,7 +162,8 @@ def _leaves(value: Any) -> list:
     return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, (tuple, list)) else [value]
 
 
-def _hidden_states_of(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+def hidden_states_of(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+    """The hidden states that a layer is called with, and its further arguments."""
     if args:
         return args[0], args[1:], kwargs
     return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -170,7 +178,7 @@ class _RowsCall(StandIn):
         self.position = position
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
+        hidden_states, args, kwargs = hidden_states_of(args, kwargs)
         if self.position == 0:
             self.run.begin(hidden_states)
         return self.run.run_rows(self, hidden_states, args, kwargs)
@@ -179,12 +187,12 @@ class _RowsCall(StandIn):
 class _Recorder(StandIn):
     """Notes how a layer is called, and gives its input on."""
 
-    def __init__(self, layer: Any, calls: list[tuple], gives_tuple: bool):
+    def __init__(self, layer: Any, calls: list[tuple], gives_tuple: bool | None):
         super().__init__(layer)
         self.calls = calls
         self.gives_tuple = gives_tuple
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_states, args, kwargs = _hidden_states_of(args, kwargs)
+        hidden_states, args, kwargs = hidden_states_of(args, kwargs)
         self.calls.append((args, kwargs))
         return (hidden_states, None) if self.gives_tuple else hidden_states

@@ -24,6 +24,7 @@ _MAY_BE_NEW = (
     ".depth_projection.",
     ".position_head.",
     ".halting_head.",
+    ".layer_controller.",
     ".mask_token",
     ".pooler.",
     ".head.",
@@ -74,9 +75,9 @@ class SavedModelMixin(FreeLayersMixin):
                 for name, stored, wanted in sorted(loading_info["mismatched_keys"])
             )
             raise ValueError(
-                f"'{pretrained_model_name_or_path}' holds tensors of other shapes than this model: {mismatches}. A "
-                "classifier has `num_labels` outputs, a position predictor `num_hidden_layers`. Pass "
-                "`ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
+                f"'{pretrained_model_name_or_path}' holds tensors of other shapes than this model: {mismatches}. "
+                "A classifier has `num_labels` outputs, a position predictor or layer controller `num_hidden_layers`. "
+                "Pass `ignore_mismatched_sizes=True` (--ignore_mismatched_sizes) to start these tensors anew."
             )
         _check_nothing_lost(model, loading_info, pretrained_model_name_or_path)
         return (model, loading_info) if output_loading_info else model

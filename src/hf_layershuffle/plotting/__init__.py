@@ -14,6 +14,7 @@ from .analysis import (
     plot_position_probe,
     plot_updates_by_position,
 )
+from .budget import budget_pictures, plot_budget
 from .merges import plot_random_merges
 from .reports import pictures_of
 from .robustness import (
@@ -30,9 +31,11 @@ from .style import Pictures, save_figure
 __all__ = [
     "Pictures",
     "analysis_pictures",
+    "budget_pictures",
     "pictures_of",
     "plot_accuracy_distribution",
     "plot_attention_maps",
+    "plot_budget",
     "plot_embedding",
     "plot_layer_ablation",
     "plot_layer_position_maps",

@@ -4,11 +4,13 @@
 from functools import singledispatch
 from typing import Any
 
+from ..adaptive.budget_report import BudgetReport
 from ..analysis.report import AnalysisReport
 from ..common.reports import Report
 from ..evaluation.report import RobustnessReport
 from ..merging.random_merges import RandomMergeReport
 from .analysis import analysis_pictures
+from .budget import budget_pictures
 from .merges import plot_random_merges
 from .robustness import robustness_pictures
 from .style import Pictures
@@ -19,7 +21,7 @@ def pictures_of(report: Report, **kwargs: Any) -> Pictures:
     """The pictures of a report by name.
 
     Args:
-        report: A report of robustness, of random merges or of an analysis.
+        report: A report of robustness, of random merges, of budgets or of an analysis.
         kwargs: For an [`AnalysisReport`], `class_names` for its attention maps, which show numbers otherwise.
 
     Raises:
@@ -39,3 +41,4 @@ def _(report: RandomMergeReport) -> Pictures:
 
 
 pictures_of.register(AnalysisReport, analysis_pictures)
+pictures_of.register(BudgetReport, budget_pictures)

@@ -212,7 +212,8 @@ class TrainingLossMixin(TrainerPart):
 
     @property
     def _has_halting_head(self) -> bool:
-        return getattr(self.model, "halting_head", None) is not None
+        # A layer controller is trained alone
+        return getattr(self.model, "halting_head", None) is not None and not self._config("layer_controller", False)
 
     def _check_teacher_is_enough(self) -> None:
         weight = self._argument("distillation_weight")

@@ -32,26 +32,13 @@ from ..checkpoints.tokenizers import takes_texts
 from ..models.auto_classes import is_free_model_type, plain_class_name, plain_type_of
 from ..models.classification_heads import is_own_head
 from ..models.configuration_layershuffle import encoder_config, num_channels_of
-from ..models.execution_order import parse_execution_order
 from ..models.timm_layers import TIMM_MODEL_TYPE
+from .model_flags import check_parts
 from .model_sizes import TIMM, scratch_values
 from .recipes import SCRATCH_DEFAULTS
 from .script_arguments import ModelArguments
 
 
-LAYERSHUFFLE_FLAGS = (
-    "shuffle_mode",
-    "shuffle_window",
-    "depth_embedding",
-    "depth_embedding_dim",
-    "position_predictor",
-    "position_loss_weight",
-    "layerdrop",
-    "drop_path_rate",
-    "execution_order",
-)
-# The flag without which another flag would do nothing
-PARTS = {"depth_embedding_dim": "depth_embedding", "position_loss_weight": "position_predictor"}
 SCRATCH_ONLY = (
     "patch_size",
     "num_channels",
@@ -63,18 +50,6 @@ SCRATCH_ONLY = (
     "residual_init_scale",
 )
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of an image processor
-
-
-def layershuffle_flags(args: ModelArguments) -> dict:
-    """The flags that were given, by their names in the configuration.
-
-    Raises:
-        `ValueError`: if the execution order is neither a name nor indices.
-    """
-    flags = {name: getattr(args, name) for name in LAYERSHUFFLE_FLAGS if getattr(args, name) is not None}
-    if args.execution_order is not None:
-        flags["execution_order"] = parse_execution_order(args.execution_order)
-    return flags
 
 
 def build_model(
@@ -105,13 +80,6 @@ def class_settings(class_names: list[str]) -> dict[str, Any]:
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": "single_label_classification",  # transformers would set it at the first loss only
     }
-
-
-def check_parts(flags: dict, model: PreTrainedModel) -> None:
-    """Raises a `ValueError` for a flag that does nothing without another."""
-    for name, part in PARTS.items():
-        if name in flags and not getattr(model.config, part):
-            raise ValueError(f"`{name}` is {flags[name]!r} without `{part}`; add --{part}, or leave it out.")
 
 
 def _build_from_scratch(

@@ -36,10 +36,11 @@ def check_order_consistency(weight: float, model: PreTrainedModel) -> None:
     if weight == 0:
         return
     config: Any = model.config
-    if getattr(config, "shuffle_mode", "none") == "none" and not getattr(config, "layerdrop", 0.0):
+    draws_orders = getattr(config, "shuffle_mode", "none") != "none" or getattr(config, "layerdrop", 0.0)
+    if not draws_orders or getattr(config, "layer_controller", False):  # which is trained in that of evaluation
         raise ValueError(
             f"`order_consistency` is {weight}, and the model trains in one order only; set its `shuffle_mode` to "
-            "'arbitrary' or 'window', or leave `order_consistency` at 0."
+            "'arbitrary' or 'window' and its `layer_controller` to False, or leave `order_consistency` at 0."
         )
     if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise ValueError(

@@ -39,6 +39,8 @@ def method_name(config: PreTrainedConfig) -> str:
     names += ["layerdrop"] if config.layerdrop else []
     names += ["depth"] if config.depth_embedding else []
     names += ["predict"] if config.position_predictor else []
+    names += ["pondernet"] if config.halting_head else []
+    names += ["controller"] if config.layer_controller else []
     return "-".join(names)
 
 

@@ -23,7 +23,8 @@ from .checkpointing import (
     holds_whole_weights,
     newest_whole_checkpoint,
 )
-from .model_building import LAYERSHUFFLE_FLAGS, Teacher
+from .model_building import Teacher
+from .model_flags import LAYERSHUFFLE_FLAGS
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
 from .streaming_arguments import STREAMING_ARGUMENTS
 from .text_arguments import TextDataArguments
@@ -219,10 +220,10 @@ def _refuse_to_lose_work(folder: Path, skipped: dict[Path, str], requested: obje
 
 
 def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConfig) -> None:
-    names = (*LAYERSHUFFLE_FLAGS, "model_type", "id2label", *COMPARED_SIZES)
+    names = (*LAYERSHUFFLE_FLAGS, "halting_head", "model_type", "id2label", *COMPARED_SIZES)
     stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
     ours = _sizes_on_top(json.loads(config.to_json_string()))
-    refuse_another_run(folder, {name: stored.get(name) for name in names}, ours)
+    refuse_another_run(folder, {name: stored[name] for name in names if name in stored}, ours)
 
 
 def _sizes_on_top(config: dict) -> dict:

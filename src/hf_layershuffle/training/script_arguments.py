@@ -80,6 +80,31 @@ class ModelArguments:
         default=None, metadata={"help": "Let each layer predict the position it ran at."}
     )
     position_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the position loss (1.0)."})
+    early_exit: str | None = field(
+        default=None,
+        metadata={
+            "help": "pondernet: train exits, by a head that says after each layer how likely an image leaves there, "
+            "and by the losses of the answers after all layers. none: take a checkpoint's head out."
+        },
+    )
+    halting_prior: float | None = field(
+        default=None, metadata={"help": "Probability in (0, 1) of leaving after each layer by the prior (0.1)."}
+    )
+    halting_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the divergence from that prior, at least 0 (0.5)."}
+    )
+    layer_controller: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train a controller that chooses layers for each image, and nothing else: the weights of "
+            "--model_name_or_path are frozen. Takes --num_train_epochs 10 --learning_rate 1e-3. False: take a "
+            "checkpoint's controller out."
+        },
+    )
+    layer_budget: int | None = field(
+        default=None,
+        metadata={"help": "With --layer_controller: layers that each image runs in evaluation (all of them)."},
+    )
     layerdrop: float | None = field(
         default=None, metadata={"help": "Probability in [0, 1) of leaving a layer out in training (0.0)."}
     )

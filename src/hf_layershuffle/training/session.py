@@ -21,7 +21,8 @@ from ..hub.model_card import write_model_card
 from ..models.exit_rule import forget_exits
 from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
-from .model_building import Teacher, layershuffle_flags
+from .model_building import Teacher
+from .model_flags import PLAIN, layershuffle_flags
 from .outcome import next_command, print_table
 from .recipes import default_output_dir, method_name
 from .runs import (
@@ -41,7 +42,6 @@ from .trainer import LayerShuffleTrainer
 
 logger = logging.getLogger("hf_layershuffle.training.session")
 SMALL_MODEL = 1_000_000  # parameters up to which one thread of the CPU is the default
-PLAIN = {"shuffle_mode": "none", "layerdrop": 0.0, "depth_embedding": False, "position_predictor": False}
 STOPPED = "stopped; run the same command again to go on from the last checkpoint"
 
 

@@ -52,3 +52,11 @@ def stream_dataloader(
 def _begin_worker(index: int, num_workers: int, rank: int) -> None:
     seed_worker(index, num_workers, rank)
     give_back_large_blocks()
+
+
+def is_empty(dataloader: DataLoader) -> bool:
+    """Whether a dataloader is known to give no batch."""
+    try:
+        return len(dataloader) == 0
+    except TypeError:  # a stream
+        return False

@@ -8,42 +8,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Trainer, default_data_collator
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
-from ..models.configuration_layershuffle import num_layers_of
-from ..models.execution_order import arbitrary_execution_orders
 from ..models.exit_rule import forget_exits
+from ..models.layer_controller import train_controller_only
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .distillation import check_teacher
+from .evaluation import EvaluationMixin
 from .hub_pushes import HubMixin
 from .layer_learning_rates import LearningRateMixin
 from .losses import TrainingLossMixin
-from .metrics import order_metrics
-from .mixed_loss import split_mixture
 from .nonfinite import NonFiniteWatch, largest_weight
 from .order_agreement import TeacherAnswer, check_order_consistency
-from .order_reports import OrderProgressCallback, report_orders
+from .order_reports import OrderProgressCallback
 from .precision import check_mixed_precision, use_float32_weights
 from .raw_datasets import as_model_inputs
 from .sharding import shard_embeddings_once
-from .stream_dataloader import stream_dataloader
+from .stream_dataloader import is_empty, stream_dataloader
 
 
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
 CHECK_EVERY = 100
 
 
-class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
+class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, AveragingMixin, LearningRateMixin, Trainer):
     """A [`Trainer`] for models whose layers run in any order.
 
     It draws the execution orders so that every process and every resumed run agrees ([`LayerShuffleCallback`]). It can
@@ -62,6 +59,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
     - With `ema_decay`, or a schedule-free optimizer, averaged weights are evaluated, saved, and left in the model at
       the end ([`AveragingMixin`]).
     - Evaluation takes all images, also with `dataloader_drop_last`.
+    - A model with a layer controller (`config.layer_controller`) trains it alone: all other weights are frozen.
     - With `layerdrop`, DistributedDataParallel looks for parameters without gradient, unless
       `ddp_find_unused_parameters` says.
 
@@ -108,7 +106,6 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [OrderProgressCallback() if type(each) is ProgressCallback else each for each in callbacks]
         self._watch = NonFiniteWatch()
-        self._classes_by_order: list[list[torch.Tensor]] = []
 
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
@@ -160,6 +157,8 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
         forget_exits(self._config_of_model())
+        if self._config("layer_controller", False):
+            train_controller_only(self.accelerator.unwrap_model(self.model))
         return super().train(*args, **kwargs)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -186,7 +185,7 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             )
         else:
             dataloader = super().get_train_dataloader()
-        if _is_empty(dataloader):
+        if is_empty(dataloader):
             raise ValueError(
                 f"There is no batch to train on: {len(cast(Sized, self.train_dataset))} images, batches of "
                 f"{self._train_batch_size}{' and `dataloader_drop_last`' if self.args.dataloader_drop_last else ''}. "
@@ -282,67 +281,6 @@ class LayerShuffleTrainer(TrainingLossMixin, HubMixin, AveragingMixin, LearningR
             "`stop_on_nonfinite=False` goes on all the same."
         )
 
-    # --- Evaluation ---
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._classes_by_order = []
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._classes_by_order and output.metrics is not None:
-            classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
-            self._report_orders(classes, labels, output.metrics, prefix)
-        return output
-
-    def _report_orders(self, classes: np.ndarray, labels: np.ndarray, metrics: dict[str, float], prefix: str) -> None:
-        is_labelled = labels != -100
-        if not is_labelled.any() or not self.is_world_process_zero():
-            return
-        accuracies = (classes == labels[:, None])[is_labelled].mean(axis=0).tolist()
-        own_accuracy = metrics.get(f"{prefix}_accuracy")
-        callbacks = self.callback_handler.callbacks
-        report_orders(callbacks, self.state.global_step, accuracies, self._evaluated_orders(), own_accuracy, prefix)
-
-    def _evaluated_orders(self) -> list[list[int]]:
-        config = cast(PreTrainedConfig, self._config_of_model())
-        num_orders, seed = self._argument("eval_orders"), self._argument("eval_orders_seed")
-        return arbitrary_execution_orders(num_layers_of(config), num_orders, seed=seed)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        num_orders = self._argument("eval_orders")
-        labels = inputs.get("labels")
-        if num_orders > 0 and labels is not None:
-            self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
-    @torch.no_grad()
-    def _classify_in_orders(self, model: nn.Module, inputs: dict[str, Any], num_orders: int) -> list[torch.Tensor]:
-        """Classes of shape `(images of all processes, num_orders)` and the labels of these images, on the CPU."""
-        if not self._chooses_one_class([inputs]):
-            raise ValueError(
-                f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
-                f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
-            )
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
-        inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
-        with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
-        return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
-
 
 def _collate_batch_or_items(collate_batch: Callable, collate_items: Callable, features: Any) -> Any:
     return (collate_batch if isinstance(features, ImageBatch) else collate_items)(features)
-
-
-def _is_empty(dataloader: DataLoader) -> bool:
-    try:
-        return len(dataloader) == 0
-    except TypeError:  # a stream
-        return False

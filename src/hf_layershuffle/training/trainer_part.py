@@ -26,6 +26,12 @@ if TYPE_CHECKING:
         def _config(self, name: str, default: Any = None) -> Any:
             raise NotImplementedError
 
+        def _config_of_model(self) -> Any:
+            raise NotImplementedError
+
+        def _chooses_one_class(self, batches: Any = ()) -> bool:
+            raise NotImplementedError
+
         def _prepare_for_training(self, *args: Any) -> Any:
             raise NotImplementedError
 

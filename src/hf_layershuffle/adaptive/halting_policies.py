@@ -1,0 +1,76 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""Policies of models with a halting head: Q-exit, and as a control PonderNet's way of leaving by a coin."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..models.exit_rule import HALTING
+from ..models.halting_head import HaltingHead
+from .exit_calibration import best_rule
+from .policies import CalibratedPolicy, Setting
+
+
+class _OfHaltingHead(CalibratedPolicy):
+    @classmethod
+    def applies_to(cls, model: PreTrainedModel) -> bool:
+        return getattr(model, "halting_head", None) is not None
+
+
+class HaltingExit(_OfHaltingHead):
+    """Examples leave where the halting head says so (Q-exit, arXiv 2204.03276): with a threshold of 0.5, and with
+    those of the numbers of layers."""
+
+    name = "exit-halting"
+
+    def settings(self) -> list[Setting]:
+        calibration = self.calibration
+        found = [best_rule(calibration.answers, HALTING, max_mean_layers=n)[0] for n in calibration.num_layers_run]
+        # A higher threshold lets examples leave later
+        thresholds = sorted({0.5, *(rule.threshold for rule in found if rule.threshold is not None)})
+        return [self._setting(threshold) for threshold in thresholds]
+
+    def _setting(self, threshold: float) -> Setting:
+        chosen = {"exit_threshold": threshold, "exit_criterion": HALTING}
+        label = f"threshold {threshold:g}" + (" (Q-exit)" if threshold == 0.5 else "")
+        return Setting(label, partial(_run_with, self.calibration.model, chosen), chosen)
+
+
+class HaltingDraws(_OfHaltingHead):
+    """The control: each example leaves by a coin of the halting head's λ after each layer (arXiv 2107.05407)."""
+
+    name = "exit-halting-drawn"
+
+    def settings(self) -> list[Setting]:
+        generator = torch.Generator().manual_seed(self.calibration.seed)
+        return [Setting("drawn", partial(_run_drawn, self.calibration.model, generator), is_random=True)]
+
+
+def _run_with(model: PreTrainedModel, arguments: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
+    return model(**inputs, **arguments)
+
+
+class _Coins(nn.Module):
+    """In the place of a halting head: throws its coins, and then is sure."""
+
+    def __init__(self, head: HaltingHead, generator: torch.Generator):
+        super().__init__()
+        self.head = head
+        self.generator = generator
+
+    def log_stays(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        stays = self.head.log_stays(before, after).exp()
+        drawn = torch.rand(stays.shape, generator=self.generator).to(stays.device)
+        return torch.where(drawn < stays, 0.0, -torch.inf)
+
+
+def _run_drawn(model: Any, generator: torch.Generator, inputs: dict[str, torch.Tensor]) -> Any:
+    head = model.halting_head
+    model.halting_head = _Coins(head, generator)
+    try:
+        return model(**inputs, exit_threshold=0.5, exit_criterion=HALTING)
+    finally:
+        model.halting_head = head

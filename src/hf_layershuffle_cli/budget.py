@@ -1,0 +1,203 @@
+# Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
+"""`hf-layershuffle budget`: accuracy against cost, for every way to run fewer layers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import inputs, options, outputs
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+
+def budget(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id.")],
+    dataset_name: options.DatasetName = None,
+    dataset_config_name: options.DatasetConfigName = None,
+    eval_split: options.EvalSplit = None,
+    calibration_split: Annotated[
+        str, typer.Option("--calibration_split", help="Split on which thresholds and programs are chosen.")
+    ] = "train",
+    calibration_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--calibration_fraction",
+            help="Choose on this fraction of that split alone: the part that training with --eval_split train "
+            "--eval_fraction 0.1 held out.",
+        ),
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option("--policies", help="Such as exit-margin,evenly-spaced. Defaults to all there are.")
+    ] = None,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option("--rivals", metavar="NAME=MODEL", help="Another model to compare with; may be given repeatedly."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="Numbers of layers to run, such as 3,6. Defaults to a 1/4, 1/3, 1/2 and 3/4."),
+    ] = None,
+    image_column_name: options.ImageColumn = None,
+    text_column_name: options.TextColumn = None,
+    text_pair_column_name: options.TextPairColumn = None,
+    label_column_name: options.LabelColumn = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="For the report and the picture.")] = Path(
+        "outputs/budget"
+    ),
+    max_eval_samples: Annotated[
+        int | None, typer.Option("--max_eval_samples", help="Report on this many images or texts, drawn by --seed.")
+    ] = None,
+    max_calibration_samples: Annotated[
+        int, typer.Option("--max_calibration_samples", help="Choose on this many images or texts, drawn by --seed.")
+    ] = 2000,
+    num_search_samples: Annotated[
+        int, typer.Option("--num_search_samples", help="Search programs on this many of these.")
+    ] = 256,
+    measure_time: Annotated[
+        bool, typer.Option("--time/--no_time", help="Whether to measure time, at batch 1 and 64.")
+    ] = True,
+    skip_damaged: options.SkipDamaged = False,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Accuracy against multiply-adds and time, for every way a model has to run fewer layers.
+
+    What a setting needs is chosen on the training split (better on a part of it that the model was not trained on: see
+    --calibration_fraction) and measured on the evaluation split. Prints a table in which the Pareto front is marked,
+    and writes budget.json and a picture, which replace those of an earlier run. A run that was stopped goes on.
+    """
+    from hf_layershuffle import evaluate_budget
+    from hf_layershuffle.adaptive.budget_evaluation import check_policy_names, check_rival
+    from hf_layershuffle.common.checks import check_integers
+
+    paths = named_models(rivals or [])
+    check_integers(
+        max_eval_samples=(1 if max_eval_samples is None else max_eval_samples, 1),
+        max_calibration_samples=(max_calibration_samples, 1),
+    )
+    outputs.check_can_be_written(output_dir)
+    outputs.claim(context, output_dir)
+    loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
+    names = None if policies is None else policies.split(",")
+    check_policy_names(names, loaded.model)
+    others = {name: inputs.load_model(path, device, dtype, None, trust_remote_code) for name, path in paths.items()}
+    for name, other in others.items():
+        check_same_inputs(name, other, loaded)
+        check_rival(name, other.model, loaded.model)
+    dataset_name = inputs.dataset_of([model], dataset_name, revision)
+    split: dict[str, Any] = {"dataset_config_name": dataset_config_name} | inputs.columns_of(
+        image_column_name, text_column_name, text_pair_column_name, label_column_name
+    )
+    data = inputs.load_split(loaded.model, "test", dataset_name, eval_split=eval_split, **split)
+    held_out = calibration_data(
+        loaded.model, dataset_name, calibration_split, calibration_fraction, eval_split=eval_split, **split
+    )
+    if skip_damaged:
+        data = inputs.without_damaged(data, loaded, max_eval_samples, seed)
+        held_out = inputs.without_damaged(held_out, loaded, max_calibration_samples, seed)
+    report = evaluate_budget(
+        loaded.model,
+        data,
+        held_out,
+        policies=names,
+        rivals={name: other.model for name, other in others.items()},
+        num_layers_run=None if layers is None else numbers_of(layers),
+        processing_class=loaded.processing_class,
+        batch_size=batch_size,
+        max_samples=max_eval_samples,
+        max_calibration_samples=max_calibration_samples,
+        num_search_samples=num_search_samples,
+        measure_time=measure_time,
+        seed=seed,
+        model_name=outputs.short_name(model),
+        dataset_name=outputs.short_name(dataset_name),
+        progress_file=output_dir / ".budget.json",
+    )
+    with outputs.shown_before(report.table(), output_dir):
+        report.plot().save(output_dir)
+        report.save(output_dir)
+
+
+def named_models(rivals: list[str]) -> dict[str, str]:
+    """Paths of models by name.
+
+    Raises:
+        `ValueError`: if one is not of the form NAME=MODEL, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for each in rivals:
+        name, separator, path = each.partition("=")
+        if not (name and separator and path):
+            raise ValueError(
+                f"`rivals` holds '{each}'; give a name and a folder or Hub id, such as plain=outputs/plain."
+            )
+        if name in found:
+            raise ValueError(f"`rivals` names '{name}' twice; give each rival a name of its own.")
+        found[name] = path
+    return found
+
+
+def numbers_of(layers: str) -> list[int]:
+    """Numbers of layers from a text such as "3,6".
+
+    Raises:
+        `ValueError`: if it is something else.
+    """
+    try:
+        return [int(part) for part in layers.split(",")]
+    except ValueError as error:
+        raise ValueError(f"`layers` is '{layers}'; give numbers of layers such as 3,6.") from error
+
+
+def check_same_inputs(name: str, rival: inputs.LoadedModel, loaded: inputs.LoadedModel) -> None:
+    """Raises a `ValueError` where a rival's inputs are made in another way than the model's."""
+    from hf_layershuffle.evaluation.fingerprint import processing_record
+
+    ours, theirs = (processing_record(each.processing_class, each.model.config) for each in (loaded, rival))
+    if ours != theirs:
+        raise ValueError(
+            f"The inputs of the rival '{name}' are made in another way than those of '{loaded.name}' "
+            f"({theirs} and {ours}); take a rival with the same image processor or tokenizer."
+        )
+
+
+def calibration_data(
+    model: "PreTrainedModel", dataset_name: str, split: str, fraction: float | None, *, eval_split: Any, **kwargs: Any
+) -> "Dataset":
+    """A split, or the fraction of it that training holds out to evaluate on.
+
+    Raises:
+        `ValueError`: if it cannot be apart from the evaluation split.
+    """
+    if fraction is None and split == "train":
+        return inputs.load_split(model, "train", dataset_name, eval_split=eval_split, **kwargs)
+    if split == eval_split:
+        raise ValueError(
+            f"`calibration_split` and `eval_split` are both '{split}'; choose on another split than the one to report "
+            "on."
+        )
+    if fraction is None:
+        return inputs.load_split(model, "test", dataset_name, eval_split=split, **kwargs)
+    rest, held_out = (
+        inputs.load_split(
+            model, part, dataset_name, train_split=split, eval_split=split, eval_fraction=fraction, **kwargs
+        )
+        for part in ("train", "test")
+    )
+    if len(inputs.load_split(model, "train", dataset_name, train_split=split, eval_split=eval_split, **kwargs)) < len(
+        rest
+    ) + len(held_out):
+        raise ValueError(
+            f"'{dataset_name}' has one split only, of which a part is the evaluation split; leave out "
+            "--calibration_fraction to choose on the rest of it."
+        )
+    return held_out
