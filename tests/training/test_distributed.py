@@ -13,7 +13,7 @@ from hf_layershuffle.training.sharding import shard_embeddings_once
 # In few launches: each takes as long as most checks
 CHECKS = (
     ["ddp_gradients", "fsdp2_training", "fsdp2_refusal", "fsdp2_by_accelerate"],
-    ["distillation", "losses_outside_forward", "layerdrop_and_stops", "halting"],
+    ["distillation", "layer_controller", "losses_outside_forward", "layerdrop_and_stops", "halting"],
     ["averaged_weights", "sharded_averages"],
 )
 
