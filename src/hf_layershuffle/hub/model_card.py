@@ -9,11 +9,13 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
@@ -120,9 +122,8 @@ def build_model_card(
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(described, "image_size", None)
     baseline = training.get("baseline")
-    return ModelCard.from_template(
+    return _filled_in(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
-        template_path=str(Path(__file__).with_name("model_card_template.md")),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
         revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
@@ -159,6 +160,16 @@ def build_model_card(
         ],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
+
+
+def _filled_in(metadata: ModelCardData, **values: Any) -> ModelCard:
+    """What `ModelCard.from_template` gives, which compiles the template anew for each card."""
+    return ModelCard(_template().render(card_data=metadata.to_yaml(), **{**metadata.to_dict(), **values}))
+
+
+@cache
+def _template() -> jinja2.Template:
+    return jinja2.Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _safe_merge(merge: dict) -> dict:
