@@ -10,6 +10,13 @@ from .adaptive.mlp_skipping import MlpSimilarities as MlpSimilarities
 from .adaptive.mlp_skipping import choose_skipped_mlps as choose_skipped_mlps
 from .adaptive.mlp_skipping import mlp_similarities as mlp_similarities
 from .adaptive.mlp_skipping import without_mlps as without_mlps
+from .adaptive.predictor_training import train_program_predictor as train_program_predictor
+from .adaptive.program_answers import ProgramAnswers as ProgramAnswers
+from .adaptive.program_answers import answers_of_programs as answers_of_programs
+from .adaptive.program_answers import programs_by_length as programs_by_length
+from .adaptive.program_oracle import ProgramOracle as ProgramOracle
+from .adaptive.program_oracle import program_oracle as program_oracle
+from .adaptive.program_predictor import ProgramPredictor as ProgramPredictor
 from .adaptive.program_search import search_program as search_program
 from .analysis.analysis import analyze as analyze
 from .analysis.report import AnalysisReport as AnalysisReport

@@ -77,8 +77,13 @@ def budget(
     """
     from hf_layershuffle import evaluate_budget
     from hf_layershuffle.adaptive.budget_evaluation import check_policy_names, check_rival
+    from hf_layershuffle.common.checks import check_integers
 
     paths = named_models(rivals or [])
+    check_integers(
+        max_eval_samples=(1 if max_eval_samples is None else max_eval_samples, 1),
+        max_calibration_samples=(max_calibration_samples, 1),
+    )
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)

@@ -17,6 +17,7 @@ from support.analysis import make_items, randomize
 
 import hf_layershuffle as ls
 from hf_layershuffle import plotting
+from hf_layershuffle.adaptive.budget_report import BudgetPoint, BudgetReport, with_fronts
 from hf_layershuffle.analysis import analyze
 from hf_layershuffle.evaluation.report import RobustnessReport
 from hf_layershuffle.evaluation.statistics import OrderGroup, OrderScore
@@ -79,7 +80,45 @@ def draw_all(analysis) -> dict[str, Figure]:
         "similarity": plotting.plot_output_similarity(analysis),
         "embedding": plotting.plot_embedding(analysis),
         "attention": plotting.plot_attention_maps(analysis.attention),
+        "budget": plotting.plot_budget(make_budget()),
     }
+
+
+def make_budget(num_policies: int = 12, with_time: bool = True) -> BudgetReport:
+    """A budget of many policies, each with three settings; later ones are dearer and better."""
+    rng = np.random.default_rng(0)
+
+    def point(policy: str, label: str, accuracy: float, cost: float) -> BudgetPoint:
+        times = {"1": cost, "64": cost * 0.9} if with_time else {}
+        return BudgetPoint(policy, label, accuracy, (0.0, 1.0), 0.0, (0.0, 0.0), 3.0, 1e6 * cost, times, times)
+
+    points = [
+        point(f"policy-{number}", f"{k} layers", float(0.9 - 0.1 / k - rng.uniform(0, 0.1)), k / 4)
+        for number in range(num_policies)
+        for k in (1, 2, 3)
+    ]
+    whole = point("all layers", "in its own order", 0.9, 1.0)
+    costs = ["multiply_adds", *(["time_at_batch_1", "time_at_batch_64"] if with_time else [])]
+    whole, *points = with_fronts([whole, *points], costs)
+    return BudgetReport("m", "d", 50, 20, 5, 4, 0, whole, points)
+
+
+@pytest.mark.parametrize("with_time", [True, False])
+def test_a_budget_is_drawn_as_measured(with_time):
+    report = make_budget(with_time=with_time)
+    figure = plotting.plot_budget(report)
+    assert len(figure.axes) == (3 if with_time else 1)
+    for axes, cost in zip(figure.axes, report.costs):
+        scale = 1e-6 if cost == "multiply_adds" else 1.0
+        for name, points in report.by_policy().items():
+            costs, accuracies = line_of(axes, name)
+            np.testing.assert_allclose(costs, [scale * point.cost(cost) for point in points])
+            np.testing.assert_allclose(accuracies, [point.accuracy for point in points])
+        np.testing.assert_allclose(line_of(axes, "Pareto front")[1], [each.accuracy for each in report.front(cost)])
+        assert line_of(axes, "all layers")[1].tolist() == [0.9]
+    looks = {(line.get_marker(), line.get_linestyle(), line.get_color()) for line in figure.axes[0].lines}
+    assert len(looks) == 14  # each line looks different
+    assert len(figure.legends[0].get_texts()) == 14
 
 
 def line_of(axes, label: str) -> tuple[np.ndarray, np.ndarray]:

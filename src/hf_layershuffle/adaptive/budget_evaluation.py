@@ -22,10 +22,12 @@ from ..data.dataloading import LabelledData
 from ..evaluation.fingerprint import data_digest, processing_record
 from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
 from ..models.configuration_layershuffle import num_channels_of
-from ..models.early_exit import all_layers
 from .budget_measurement import BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
+from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
+from .halting_policies import HaltingDraws, HaltingExit
 from .measured_cost import some_of
+from .mlp_policies import RandomMlps, SkippedMlps
 from .policies import (
     EXIT_POLICIES,
     AsConfigured,
@@ -37,6 +39,7 @@ from .policies import (
     RandomPrograms,
     SearchedLayers,
     SearchedProgram,
+    configured,
 )
 
 
@@ -44,10 +47,17 @@ from .policies import (
 POLICIES: tuple[type[CalibratedPolicy], ...] = (
     AsConfigured,
     *EXIT_POLICIES,
+    HaltingExit,
+    HaltingDraws,
+    ControlledLayers,
+    ControlledForAll,
     SearchedProgram,
     SearchedLayers,
     EvenlySpaced,
+    RandomLayers,
     RandomPrograms,
+    SkippedMlps,
+    RandomMlps,
 )
 OTHER_MODELS = "other models"
 
@@ -140,7 +150,7 @@ def evaluate_budget(
     done = FinishedPolicies(
         progress_file, json.dumps([described, str(free.dtype), batch_size, measure_time, seed], sort_keys=True)
     )
-    with _evaluating(free, *rivals.values()), torch.inference_mode(), all_layers(free):
+    with _evaluating(free, *rivals.values()), torch.inference_mode(), configured(free, {}):
         whole, points = measuring.all_points(chosen, done)
     costs = [MULTIPLY_ADDS, *map(time_cost, whole.time_ratio)]
     whole, *points = with_fronts([whole, *points], costs)

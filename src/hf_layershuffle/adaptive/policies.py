@@ -5,7 +5,8 @@ A policy has a `name` and `settings()`. A [`Setting`] says how to run a batch. W
 threshold or a program, is chosen on the batches of a [`Calibration`], which are others than those reported on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol
@@ -19,7 +20,7 @@ from ..compression.pruning import search_layers
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..layerwise import LayerwiseClassifier
 from ..models.configuration_layershuffle import num_layers_of
-from ..models.exit_rule import CRITERIA, EXIT_FIELDS, ExitRule
+from ..models.exit_rule import CRITERIA, ExitRule
 from .exit_calibration import PATIENCE, best_rule, orders_of
 from .layer_answers import LayerAnswers, answers_after_layers
 from .program_search import search_program
@@ -197,11 +198,12 @@ class _EarlyExit(CalibratedPolicy):
         rules: dict[ExitRule, Setting] = {}  # different numbers of layers may give the same rule
         for count in self.calibration.num_layers_run:
             rule, _ = best_rule(self.calibration.answers, self.criterion, max_mean_layers=count)
-            chosen = {"exit_patience": rule.patience}
+            fields: dict[str, Any] = {"exit_patience": rule.patience}
             if rule.patience is None:
-                chosen = {"exit_threshold": rule.threshold, "exit_criterion": rule.criterion}
+                fields = {"exit_threshold": rule.threshold, "exit_criterion": rule.criterion}
             label = f"patience {rule.patience}" if rule.threshold is None else f"threshold {rule.threshold:g}"
-            rules[rule] = Setting(label, partial(_run_with, self.calibration.model, chosen), chosen)
+            run = partial(_run_with, self.calibration.model, fields)
+            rules.setdefault(rule, Setting(label, run, fields | {"max_mean_layers": count}))
         return list(rules.values())
 
 
@@ -218,24 +220,56 @@ EXIT_POLICIES = tuple(_exit_policy(criterion) for criterion in (*CRITERIA, PATIE
 
 
 class AsConfigured(CalibratedPolicy):
-    """What the model does by itself, where its configuration lets examples leave early."""
+    """What the model does by itself, where its configuration says that fewer layers or MLPs run."""
 
     name = "as-configured"
 
     @classmethod
     def applies_to(cls, model: PreTrainedModel) -> bool:
-        return any(getattr(model.config, name) is not None for name in ("exit_threshold", "exit_patience"))
+        return bool(_configured_fields(model))
 
     def __init__(self, calibration: Calibration):
         super().__init__(calibration)
-        fields = {name: getattr(calibration.model.config, name) for name in EXIT_FIELDS}
-        if fields["exit_threshold"] is None:
-            del fields["exit_criterion"]
-        self.fields = {name: value for name, value in fields.items() if value is not None}
+        self.fields = _configured_fields(calibration.model)
+        config: Any = calibration.model.config
+        if "exit_threshold" in self.fields:
+            self.fields["exit_criterion"] = config.exit_criterion
 
     def settings(self) -> list[Setting]:
         label = ", ".join(f"{name.removeprefix('exit_')} {value}" for name, value in self.fields.items())
-        return [Setting(label, partial(_run_with, self.calibration.model, self.fields), self.fields)]
+        return [Setting(label, partial(_run_configured, self.calibration.model, self.fields), self.fields)]
+
+
+# Fields of a configuration by which fewer layers or MLPs run
+_FIELDS = ("exit_threshold", "exit_patience", "layer_budget", "skipped_mlps")
+
+
+def _configured_fields(model: PreTrainedModel) -> dict[str, Any]:
+    values = {name: getattr(model.config, name, None) for name in _FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def configured(model: PreTrainedModel, fields: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which a model's configuration says these fields, and no other way to run fewer layers or MLPs."""
+    config: Any = model.config
+    kept = {name: getattr(config, name) for name in (*_FIELDS, "exit_criterion")}
+    try:
+        for name in _FIELDS:
+            setattr(config, name, None)
+        for name, value in fields.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name in _FIELDS:
+            setattr(config, name, None)
+        for name, value in kept.items():
+            setattr(config, name, value)
+
+
+def _run_configured(model: PreTrainedModel, fields: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
+    with configured(model, fields):
+        return model(**inputs)
 
 
 class OtherModels:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
+from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
 from ..evaluation.order_plans import evenly_spaced_layers
@@ -64,16 +65,17 @@ class ProgramAnswers:
         return ProgramAnswers(self.programs, self.labels[rows], self.answers[rows], self.features[rows])
 
 
-def programs_by_length(num_layers: int, num_shared: int = 2) -> list[list[int]]:
-    """A small set of programs: the first layers, then evenly spaced ones of those left, of every number.
+def programs_by_length(num_layers: int, num_shared: int = 2, num_programs: int | None = None) -> list[list[int]]:
+    """A small set of programs: the first layers, then evenly spaced ones of those left, in several numbers.
 
     Args:
         num_layers: Layers of the model, at least 1.
         num_shared: How many layers all programs begin with, from 0 to `num_layers - 1`. A predictor sees what they
             give.
+        num_programs: How many programs, from 1 to `num_layers - num_shared`, which is the default.
 
     Returns:
-        `num_layers - num_shared` programs, the shortest first. The last is the sequential order.
+        Programs of evenly spaced lengths, the shortest first. The last is the sequential order.
 
     Raises:
         `ValueError`: if a number is out of range.
@@ -81,10 +83,10 @@ def programs_by_length(num_layers: int, num_shared: int = 2) -> list[list[int]]:
     if not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
         raise ValueError(f"`num_shared` is {num_shared!r}; it must be an integer from 0 to {num_layers - 1}.")
     left = num_layers - num_shared
+    check_integers(num_programs=(left if num_programs is None else num_programs, 1))
     shared = list(range(num_shared))
-    return [
-        shared + [num_shared + layer for layer in evenly_spaced_layers(left, count)] for count in range(1, left + 1)
-    ]
+    lengths = np.linspace(left, 1, min(num_programs or left, left)).round().astype(int)[::-1].tolist()
+    return [shared + [num_shared + layer for layer in evenly_spaced_layers(left, count)] for count in lengths]
 
 
 def checked_programs(programs: Sequence[ExecutionOrder], num_layers: int) -> tuple[Program, ...]:
@@ -110,15 +112,13 @@ def shared_beginning(programs: Sequence[Program]) -> Program:
 
 
 def features_of(parts: LayerwiseClassifier, hidden_states: torch.Tensor) -> torch.Tensor:
-    """What is known of examples from their hidden states: mean and standard deviation over tokens, and logits.
+    """What is known of examples from their hidden states: the mean over tokens, and the logits.
 
     Returns:
-        float32 of shape `(batch_size, 2 * hidden_size + num_labels)`.
+        float32 of shape `(batch_size, hidden_size + num_labels)`.
     """
-    states = hidden_states.float()
-    mean = parts.mean_over_tokens(states)
-    deviation = parts.mean_over_tokens((states - mean[:, None]) ** 2).sqrt()
-    return torch.cat((mean, deviation, parts.classify(hidden_states).float()), dim=-1)
+    mean = parts.mean_over_tokens(hidden_states.float())
+    return torch.cat((mean, parts.classify(hidden_states).float()), dim=-1)
 
 
 @silenceable
@@ -150,6 +150,8 @@ def answers_of_programs(
     known = checked_programs(programs, parts.num_layers)
     tree = OrderTree.of(known)
     beginning = shared_beginning(known)
+    for layer in beginning:
+        tree = tree.children[layer]
     processing_class = chosen_processing_class(processing_class, image_processor)
     check_evaluable(parts.model.config, processing_class)
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
@@ -158,9 +160,10 @@ def answers_of_programs(
         for batch in tqdm(loader, desc="Answers of programs", unit="batch", disable=not progress):
             labels.append(labels_on_device(parts, batch["labels"]).cpu())
             embedded = parts.embed(inputs_on_device(parts, batch))
-            features.append(features_of(parts, run_layers(parts, embedded, beginning)).cpu())
+            states = run_layers(parts, embedded, beginning)
+            features.append(features_of(parts, states).cpu())
             found = torch.empty(len(known), len(embedded), dtype=torch.int64)
-            for index, hidden_states in walk(parts, tree, embedded):
+            for index, hidden_states in walk(parts, tree, states, position=len(beginning)):
                 logits = parts.classify(hidden_states)
                 found[index] = torch.where(logits.isnan().any(-1), -1, logits.argmax(-1)).cpu()
             answers.append(found.T)

@@ -2,8 +2,8 @@
 """What a model's folder records about the model, from which its card is built.
 
 `config.json`, also of a pruned model's origin; `training.json`, how it was trained; `robustness.json`, a
-[`RobustnessReport`]; `merge_plan.yaml`; `export.json`, a plain ViT's origin; pictures; `examples/`, images with the
-model's answers; and the licence in `README.md`.
+[`RobustnessReport`]; `budget.json`, a [`BudgetReport`]; `merge_plan.yaml`; `export.json`, a plain ViT's origin;
+pictures; `examples/`, images with the model's answers; and the licence in `README.md`.
 """
 
 import json
@@ -13,15 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from ..adaptive.budget_report import BudgetReport
 from ..checkpoints.checks import explained_reading
-from ..checkpoints.identity import weights_digest
-from ..checkpoints.image_processors import load_image_processor
-from ..checkpoints.loading import classes_of, load_classifier
-from ..checkpoints.locations import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES
+from ..checkpoints.loading import classes_of
 from ..checkpoints.record_checks import (
     Example,
     ExportRecord,
@@ -30,18 +29,19 @@ from ..checkpoints.record_checks import (
     TrainingRecord,
     check_record,
 )
-from ..checkpoints.tokenizers import load_tokenizer, tokenizer_digest
 from ..common import yaml_files
 from ..common.environment import version_of
 from ..common.files import write_text
 from ..common.paths import inside, public_dataset, public_name
-from ..evaluation.fingerprint import processor_digest
+from ..common.reports import Report
 from ..evaluation.report import REPORT_FILE, RobustnessReport
 from ..models.auto_classes import is_free_model_type
 from ..models.configuration_layershuffle import encoder_config
 from .card_files import license_of, read_license
+from .report_checks import check_reports
 
 
+_Report = TypeVar("_Report", bound=Report)
 TRAINING_FILE = "training.json"
 EXPORT_FILE = "export.json"
 MERGE_FILE = "merge_plan.yaml"
@@ -52,6 +52,8 @@ PICTURES = {
     "pruning_curves.png": "Accuracy against the number of layers that run",
     "layer_ablation.png": "Accuracy with one layer left out, and with two neighbours swapped",
 }
+BUDGET_PICTURE = "budget.png"
+_CAPTIONS = PICTURES | {BUDGET_PICTURE: "Accuracy against multiply-adds and time, for ways to run fewer layers"}
 _ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "orders_per_step",
     "optim", "learning_rate", "layer_lr_decay", "lr_scheduler_type", "warmup_steps", "weight_decay", "ema_decay",
@@ -150,6 +152,7 @@ class FolderRecords:
     config: SimpleNamespace
     training: dict
     report: RobustnessReport | None
+    budget: BudgetReport | None
     merge: dict | None
     pruned: dict | None
     export: dict | None
@@ -177,22 +180,23 @@ class FolderRecords:
             `ValueError`: if a file is not what its name says, or a record is of another model.
         """
         folder = Path(folder)
-        report = RobustnessReport.load(inside(folder, REPORT_FILE)) if (folder / REPORT_FILE).exists() else None
-        if report is not None:
-            _check_report(folder, report)
-        names = [*PICTURES, *sorted(path.name for path in folder.glob("*.png") if path.name not in PICTURES)]
+        report = _read_report(folder, RobustnessReport)
+        budget = _read_report(folder, BudgetReport)
+        check_reports(folder, [each for each in (report, budget) if each is not None])
+        names = [*_CAPTIONS, *sorted(path.name for path in folder.glob("*.png") if path.name not in _CAPTIONS)]
         described = _read_config(folder, report, config, num_parameters)
         training, export = (read_json(folder / file) or {} for file in (TRAINING_FILE, EXPORT_FILE))
         return cls(
             config=described,
             training=_read_record(folder, TRAINING_FILE, TrainingRecord) or {},
             report=report,
+            budget=budget,
             merge=_read_merge(folder),
             pruned=_checked_origin(folder, getattr(described, "pruned_from", None)),
             export=_read_record(folder, EXPORT_FILE, ExportRecord),
             widget=read_examples(folder),
             pictures=[
-                (name, PICTURES.get(name, Path(name).stem.replace("_", " ").capitalize()))
+                (name, _CAPTIONS.get(name, Path(name).stem.replace("_", " ").capitalize()))
                 for name in names
                 if (folder / name).exists()
             ],
@@ -248,38 +252,9 @@ def _num_parameters(config: PreTrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_report(folder: Path, report: RobustnessReport) -> None:
-    """Refuses a report of another model: of another depth, or of other weights than the folder's.
-
-    Training into the same folder again leaves such a report behind.
-    """
-    depth = (read_json(folder / "config.json") or {}).get("num_hidden_layers", report.num_layers)
-    if depth != report.num_layers:
-        raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
-    expected = report.config.get("weights")
-    if expected is None or not any(folder.glob("*.safetensors")):
-        return
-    dtype = getattr(torch, report.environment.get("dtype", "float32"), None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(
-            f"'{folder / REPORT_FILE}' is of weights of the dtype {report.environment['dtype']!r}, which is none."
-        )
-    again = "Evaluate again (`hf-layershuffle publish --dataset_name ...`), or remove it."
-    if weights_digest(load_classifier(str(folder), dtype=dtype)) != expected:
-        raise ValueError(f"'{folder / REPORT_FILE}' is a report of other weights than those beside it. {again}")
-    tokenizer = report.config.get("tokenizer")
-    if tokenizer is not None and any((folder / name).exists() for name in TOKENIZER_FILES):
-        if tokenizer_digest(load_tokenizer(folder)) != tokenizer:
-            raise ValueError(
-                f"'{folder / REPORT_FILE}' was made with another tokenizer than the one beside it. {again}"
-            )
-    processor = report.config.get("image_processor")
-    if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
-        if processor_digest(load_image_processor(folder)) != processor:
-            raise ValueError(
-                f"'{folder / REPORT_FILE}' was made with other settings of the image processor than those beside it. "
-                f"{again}"
-            )
+def _read_report(folder: Path, kind: type[_Report]) -> _Report | None:
+    path = folder / kind.file_name
+    return kind.load(inside(folder, kind.file_name)) if path.exists() else None
 
 
 def read_json(path: Path) -> dict | None:

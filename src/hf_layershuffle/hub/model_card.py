@@ -9,14 +9,17 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..adaptive.budget_report import BudgetReport
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
@@ -25,7 +28,7 @@ from ..evaluation.report import RobustnessReport, pruning_points
 from .card_files import read_card
 from .card_tasks import card_task
 from .card_text import mark_published, update_card_text
-from .folder_records import METRICS, FolderRecords, hub_id
+from .folder_records import BUDGET_PICTURE, METRICS, FolderRecords, hub_id
 
 
 logger = logging.getLogger(__name__)
@@ -120,9 +123,8 @@ def build_model_card(
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(described, "image_size", None)
     baseline = training.get("baseline")
-    return ModelCard.from_template(
+    return _filled_in(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
-        template_path=str(Path(__file__).with_name("model_card_template.md")),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
         revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
@@ -135,6 +137,10 @@ def build_model_card(
         dataset=in_code(dataset) if dataset else None,
         report=replace(report, dataset=in_code(report.dataset)) if report else None,
         report_table=_report_table(report, baseline) if report else None,
+        budget=replace(records.budget, dataset=in_code(records.budget.dataset)) if records.budget else None,
+        budget_table=_budget_table(records.budget) if records.budget else None,
+        budget_picture=next((name for name, _ in records.pictures if name == BUDGET_PICTURE), None),
+        exits=_describe_exits(described),
         rows=_metric_rows(training.get("metrics", {}), baseline),
         baseline=in_code_deep(baseline),
         license=license,
@@ -148,9 +154,23 @@ def build_model_card(
         merge=records.merge and _safe_merge(records.merge),
         pruned=in_code_deep(records.pruned),
         export=in_code_deep(records.export),
-        pictures=[(_in_link(name), escape(caption)) for name, caption in records.pictures],
+        pictures=[
+            (_in_link(name), escape(caption))
+            for name, caption in records.pictures
+            if not (records.budget and name == BUDGET_PICTURE)
+        ],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
+
+
+def _filled_in(metadata: ModelCardData, **values: Any) -> ModelCard:
+    """What `ModelCard.from_template` gives, which compiles the template anew for each card."""
+    return ModelCard(_template().render(card_data=metadata.to_yaml(), **{**metadata.to_dict(), **values}))
+
+
+@cache
+def _template() -> jinja2.Template:
+    return jinja2.Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _safe_merge(merge: dict) -> dict:
@@ -284,6 +304,15 @@ def _report_table(report: RobustnessReport, baseline: dict | None) -> str:
     return markdown_table(table)
 
 
+def _budget_table(budget: BudgetReport) -> str:
+    """The table of a budget; its names may be somebody else's."""
+    whole, *points = (
+        replace(point, policy=escape(point.policy), label=escape(point.label))
+        for point in (budget.whole, *budget.points)
+    )
+    return markdown_table(replace(budget, whole=whole, points=points).table())
+
+
 def _method(config: SimpleNamespace) -> dict:
     """The settings of the configuration that decide how the model was trained, without those that are off."""
     is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0, "drop_path_rate": 0.0}
@@ -306,3 +335,23 @@ def _describe_training(config: SimpleNamespace) -> str:
     extras += ["trained exits (a halting head)"] if getattr(config, "halting_head", False) else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])
+
+
+_SURE = {
+    "probability": "whose highest class probability is at least {}",
+    "entropy": "at which 1 minus the entropy, as a fraction of its largest value, is at least {}",
+    "margin": "at which the two highest class probabilities differ by at least {}",
+    "halting": "at which the probability of having left, by the halting head, is above {}",
+}
+
+
+def _describe_exits(config: SimpleNamespace) -> str | None:
+    """How the configuration says that an example runs through fewer layers. None if it does not."""
+    threshold, patience = (getattr(config, name, None) for name in ("exit_threshold", "exit_patience"))
+    budget = getattr(config, "layer_budget", None)
+    if patience is not None:
+        return f"an example leaves after {patience} layer{'s' * (patience != 1)} in a row with the same answer"
+    if threshold is not None:
+        rule = _SURE.get(getattr(config, "exit_criterion", "probability"), "that is sure enough by {}")
+        return f"an example leaves at the first layer {rule.format(threshold)}"
+    return None if budget is None else f"an example runs through the {budget} layers that the layer controller chooses"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
+from ..adaptive.budget_report import REPORT_FILE as BUDGET_FILE
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
 from ..checkpoints.loading import classes_of
 from ..checkpoints.locations import TOKENIZER_FILES
@@ -22,7 +23,7 @@ from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
 from ..models.auto_classes import auto_classes_of, is_free_model_type, plain_type_of
 from ..models.modeling_layershuffle import LayerShuffleMixin
-from .folder_records import EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
+from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
 
 
 # What belongs to a published model, beside its code. Checkpoints, logs, optimizer states and pickles do not
@@ -42,7 +43,16 @@ PUBLISHED = (
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
 # weights, the records hold and join the folder; if not, all of these are of another model, and the commit removes them
-RECORDS = (REPORT_FILE, TRAINING_FILE, "*_results.json", "merge_plan.yaml", f"{EXAMPLES_FOLDER}/*", *PICTURES)
+RECORDS = (
+    REPORT_FILE,
+    BUDGET_FILE,
+    TRAINING_FILE,
+    "*_results.json",
+    "merge_plan.yaml",
+    f"{EXAMPLES_FOLDER}/*",
+    *PICTURES,
+    BUDGET_PICTURE,
+)
 REPLACED = ("*.safetensors", "*.safetensors.index.json", EXPORT_FILE, *RECORDS)
 _AGAIN = "Load the model with hf_layershuffle and save it with `save_pretrained`."
 

@@ -17,16 +17,16 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel
 
+from ..adaptive.budget_report import BudgetReport
 from ..checkpoints.hub_connection import commit_once, retried
 from ..checkpoints.hub_errors import explained_errors
 from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.files import write_text
 from ..common.paths import inside
-from ..evaluation.report import REPORT_FILE, RobustnessReport
-from ..plotting.robustness import save_report_pictures
+from ..evaluation.report import RobustnessReport
 from .card_files import read_card
 from .card_text import combine_cards, mark_published
-from .folder_records import EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
+from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
 from .model_card import write_model_card
 from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
 
@@ -191,7 +191,7 @@ def push_model(
 
 
 def push_report(
-    report: RobustnessReport,
+    report: RobustnessReport | BudgetReport,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -214,9 +214,13 @@ def push_report(
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
         report.save(folder)
-        save_report_pictures({report.model: report}, folder)
+        report.plot().save(folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
-        names = ["README.md", REPORT_FILE, *(name for name in PICTURES if (folder / name).exists())]
+        names = [
+            "README.md",
+            report.file_name,
+            *(name for name in (*PICTURES, BUDGET_PICTURE) if (folder / name).exists()),
+        ]
         return commit_once(
             api,
             repo_id,

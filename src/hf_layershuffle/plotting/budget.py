@@ -28,45 +28,49 @@ def plot_budget(report: BudgetReport) -> Figure:
     panels = report.costs
     figure = Figure(figsize=(PAGE_WIDTH, 3.1 if len(panels) > 1 else 3.6), layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    best = max(point.accuracy for point in (report.whole, *report.points))
     for axes, cost in zip(all_axes, panels):
-        _draw_panel(axes, report, cost)
-        axes.set_xlim(left=0)
-        axes.set_title(_title(cost))
-        axes.set_xlabel(
-            "multiply-adds an example (million)" if cost == MULTIPLY_ADDS else "fraction of all layers' time"
-        )
-    lowest = min(point.accuracy for point in (report.whole, *report.points))
-    bottom = max(lowest, best - SHOWN_BELOW_BEST)
-    margin = 0.04 * (best - bottom) or 0.01
-    all_axes[0].set_ylim(bottom - margin, best + margin)
+        draw_budget_panel(axes, report, cost, list(report.by_policy()))
+    all_axes[0].set_ylim(*accuracy_limits(report))
     all_axes[0].set_ylabel(ACCURACY_LABEL)
     set_title(figure, "Accuracy against cost", {report.model: report})
     legend_below(figure, all_axes[0])
     return figure
 
 
-def _draw_panel(axes: Axes, report: BudgetReport, cost: str) -> None:
+def draw_budget_panel(axes: Axes, report: BudgetReport, cost: str, policies: list[str]) -> None:
+    """Draws accuracy against one cost.
+
+    Args:
+        cost: One of the report's `costs`.
+        policies: Names of policies, in the sequence that decides how each is drawn.
+    """
     front = report.front(cost)
     axes.plot(
         [_x(point, cost) for point in front], [point.accuracy for point in front], label="Pareto front", **_FRONT
     )
-    policies = report.by_policy()
-    for number, (name, points) in enumerate(policies.items()):
+    for name, points in report.by_policy().items():
         shown = sorted(points, key=lambda point: _x(point, cost))
-        style = _style(number, len(policies))
+        style = _style(policies.index(name), len(policies))
         axes.plot([_x(each, cost) for each in shown], [each.accuracy for each in shown], label=name, zorder=3, **style)
     axes.plot([_x(report.whole, cost)], [report.whole.accuracy], label=report.whole.policy, **_WHOLE)
+    axes.set_xlim(left=0)
+    axes.set_title("multiply-adds" if cost == MULTIPLY_ADDS else f"time, batch of {cost.rpartition('_')[2]}")
+    axes.set_xlabel("multiply-adds an example (million)" if cost == MULTIPLY_ADDS else "fraction of all layers' time")
+
+
+def accuracy_limits(report: BudgetReport) -> tuple[float, float]:
+    """The lowest and the highest accuracy that a picture shows."""
+    found = [point.accuracy for point in (report.whole, *report.points)]
+    best = max(found)
+    bottom = max(min(found), best - SHOWN_BELOW_BEST)
+    margin = 0.04 * (best - bottom) or 0.01
+    return bottom - margin, best + margin
 
 
 def _style(number: int, total: int) -> dict[str, Any]:
     """Neighbours are dark and light by turns: the policies of one kind, whose points lie together, are neighbours."""
     shade = number // 2 + (number % 2) * -(-total // 2)
     return series_style(number, total) | dict(color=colors_of(total)[shade], linewidth=1.0)
-
-
-def _title(cost: str) -> str:
-    return "multiply-adds" if cost == MULTIPLY_ADDS else f"time, batch of {cost.rpartition('_')[2]}"
 
 
 def _x(point: BudgetPoint, cost: str) -> float:

@@ -1,0 +1,96 @@
+"""Cards show what fewer layers cost, and say when a configuration lets examples leave."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from support.cards import images, save_model
+from transformers import ViTImageProcessor
+
+import hf_layershuffle as ls
+from hf_layershuffle.hub.model_card import write_model_card
+from hf_layershuffle.hub.published_files import is_replaced, published_files
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "vit-tiny"
+    model = save_model(folder)
+    report = ls.evaluate_budget(
+        model,
+        images(10),
+        images(15),
+        policies=["evenly-spaced"],
+        num_layers_run=[2],
+        image_processor=ViTImageProcessor(size={"height": 8, "width": 8}),
+        dataset_name="org/letters",
+        measure_time=False,
+        progress=False,
+    )
+    report.save(folder)
+    report.plot().save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(described, tmp_path):
+    return shutil.copytree(described, tmp_path / "vit-tiny")
+
+
+def card_of(folder) -> str:
+    write_model_card(folder)
+    return (folder / "README.md").read_text()
+
+
+def test_the_table_and_the_picture_are_in_the_card(folder):
+    report, text = ls.BudgetReport.load(folder), card_of(folder)
+    (point,) = report.points
+    assert "on 10 images of `org/letters`; thresholds and programs were chosen on 15 others." in text
+    row = next(line for line in text.splitlines() if line.startswith("| evenly-spaced | 2 layers |"))
+    assert f"| {point.accuracy:.4f} |" in row and f"| {point.multiply_adds / 1e6:,.1f}" in row
+    assert text.count("](budget.png)") == 1
+    assert text.index("### With fewer layers") < text.index("## Use")
+    assert {"budget.json", "budget.png"} <= set(published_files(folder))
+    assert is_replaced("budget.json") and is_replaced("budget.png")  # by a push of other weights
+    (folder / "budget.json").unlink()
+    (folder / "budget.png").unlink()
+    assert "With fewer layers" not in card_of(folder)
+
+
+def test_a_budget_of_other_weights_is_refused(folder):
+    save_model(folder, num_labels=5, depth_embedding=True)
+    with pytest.raises(ValueError, match=r"budget.json' is a report of other weights .* `hf-layershuffle budget"):
+        card_of(folder)
+
+
+def test_names_of_others_do_not_break_the_table(folder):
+    report = ls.BudgetReport.load(folder)
+    point = dataclasses.replace(report.points[0], policy="a | b", label="x\n<script>")
+    (folder / "budget.json").write_text(json.dumps(dataclasses.replace(report, points=[point]).to_dict()))
+    text = card_of(folder)
+    assert "<script>" not in text and "| a | b |" not in text
+    (folder / "budget.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"budget.json' is not a budget report"):
+        card_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, None),
+        ({"exit_threshold": 0.9}, "at the first layer whose highest class probability is at least 0.9;"),
+        (
+            {"exit_threshold": 0.8, "exit_criterion": "margin"},
+            "at which the two highest class probabilities differ by",
+        ),
+        ({"exit_patience": 3}, "an example leaves after 3 layers in a row with the same answer;"),
+    ],
+)
+def test_the_rule_of_the_configuration_is_named(tmp_path, fields, said):
+    save_model(tmp_path, **fields)
+    text = card_of(tmp_path)
+    if said is None:
+        assert "By its configuration" not in text
+    else:
+        assert said in text and '`exit_threshold="off"` in a call runs all layers' in text
