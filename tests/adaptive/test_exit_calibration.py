@@ -142,7 +142,7 @@ def test_orders_are_those_the_model_runs_in(model, processor, digits):
         ({"max_accuracy_loss": 1.5}, "`max_accuracy_loss` is 1.5"),
         ({"max_mean_layers": 7}, "`max_mean_layers` is 7; it must be a number from 1 to 6"),
         ({"max_mean_layers": 0}, "from 1 to 6"),
-        ({"max_mean_layers": 3, "criterion": "sure"}, "one of probability, entropy, margin, patience"),
+        ({"max_mean_layers": 3, "criterion": "sure"}, "one of probability, entropy, margin, halting, patience"),
         ({"max_mean_layers": 3, "max_samples": 1}, "There is one example"),
         ({"max_mean_layers": 2, "seed": -1}, "`seed` is -1"),
         ({"max_mean_layers": 2, "execution_orders": [[0, 1], [0, 1, 2]]}, "2 to 3 layers; all must be equally long"),
