@@ -228,7 +228,7 @@ def check_layer_controller(rank: int):
     layer_budget.gumbel_noise = lambda rng, size, positions: (
         0.1 * torch.from_numpy(rng.gumbel(size=(2, size // 2, positions))).flatten(0, 1).float()
     )
-    expected.seed_execution_order(42)
+    expected.seed_execution_order(45)
     budgets = []
     for part in (slice(0, 8), slice(8, 16)):
         outputs = expected(**{name: tensor[part] for name, tensor in batch.items()})
@@ -238,7 +238,7 @@ def check_layer_controller(rank: int):
     assert budgets[0] != budgets[1], budgets  # else another seed
     torch.optim.SGD(expected.layer_controller.parameters(), lr=0.1).step()
     with tempfile.TemporaryDirectory() as folder:
-        trained_by(model, folder, InSequence)
+        trained_by(model, folder, InSequence, seed=45)
     for (name, parameter), other, old in zip(model.named_parameters(), expected.parameters(), before.parameters()):
         torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-4, msg=name)
         assert torch.equal(parameter, old) != name.startswith("layer_controller"), name

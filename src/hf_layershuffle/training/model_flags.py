@@ -70,6 +70,6 @@ def layershuffle_flags(args: ModelArguments) -> dict:
 def check_parts(flags: dict, model: PreTrainedModel) -> None:
     """Raises a `ValueError` for a flag that does nothing without another."""
     for name, part in PARTS.items():
-        if name in flags and not getattr(model.config, part):
+        if flags.get(name) is not None and not getattr(model.config, part):
             option = {"halting_head": "early_exit pondernet"}.get(part, part)
             raise ValueError(f"`{name}` is {flags[name]!r} without `{part}`; add --{option}, or leave it out.")
