@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -139,6 +140,7 @@ def test_it_is_saved_and_loaded(model, loader, predictor, tmp_path):
         loaded = ProgramPredictor.from_pretrained(place)
         assert loaded.programs == predictor.programs and loaded.settings == predictor.settings
         assert torch.equal(loaded.run(model, images).logits, predictor.run(model, images).logits)
+    assert torch.equal(pickle.loads(pickle.dumps(loaded)).hidden.weight, predictor.hidden.weight)
 
 
 def test_a_failed_save_leaves_the_earlier_file(predictor, tmp_path, monkeypatch):

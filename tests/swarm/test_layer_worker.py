@@ -43,6 +43,17 @@ def test_a_layer_at_a_position_gives_what_it_gives_in_the_model(folder, position
         assert (result.layer, result.position) == (layer, position) and result.seconds > 0
 
 
+@torch.no_grad()
+def test_mlps_are_left_out_where_the_configuration_says(vit, tmp_path):
+    model = randomize(vit.classifier(skipped_mlps=[1, 3])).eval()
+    model.save_pretrained(tmp_path)
+    worker, parts = LayerWorker(tmp_path, [0]), LayerwiseClassifier(model)
+    parts.embed(torch.randn(2, 3, 8, 8))
+    for position in (0, 1, 3):
+        result = worker.run(call(0, position)).hidden_states
+        assert torch.equal(result, parts.run_layer(STATES, 0, position, with_mlp=position == 0)[0])
+
+
 def test_a_worker_has_the_memory_of_its_layers_only(folder):
     sizes = {name: tensor.nbytes for name, tensor in load_file(folder / "model.safetensors").items()}
 

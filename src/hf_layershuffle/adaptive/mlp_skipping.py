@@ -36,16 +36,17 @@ def without_mlps(model: PreTrainedModel, positions: Sequence[int] | None) -> Ite
         `ValueError`: if they are no distinct positions of the configuration's execution order, or a layer has no MLP
             that is known.
     """
-    config: Any = model.config
+    free: Any = model
+    config = free.config
     if not hasattr(config, "skipped_mlps"):
         raise ValueError(f"{type(model).__name__} has no free layer order; make it so by `free_order(model)`.")
     kept = config.skipped_mlps
     order = config.execution_order
     try:
         config.skipped_mlps = None if positions is None else list(positions)
-        check_against_order(config.skipped_mlps, len(model.free_layers) if isinstance(order, str) else len(order))
+        check_against_order(config.skipped_mlps, len(free.free_layers) if isinstance(order, str) else len(order))
         if positions:
-            without_mlp(next(iter(model.free_layers.children())))  # refuses before a forward pass does
+            without_mlp(next(iter(free.free_layers.children())))  # refuses before a forward pass does
         yield
     finally:
         config.skipped_mlps = kept

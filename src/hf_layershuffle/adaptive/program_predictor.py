@@ -135,7 +135,8 @@ class ProgramPredictor(nn.Module):
         by_name = {parts.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
         beginning = shared_beginning(self.programs)
         states = run_layers(parts, parts.embed(by_name), beginning)
-        chosen = self.choose(features_of(parts, states), cost_weight)
+        features = features_of(parts, states).to(self.mean.device)
+        chosen = self.choose(features, cost_weight).to(states.device)
         logits: Any = None
         for index in chosen.unique().tolist():
             rows = (chosen == index).nonzero()[:, 0]
@@ -144,7 +145,10 @@ class ProgramPredictor(nn.Module):
             answered = parts.classify(after)
             logits = answered.new_empty(len(chosen), answered.shape[-1]) if logits is None else logits
             logits[rows] = answered
-        return PredictedAnswers(logits, self.num_layers_run[chosen], chosen)
+        return PredictedAnswers(logits, self.num_layers_run.to(chosen.device)[chosen], chosen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_checked": None}  # a weak reference cannot be pickled
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Checks that a model is the one that the predictor was trained for. Its weights are compared once.
