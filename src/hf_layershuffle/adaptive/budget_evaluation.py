@@ -139,10 +139,7 @@ def evaluate_budget(
     if calibration_data is not None:
         held_out = batches_for(parts, calibration_data, processor, max_samples=max_calibration_samples, **loading)
     digests = _digests(loader, held_out)
-    calibration = None
-    if held_out is not None:
-        search_loader = some_of(held_out, min(num_search_samples, _size(held_out)))
-        calibration = Calibration(free, held_out, search_loader, counts, seed)
+    calibration = None if held_out is None else _calibration(free, held_out, counts, num_search_samples, seed)
     chosen = _made(named, calibration) + ([OtherModels(rivals, OTHER_MODELS)] if rivals else [])
     settings = digests | {
         "num_layers_run": counts,
@@ -172,6 +169,12 @@ def evaluate_budget(
         config=described,
         environment=describe_environment(free) | {"threads": torch.get_num_threads()},
     )
+
+
+def _calibration(
+    model: PreTrainedModel, loader: DataLoader, counts: list[int], num_search_samples: int, seed: int
+) -> Calibration:
+    return Calibration(model, loader, some_of(loader, min(num_search_samples, _size(loader))), counts, seed)
 
 
 def _size(loader: DataLoader) -> int:
