@@ -5,6 +5,8 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUTPUT ?= outputs/digits-layershuffle
+# Neighbours stay on one process, which makes what a file's tests share once; who is done takes from the other
+PARALLEL := --numprocesses 2 --dist worksteal
 
 .PHONY: help install train model-cards encoders test test-slow bench lint format clean
 
@@ -41,10 +43,10 @@ encoders: $(INSTALLED)
 	$(BIN)/python experiments/encoder_table.py $(ENCODERS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 -m "not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 # BENCH="--resume" goes on after an interruption, BENCH="--only startup" measures one thing
 bench: $(INSTALLED)

@@ -26,6 +26,7 @@ import pytest
 import torch
 import transformers
 from matplotlib.figure import Figure
+from support.forked import run_forked
 
 import hf_layershuffle as ls
 import hf_layershuffle_cli
@@ -163,10 +164,21 @@ def run_command(command: list[str], cwd=None, environment: dict | None = None, t
     )
 
 
-def run_python(code_or_script, *arguments, **kwargs):
-    """Runs a script (`Path`) or code (`str`) with this interpreter in a fresh process."""
+def run_python(
+    code_or_script, *arguments, fresh: bool = False, cwd=None, environment: dict | None = None, timeout: float = 300
+):
+    """Runs a script (`Path`) or code (`str`) with this interpreter in a process of its own.
+
+    Args:
+        fresh: Whether the process is a fresh one, for what is told by its imports, memory or hashes. Else it has
+            torch already, which saves seconds.
+    """
+    if not fresh and hasattr(os, "fork"):
+        variables = {**ENVIRONMENT, **(environment or {})}
+        return run_forked(code_or_script, [str(each) for each in arguments], variables, cwd, timeout)
     program = [code_or_script] if isinstance(code_or_script, Path) else ["-c", code_or_script]
-    return run_command([sys.executable, *program, *arguments], **kwargs)
+    command = [sys.executable, *program, *arguments]
+    return run_command(command, cwd=cwd, environment=environment, timeout=timeout)
 
 
 def run_here(

@@ -52,7 +52,7 @@ def test_it_works_from_the_wheel_alone(tmp_path):
         packed = {name for name in files.namelist() if "bundled_model/" in name}
     there = {f"hf_layershuffle/bundled_model/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*.*")}
     assert packed == there
-    result = run_python(FIRST_STEPS, environment={"PYTHONPATH": str(tmp_path / "installed")})
+    result = run_python(FIRST_STEPS, fresh=True, environment={"PYTHONPATH": str(tmp_path / "installed")})
     assert result.returncode == 0, result.stderr
     where, label = result.stdout.splitlines()
     assert where.startswith(str(tmp_path / "installed")) and label == "3"

@@ -11,7 +11,7 @@ HEAVY = ("accelerate", "datasets", "evaluate", "matplotlib", "pandas", "pydantic
 
 
 def modules_after(code: str) -> set[str]:
-    result = run_python(f"{code}\nimport sys\nprint(' '.join(sys.modules))")
+    result = run_python(f"{code}\nimport sys\nprint(' '.join(sys.modules))", fresh=True)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.splitlines()[-1].split())
 

@@ -236,9 +236,14 @@ class LayerwiseClassifier:
         with run_program(layers, [ConstantCall(layers[0], hidden_states, bool(self._gives_tuple))]):
             return self.model(**inputs, **self._options).logits
 
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The mask of padding among the inputs embedded last, if there is one."""
+        return self._inputs.get("attention_mask")
+
     def mean_over_tokens(self, values: torch.Tensor) -> torch.Tensor:
         """Means over the tokens of the batch embedded last, without padding, of values `(batch_size, tokens, ...)`."""
-        mask = self._inputs.get("attention_mask")
+        mask = self.attention_mask
         if mask is None or mask.shape != values.shape[:2]:
             return values.mean(1)
         weights = mask.to(values.dtype).reshape(*mask.shape, *[1] * (values.ndim - 2))

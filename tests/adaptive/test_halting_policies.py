@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import randomize
+from torch.utils.data import DataLoader
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive.halting_policies import HaltingDraws, HaltingExit
@@ -21,13 +22,13 @@ def model():
     )  # fmt: skip
     model = randomize(ls.LayerShuffleViTForImageClassification(config)).eval()
     with torch.no_grad():
-        model.halting_head.out.weight.mul_(5)
-        model.halting_head.out.bias.fill_(0)
         said = []
         handle = model.halting_head.out.register_forward_hook(lambda module, args, output: said.append(output))
         model(IMAGES, exit_threshold=1.0, exit_criterion="halting")
         handle.remove()
-        model.halting_head.out.bias.sub_(said[0].median() + 0.5)
+        out, scale = model.halting_head.out, 2 / said[0].std()
+        out.weight.mul_(scale)
+        out.bias.copy_((out.bias - said[0].median()) * scale - 0.5)
     return model
 
 
@@ -101,8 +102,8 @@ def test_a_model_without_a_head():
 
 @torch.inference_mode()
 def test_policies(model):
-    loader = [{"pixel_values": IMAGES, "labels": torch.arange(60) % 5}]
-    calibration = Calibration(model, loader, num_layers_run=[2, 3])
+    loader = DataLoader(ITEMS, batch_size=60)
+    calibration = Calibration(model, loader, search_loader=loader, num_layers_run=[2, 3])
     assert HaltingExit.applies_to(model)
     settings = HaltingExit(calibration).settings()
     assert "threshold 0.5 (Q-exit)" in [setting.label for setting in settings]

@@ -50,7 +50,7 @@ def test_a_script_prints_its_table_and_a_trial_leaves_the_record_alone(tmp_path)
     before = recorded.read_bytes() if recorded.exists() else None
     arguments = ("--sizes", "tiny", "--modes", "arbitrary", "depth", "--pairs", "2", "--threads", "1")
     script = REPOSITORY / "benchmarks" / "train_step.py"
-    result = run_python(script, *arguments, environment={"TMPDIR": str(tmp_path)})
+    result = run_python(script, *arguments, fresh=True, environment={"TMPDIR": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "tiny: arbitrary" in result.stdout and "tiny: depth" in result.stdout
     written = json.loads((tmp_path / "layershuffle-benchmarks" / "train_step.json").read_text())

@@ -285,6 +285,6 @@ except SystemExit as stop:
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
     for arguments in ([], ["--help"], ["evaluate", "--help"]):
-        result = run_python(code, *arguments)
+        result = run_python(code, *arguments, fresh=True)
         assert result.returncode == 0, result.stderr
         assert "Usage: " in result.stdout

@@ -67,7 +67,7 @@ try:
 finally:
     assert "torch" not in sys.modules
 """
-    result = run_python(code)
+    result = run_python(code, fresh=True)
     assert result.returncode == 0, result.stderr
     assert "--max_shard_size" in result.stdout
 

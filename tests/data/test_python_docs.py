@@ -26,7 +26,7 @@ def test_another_process_reads_the_same():
         "import zlib; from hf_layershuffle.data.python_docs import load_python_docs\n"
         "print(zlib.crc32(str(load_python_docs()['text'][:]).encode()))"
     )
-    assert int(run_python(code).stdout) == zlib.crc32(str(load_python_docs()["text"][:]).encode())
+    assert int(run_python(code, fresh=True).stdout) == zlib.crc32(str(load_python_docs()["text"][:]).encode())
 
 
 def test_words_tell_the_subjects_apart_but_not_all_of_them():

@@ -402,7 +402,8 @@ def test_two_processes_resume_to_the_weights_of_the_uninterrupted_run(tmp_path):
     assert 1 < state["epoch"] < 2
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+# One launch takes 15 seconds, and both are refused at the same place
+@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_processes_that_are_not_joined_are_refused(tmp_path, name):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     launch += [REPOSITORY / "examples" / "accelerate" / f"{name}.yaml", TRAIN, *SMALL]

@@ -51,7 +51,7 @@ def test_the_training_program_over_nccl(kind, tmp_path):
 def test_the_training_program_and_the_evaluation_on_one_device(tmp_path):
     folder = tmp_path / "run"
     options = ["--bf16", "True", "--dataloader_num_workers", "2", "--orders_per_step", "2"]
-    result = run_python(TRAIN, *SMALL, *options, "--output_dir", folder, environment=ENVIRONMENT)
+    result = run_python(TRAIN, *SMALL, *options, "--output_dir", folder, fresh=True, environment=ENVIRONMENT)
     assert result.returncode == 0, result.stderr[-6000:]
     command = [
         sys.executable,

@@ -221,7 +221,7 @@ def test_a_computation_that_fails_leaves_nothing(sources, tmp_path, monkeypatch)
     monkeypatch.setattr(MergedTensor, "compute", compute_until_the_disk_is_full)
     with pytest.raises(OSError, match="No space left"):
         merge(MergePlan.average(sources), tmp_path / "results" / "out", progress=False)
-    assert len(written) == 21
+    assert 21 <= len(written) <= 24  # four threads at most, of which none begins another tensor
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
@@ -240,7 +240,8 @@ def test_a_copy_that_fails_leaves_nothing(sources, tmp_path, monkeypatch, error)
         merge(MergePlan.random(sources, seed=0), tmp_path / "results" / "out", progress=False)
     assert len(copied) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    assert not [thread.name for thread in threading.enumerate() if "checks-tensors" in thread.name]
+    ours = ("checks-tensors", "writes-tensors", "writes-the-rest")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 def test_a_number_that_is_not_finite_ends_the_copying_early(sources, tmp_path, monkeypatch):

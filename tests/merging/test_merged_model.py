@@ -107,6 +107,45 @@ def test_a_weighted_average_is_one(sources, tmp_path):
         torch.testing.assert_close(result[name], 0.25 * a[name] + 0.75 * b[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_average_is_as_exact_as_its_dtype(vit, tmp_path, dtype):
+    """Against sums of float64: an error of at most one spacing of the numbers for each model."""
+    models = [vit.classifier(seed=seed).to(dtype) for seed in range(5)]
+    sources = [save(model, tmp_path / str(seed)) for seed, model in enumerate(models)]
+    result = stored_tensors(merge(MergePlan.average(sources), tmp_path / "out", progress=False))
+    states = [stored_tensors(source) for source in sources]
+    for name, values in result.items():
+        stacked = torch.stack([state[name].double() for state in states])
+        bound = len(states) * torch.finfo(dtype).eps * stacked.abs().amax(0)
+        assert values.dtype == dtype
+        assert ((values.double() - stacked.mean(0)).abs() <= bound).all(), name
+
+
+def test_the_average_of_numbers_whose_difference_overflows(sources, tmp_path):
+    for source, number in zip(sources, (3e38, -3e38)):
+        file = Path(source, "model.safetensors")
+        stored = stored_tensors(source)
+        stored["classifier.bias"][0] = number
+        save_file(stored, file, metadata={"format": "pt"})
+    result = stored_tensors(merge(MergePlan.average(sources, weights=[0.75, 0.25]), tmp_path / "out", progress=False))
+    torch.testing.assert_close(result["classifier.bias"][0].item(), 1.5e38, rtol=1e-6, atol=0)
+
+
+def test_what_is_computed_and_what_is_copied_lie_in_their_places(sources, tmp_path):
+    """Averages of some layers beside copies of others, in one file, as safetensors writes it."""
+    mixed = [{"source": name, "layer": 1} for name in "ab"]
+    layers = [{"source": "b", "layer": 3}, mixed, {"source": "a", "layer": 2}, mixed]
+    plan = MergePlan(sources=dict(zip("ab", sources)), base="a", layers=layers)
+    folder = merge(plan, tmp_path / "out", progress=False)
+    (a, b), result = map(stored_tensors, sources), stored_tensors(folder)
+    save_file(result, tmp_path / "written", metadata={"format": "pt"})
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "written").read_bytes()
+    weight = "vit.layers.{}.mlp.fc1.weight".format
+    assert torch.equal(result[weight(0)], b[weight(3)]) and torch.equal(result[weight(2)], a[weight(2)])
+    for index in (1, 3):
+        torch.testing.assert_close(result[weight(index)], (a[weight(1)] + b[weight(1)]) / 2)
+
+
 @pytest.mark.parametrize("order", [[2, 0], [3, 2, 1, 0], [1, 1, 1, 3], [0, 1, 2, 3, 0, 1, 3]])
 def test_a_merge_of_one_source_equals_the_same_execution_order(sources, tmp_path, batch, order):
     source = load_classifier(sources[0]).eval()
@@ -348,7 +387,7 @@ def test_memory_is_bounded_by_the_largest_tensor(vit, tmp_path, how):
     model.save_pretrained(tmp_path / "a")
     for name in "bcd":  # other files to whoever reads them
         shutil.copytree(tmp_path / "a", tmp_path / name, copy_function=os.link)
-    result = run_python(PEAK_MEMORY, how, *(tmp_path / name for name in "abcd"))
+    result = run_python(PEAK_MEMORY, how, *(tmp_path / name for name in "abcd"), fresh=True)
     assert result.returncode == 0, result.stderr
     largest, whole, growth = map(float, result.stdout.split())
     assert whole > 200 and largest == 8

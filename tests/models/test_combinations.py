@@ -161,15 +161,17 @@ def test_a_dynamically_quantized_model_is_near_the_model(vit, batch):
 
 # --- The whole model as one graph ---
 
+FEW = {"num_hidden_layers": 3}  # each takes a second to be traced
+
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     ("flags", "order"),
-    [({}, None), (EXTRAS, None), ({"shuffle_mode": "arbitrary"}, [3, 1, 0]), ({"execution_order": [2, 0]}, None)],
+    [({}, None), (EXTRAS, None), ({"shuffle_mode": "arbitrary"}, [2, 0]), ({"execution_order": [1, 2]}, None)],
 )
 def test_an_order_that_does_not_change_compiles_to_one_graph(vit, batch, training, flags, order):
     torch.compiler.reset()
-    model = randomize(vit.classifier(**flags)).train(training)
+    model = randomize(vit.classifier(**FEW, **flags)).train(training)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     expected, actual = (each(**batch, execution_order=order) for each in (model, compiled))
     assert torch.equal(actual.loss, expected.loss) and torch.equal(actual.logits, expected.logits)
@@ -179,7 +181,7 @@ def test_an_order_that_does_not_change_compiles_to_one_graph(vit, batch, trainin
 
 def test_random_orders_still_run_in_a_compiled_model(vit, batch):
     torch.compiler.reset()
-    model = vit.classifier(shuffle_mode="arbitrary").train()
+    model = vit.classifier(**FEW, shuffle_mode="arbitrary").train()
     compiled = torch.compile(model, backend="eager")
     model.vit.seed_execution_order(0)
     expected = [model(**batch).execution_order.tolist() for _ in range(3)]
@@ -191,13 +193,13 @@ def test_random_orders_still_run_in_a_compiled_model(vit, batch):
 
 @pytest.mark.parametrize(
     ("flags", "order", "training"),
-    [({}, None, False), (EXTRAS, None, True), (EXTRAS, None, False), ({}, [3, 1, 0], False)],
+    [({}, None, False), (EXTRAS, None, True), (EXTRAS, None, False), ({}, [2, 0], False)],
 )
 def test_strict_export_of_an_order_that_does_not_change(vit, batch, flags, order, training):
-    model = randomize(vit.classifier(**flags)).train(training)
+    model = randomize(vit.classifier(**FEW, **flags)).train(training)
     inputs = {"pixel_values": batch["pixel_values"]} | ({"execution_order": order} if order else {})
     shapes = {"pixel_values": {0: torch.export.Dim("batch", min=2)}} | (
-        {"execution_order": [None] * 3} if order else {}
+        {"execution_order": [None] * 2} if order else {}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

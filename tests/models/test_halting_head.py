@@ -14,7 +14,7 @@ from hf_layershuffle.models.halting_head import (
     halting_losses,
     log_prior,
     log_probabilities_of_leaving,
-    mean_over_tokens,
+    mean_and_first_token,
 )
 from hf_layershuffle.models.position_modules import position_loss
 
@@ -52,12 +52,14 @@ def several(value):
 def spread(model, **inputs):
     """Makes the head say of different examples different things, and let half of them leave early."""
     out = model.halting_head.out
-    out.weight.mul_(20)
     said = []
     handle = out.register_forward_hook(lambda module, args, output: said.append(output))
     as_in_training(model)(**inputs)
     handle.remove()
-    out.bias.sub_(said[0].median())
+    first = said[0][:, 0]
+    scale = 2 / first.std()
+    out.weight.mul_(scale)
+    out.bias.copy_((out.bias - first.median()) * scale - 0.1)  # not at 0.5 for any
     return model.eval()
 
 
@@ -100,19 +102,21 @@ def test_the_loss_by_hand():
 def test_the_head_reads_the_states_before_and_after():
     torch.manual_seed(0)
     head = randomize(HaltingHead(8, 1e-5, 0.1))
-    before, after = torch.randn(3, 8), torch.randn(3, 8)
-    joined = F.layer_norm(torch.cat([before, after], -1), (16,), head.norm.weight, head.norm.bias, 1e-5)
+    before, after = torch.randn(3, 16), torch.randn(3, 16)
+    joined = F.layer_norm(torch.cat([before, after], -1), (32,), head.norm.weight, head.norm.bias, 1e-5)
     expected = head.out(F.gelu(head.dense(joined)))[:, 0]
     torch.testing.assert_close(head(before, after), expected)
     assert not torch.allclose(head(before, after), head(after, before))
 
 
-def test_means_leave_padding_out():
-    states = torch.randn(2, 4, 3)
-    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    expected = torch.stack([states[0, :2].mean(0), states[1].mean(0)])
-    torch.testing.assert_close(mean_over_tokens(states, mask), expected)
-    torch.testing.assert_close(mean_over_tokens(states, torch.ones(2, 9)), states.mean(1))
+def test_padding_is_left_out():
+    states = torch.randn(3, 4, 3)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
+    means = torch.stack([states[0, :2].mean(0), states[1].mean(0), states[2, 1:].mean(0)])
+    firsts = torch.stack([states[0, 0], states[1, 0], states[2, 1]])
+    torch.testing.assert_close(mean_and_first_token(states, mask), torch.cat([means, firsts], 1))
+    whole = torch.cat([states.mean(1), states[:, 0]], 1)
+    torch.testing.assert_close(mean_and_first_token(states, torch.ones(3, 9)), whole)
 
 
 # --- In training ---
@@ -205,8 +209,8 @@ def test_a_training_step_of_a_compiled_model(images):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_family_with_a_head(name):
     inputs = {key: several(value) for key, value in ENCODERS[name].inputs().items()}
-    model = spread(randomize(free_model(ENCODERS[name], halting_head=True)), **inputs)
     order = [2, 0, 3, 1]
+    model = spread(randomize(free_model(ENCODERS[name], halting_head=True)), **inputs, execution_order=order)
     with torch.no_grad():
         depths = [model(**inputs, execution_order=order[:depth]).logits for depth in range(1, 5)]
         trained = as_in_training(model)(**inputs, execution_order=order)
@@ -342,7 +346,7 @@ def test_bad_configurations(flags):
 
 def test_refusals(images):
     without = make_vit(halting_head=False)
-    with pytest.raises(ValueError, match="and this .* has no halting head"):
+    with pytest.raises(ValueError, match=r"and this .* has no halting head"):
         without(images, **Q_EXIT)
     with pytest.raises(ValueError, match="in training mode"):
         make_vit().train()(images, **Q_EXIT)

@@ -94,7 +94,6 @@ def test_only_images_that_chose_a_layer_run_it(images):
         layer.register_forward_pre_hook(
             lambda module, args, index=index: counts.__setitem__(index, counts[index] + len(args[0]))
         )
-    model(images, layer_budget=2)
     chosen = choices(model, {"pixel_values": images}, [0, 1, 2, 3], 2)
     assert sum(counts) == 24 and counts == [sum(layer in each for each in chosen) for layer in range(4)]
     assert len(set(map(tuple, chosen))) > 1

@@ -22,6 +22,7 @@ from trainers import Stop  # beside this script
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
+from hf_layershuffle.models import layer_budget
 from hf_layershuffle.models.halting_head import halting_losses
 from hf_layershuffle.models.position_modules import position_loss
 from hf_layershuffle.training.evaluated_weights import MovingAverage
@@ -211,6 +212,36 @@ def check_distillation(rank: int):
             trained_by(student, folder, trainer_class, average_tokens_across_devices=average)
             for (name, parameter), other in zip(student.named_parameters(), expected.parameters()):
                 torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=f"{name}, {average}")
+
+
+class InSequence(ls.LayerShuffleTrainer):
+    def _get_train_sampler(self, *args):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def check_layer_controller(rank: int):
+    """Two processes with two micro-batches each take the step of one process: with its budgets, and with its noise."""
+    model = build(layer_controller=True, shuffle_mode="arbitrary", depth_embedding=True)
+    expected, before = copy.deepcopy(model), copy.deepcopy(model)
+    batch = FullBatch.batch
+    drawn = layer_budget.gumbel_noise
+    layer_budget.gumbel_noise = lambda rng, size, positions: (
+        0.1 * torch.from_numpy(rng.gumbel(size=(2, size // 2, positions))).flatten(0, 1).float()
+    )
+    expected.seed_execution_order(42)
+    budgets = []
+    for part in (slice(0, 8), slice(8, 16)):
+        outputs = expected(**{name: tensor[part] for name, tensor in batch.items()})
+        budgets.append(int(outputs.num_layers_run[0]))
+        (outputs.loss / 2).backward()
+    layer_budget.gumbel_noise = drawn
+    assert budgets[0] != budgets[1], budgets  # else another seed
+    torch.optim.SGD(expected.layer_controller.parameters(), lr=0.1).step()
+    with tempfile.TemporaryDirectory() as folder:
+        trained_by(model, folder, InSequence)
+    for (name, parameter), other, old in zip(model.named_parameters(), expected.parameters(), before.parameters()):
+        torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-4, msg=name)
+        assert torch.equal(parameter, old) != name.startswith("layer_controller"), name
 
 
 class OwnLoss(ls.LayerShuffleTrainer):

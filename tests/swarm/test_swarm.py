@@ -115,6 +115,9 @@ def test_no_request_is_lost_or_wrong_whatever_fails(num_requests, replicas, skip
     asyncio.run(main())
 
 
+# The same faults without Ray are above. What Ray's processes do when they are killed and stopped is in
+# test_ray_transport.py, and a service over Ray whose worker is killed in test_cli_swarm.py
+@pytest.mark.slow
 def test_processes_that_are_killed_and_stopped_lose_no_request(vit, tmp_path):
     """With Ray: `kill -9` of a worker, SIGSTOP of another and a restart of the router, in one run."""
     model = randomize(vit.classifier(shuffle_mode="arbitrary")).eval()

@@ -10,16 +10,16 @@ from conftest import REPOSITORY, of_both_architectures, run_command
 from hf_layershuffle.training.sharding import shard_embeddings_once
 
 
-# In few launches: each takes as long as most checks
+# In one launch, since that takes longer than most checks
 CHECKS = (
     ["ddp_gradients", "fsdp2_training", "fsdp2_refusal", "fsdp2_by_accelerate"],
-    ["distillation", "losses_outside_forward", "layerdrop_and_stops", "halting"],
+    ["distillation", "layer_controller", "losses_outside_forward", "layerdrop_and_stops", "halting"],
     ["averaged_weights", "sharded_averages"],
 )
 
 
-@pytest.mark.parametrize("checks", CHECKS, ids=["models", "trainer", "averages"])
-def test_two_processes(checks):
+def test_two_processes():
+    checks = [check for group in CHECKS for check in group]
     script = REPOSITORY / "tests" / "support" / "distributed_checks.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = run_command([*torchrun, script, *checks])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import assert_all_refused, run_cli
 from support.models import randomize
 from support.trainers import MixedImages, RandomImages, RandomNumbers, Stop, arguments, one_sgd_step, train
 from torch.nn import functional as F
@@ -11,7 +12,9 @@ from transformers import Trainer
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.halting_head import halting_losses
+from hf_layershuffle.training import session
 from hf_layershuffle.training.layer_losses import losses_by_layer
+from hf_layershuffle.training.recipes import method_name
 
 
 FLAGS = {"halting_head": True, "halting_prior": 0.2, "halting_loss_weight": 0.3}
@@ -177,3 +180,46 @@ def test_evaluation_reports_the_mean_depth(vit, tmp_path):
         assert metrics["test_mean_num_layers"] == pytest.approx(outputs.num_layers_run.double().mean().item())
         is_right = outputs.logits.argmax(-1) == data.labels
         assert metrics["test_accuracy"] == pytest.approx(is_right.double().mean().item())
+
+
+# --- The command ---
+
+
+RUN = """
+    --max_train_samples 64 --max_eval_samples 40 --max_steps 4 --save_strategy no --eval_strategy no
+    --per_device_train_batch_size 8 --final_eval_orders 8 --use_cpu --disable_tqdm True --report_to none
+""".split()
+SMALL = ["--hidden_size", "16", "--num_hidden_layers", "3", "--num_attention_heads", "2"]
+
+
+def run(folder, *arguments):
+    session.run([*RUN, "--output_dir", str(folder), *arguments])
+    return ls.load_classifier(folder)
+
+
+def test_from_scratch_on_from_there_and_without(tmp_path):
+    model = run(tmp_path / "one", *SMALL, "--early_exit", "pondernet", "--halting_prior", "0.2")
+    assert model.config.halting_head and model.config.halting_prior == 0.2
+    assert method_name(model.config) == "layershuffle-pondernet"
+    assert model.halting_head.out.weight.abs().max() > 0  # it learnt
+    on = run(tmp_path / "two", "--model_name_or_path", str(tmp_path / "one"), "--learning_rate", "0")
+    assert torch.equal(on.halting_head.out.weight, model.halting_head.out.weight)  # kept without being asked for
+    without = run(tmp_path / "three", "--model_name_or_path", str(tmp_path / "one"), "--early_exit", "none")
+    assert not without.config.halting_head and not hasattr(without, "halting_head")
+    new = run(tmp_path / "four", "--model_name_or_path", str(tmp_path / "three"), "--early_exit", "pondernet")
+    assert new.config.halting_head and new.halting_head.out.weight.abs().max() > 0
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path):
+    cases = {
+        "`early_exit` is 'soon'; it must be 'none' or 'pondernet'": ["--early_exit", "soon"],
+        "`halting_prior` is 0.2 without `halting_head`; add --early_exit pondernet": ["--halting_prior", "0.2"],
+        "`halting_prior` is 1.0; it must be a fraction in (0, 1)": [
+            "--early_exit", "pondernet", "--halting_prior", "1",
+        ],
+        "`halting_loss_weight` is -1.0; it must be at least 0": [
+            "--early_exit", "pondernet", "--halting_loss_weight", "-1",
+        ],
+    }  # fmt: skip
+    arguments = {message: ["train", *RUN, *SMALL, "--output_dir", "run", *given] for message, given in cases.items()}
+    assert_all_refused(run_cli, "hf-layershuffle", arguments, tmp_path)

@@ -23,6 +23,7 @@ from ..layerwise import (
 )
 from ..models.execution_order import ExecutionOrder, check_execution_order
 from ..models.exit_rule import CRITERIA, HALTING, ExitRule, confidence
+from ..models.halting_head import mean_and_first_token
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _answers(parts: LayerwiseClassifier, hidden_states: torch.Tensor, order: lis
         logits = parts.classify(hidden_states)
         sure = [confidence(logits, criterion) for criterion in CRITERIA]
         if head is not None:
-            pooled = [parts.mean_over_tokens(states) for states in (before, hidden_states)]
+            pooled = [mean_and_first_token(states, parts.attention_mask) for states in (before, hidden_states)]
             log_stays = log_stays + head.log_stays(*pooled)
             sure.append(-log_stays.expm1())
         answers = torch.where(logits.isnan().any(-1), -1, logits.argmax(-1))

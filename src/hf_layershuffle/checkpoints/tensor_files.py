@@ -3,9 +3,14 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +64,7 @@ class StoredTensor:
         """
         left = self.num_bytes
         buffer = bytearray(min(left, CHUNK_NUMBERS * self.float_dtype.itemsize))
-        with open(self.file, "rb") as file:
+        with open(self.file, "rb", buffering=0) as file:
             file.seek(self.start)
             while left:
                 view = memoryview(buffer)[:left]
@@ -142,6 +147,9 @@ def open_safetensors(source: str, file: Path) -> safe_open:
 def write_safetensors(file: Path, tensors: Iterable[WrittenTensor], advance: Callable[[int], object]) -> None:
     """Streams a file, which `safetensors.torch.save_file` would want to have in memory at once.
 
+    What is computed is computed by several threads, a tensor each, which write at its place. What is copied is copied
+    meanwhile.
+
     Its format: the length of the header (8 bytes, little-endian), the header (JSON), the tensors' bytes without gaps.
 
     Args:
@@ -161,38 +169,71 @@ def write_safetensors(file: Path, tensors: Iterable[WrittenTensor], advance: Cal
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
     with open(file, "wb", buffering=0) as stream:
         write_all(stream, len(text).to_bytes(8, "little") + text)
-        for part in _joined(tensors):
-            if isinstance(part, _Range):
+        with _threads() as submit:
+            places = {tensor.name: start + header[tensor.name]["data_offsets"][0] for tensor in tensors}
+            computed = [tensor for tensor in tensors if tensor.copied is None]
+            writing = [submit(partial(_write_computed, file, places[each.name], each)) for each in computed]
+            for part in _ranges(tensors):
+                stream.seek(places[part.name])
                 with open(part.file, "rb", buffering=0) as source:
                     copy_range(source, part.start, part.num_bytes, stream, advance)
-            else:
-                for piece in part.compute():
-                    advance(write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()))
+            for each in as_completed(writing):
+                advance(each.result())
+
+
+@contextmanager
+def _threads() -> Iterator[Callable[[Callable[[], int]], "Future[int]"]]:
+    """Gives a function that lets a thread do a task. After an exception here or in a task no other task begins."""
+    is_over = Event()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "writes-tensors") as executor:
+
+        def submit(task: Callable[[], int]) -> "Future[int]":
+            def done() -> int:
+                try:
+                    return 0 if is_over.is_set() else task()
+                except BaseException:
+                    is_over.set()
+                    raise
+
+            return executor.submit(done)
+
+        try:
+            yield submit
+        except BaseException:
+            is_over.set()
+            raise
+
+
+def _write_computed(file: Path, place: int, tensor: WrittenTensor) -> int:
+    """Writes a tensor at its place in a file that is there; returns the number of bytes."""
+    with open(file, "r+b", buffering=0) as stream:
+        stream.seek(place)
+        return sum(write_all(stream, piece.reshape(-1).view(torch.uint8).numpy()) for piece in tensor.compute())
 
 
 @dataclass
 class _Range:
-    """A part of a file."""
+    """A part of a file, and the name of the tensor with which it starts."""
 
+    name: str
     file: Path
     start: int
     num_bytes: int
 
 
-def _joined(tensors: Iterable[WrittenTensor]) -> Iterator["_Range | WrittenTensor"]:
-    """The tensors; neighbours in the result that are copies of neighbours in a file as one range of that file."""
-    found: _Range | None = None
+def _ranges(tensors: Iterable[WrittenTensor]) -> list[_Range]:
+    """What is copied; neighbours in the result that are neighbours in a file as one range of that file."""
+    ranges: list[_Range] = []
+    before: StoredTensor | None = None
     for tensor in tensors:
         copied = tensor.copied
-        if found is not None:
-            if copied is not None and (copied.file, copied.start) == (found.file, found.start + found.num_bytes):
-                found.num_bytes += copied.num_bytes
-                continue
-            yield found
-        found = None if copied is None else _Range(copied.file, copied.start, copied.num_bytes)
-        if copied is None:
-            yield tensor
-    if found is not None:
-        yield found
+        if copied is not None:
+            if before is not None and (copied.file, copied.start) == (before.file, before.start + before.num_bytes):
+                ranges[-1].num_bytes += copied.num_bytes
+            else:
+                ranges.append(_Range(tensor.name, copied.file, copied.start, copied.num_bytes))
+        before = copied
+    return ranges

@@ -50,5 +50,5 @@ def merge(
 
 def _write_card(prepared: PreparedMerge, folder: Path, name: str) -> None:
     license = agreed_license(source.folder for source in prepared.sources.values())
-    records = FolderRecords.read(folder, num_parameters=prepared.model.num_parameters())
+    records = FolderRecords.read(folder, prepared.config, num_parameters=prepared.model.num_parameters())
     write_model_card(folder, repo_id=f"your-name/{name}", license=license, records=records)

@@ -9,11 +9,13 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
@@ -41,6 +43,7 @@ _METHOD_FIELDS = (
     "drop_path_rate",
     "depth_embedding",
     "position_predictor",
+    "halting_head",
     "residual_init_scale",
     "initializer_range",
 )
@@ -120,9 +123,8 @@ def build_model_card(
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(described, "image_size", None)
     baseline = training.get("baseline")
-    return ModelCard.from_template(
+    return _filled_in(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
-        template_path=str(Path(__file__).with_name("model_card_template.md")),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
         revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
@@ -159,6 +161,16 @@ def build_model_card(
         ],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
+
+
+def _filled_in(metadata: ModelCardData, **values: Any) -> ModelCard:
+    """What `ModelCard.from_template` gives, which compiles the template anew for each card."""
+    return ModelCard(_template().render(card_data=metadata.to_yaml(), **{**metadata.to_dict(), **values}))
+
+
+@cache
+def _template() -> jinja2.Template:
+    return jinja2.Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _safe_merge(merge: dict) -> dict:
@@ -320,6 +332,7 @@ def _describe_training(config: SimpleNamespace) -> str:
         method = {"none": "in sequential order", "arbitrary": "with arbitrary execution orders"}[config.shuffle_mode]
     extras = ["a depth embedding"] if config.depth_embedding else []
     extras += ["a position predictor"] if config.position_predictor else []
+    extras += ["trained exits (a halting head)"] if getattr(config, "halting_head", False) else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])
 

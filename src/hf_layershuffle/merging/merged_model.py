@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -17,6 +18,7 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.initialization import no_init_weights
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
@@ -124,7 +126,7 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
                     f"numbered from 0 to {depth - 1}."
                 )
     config = _merged_config(sources, plan)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = classes_of(config.model_type, "The base")[1](config)
     inputs = {
         name: inputs_of(name, tuple(t.shape), model.layers_path, plan, sources)
@@ -161,10 +163,16 @@ def write_merged_model(
     target = check_output_folder(output_dir, prepared.sources)
     shards = split_into_shards(prepared, max_shard_size)
     with without_new_folders(target.parent), replaced_folder(target) as partial:
-        write_weights(prepared.tensors, shards, partial, progress)
-        _write_the_rest(prepared, partial)
-        if finish is not None:
-            finish(prepared, partial, target.name)
+        with ThreadPoolExecutor(1, "writes-the-rest") as executor:
+
+            def write_the_rest() -> None:
+                _write_the_rest(prepared, partial)
+                if finish is not None:
+                    finish(prepared, partial, target.name)
+
+            rest = executor.submit(write_the_rest)  # while the system copies
+            write_weights(prepared.tensors, shards, partial, progress)
+            rest.result()
     return target
 
 

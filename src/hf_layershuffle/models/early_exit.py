@@ -15,7 +15,7 @@ import torch
 
 from .exit_rule import HALTING, ExitRule
 from .free_layers import is_sharded
-from .halting_head import mean_over_tokens
+from .halting_head import mean_and_first_token
 from .layer_program import ConstantCall, run_program
 from .row_subsets import RowSubsetRun
 
@@ -142,7 +142,7 @@ class ExitingRun(RowSubsetRun):
         self._answers = torch.full_like(self.num_layers_run, -1)
         self._in_a_row = torch.zeros_like(self.num_layers_run)
         if self._asks_head:
-            self._pooled = mean_over_tokens(hidden_states, self.inputs.get("attention_mask"))
+            self._pooled = mean_and_first_token(hidden_states, self.inputs.get("attention_mask"))
             self._log_stays = torch.zeros(self.batch_size, device=hidden_states.device)
 
     @property
@@ -170,7 +170,7 @@ class ExitingRun(RowSubsetRun):
 
     def _is_halted(self, hidden_states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         staying, before = self.staying, self._pooled[self.staying]
-        self._pooled[staying] = mean_over_tokens(hidden_states, self.inputs_at(rows).get("attention_mask"))
+        self._pooled[staying] = mean_and_first_token(hidden_states, self.inputs_at(rows).get("attention_mask"))
         self._log_stays[staying] += self.model.halting_head.log_stays(before, self._pooled[staying])
         return -self._log_stays[staying].expm1() > self.rule.threshold
 

@@ -31,8 +31,8 @@ class HaltingHead(nn.Module):
 
     def __init__(self, hidden_size: int, layer_norm_eps: float, prior: float):
         super().__init__()
-        self.norm = nn.LayerNorm(2 * hidden_size, eps=layer_norm_eps)
-        self.dense = nn.Linear(2 * hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(4 * hidden_size, eps=layer_norm_eps)
+        self.dense = nn.Linear(4 * hidden_size, hidden_size)
         self.activation = nn.GELU()
         self.out = nn.Linear(hidden_size, 1)
         mark(self.out, "starts_at_zero")
@@ -47,7 +47,8 @@ class HaltingHead(nn.Module):
         """Log-odds of leaving, float32 of shape `(...)`.
 
         Args:
-            before, after: Means over the tokens (see [`mean_over_tokens`]), of shape `(..., hidden_size)`.
+            before, after: Summaries of the hidden states (see [`mean_and_first_token`]), of shape `(..., 2 *
+                hidden_size)`.
         """
         joined = self.norm(torch.cat((before, after), dim=-1))
         return self.out(self.activation(self.dense(joined))).squeeze(-1).float()
@@ -57,15 +58,23 @@ class HaltingHead(nn.Module):
         return F.logsigmoid(-self(before, after))
 
 
-def mean_over_tokens(hidden_states: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
-    """Means of shape `(batch_size, hidden_size)` of hidden states `(batch_size, tokens, hidden_size)`.
+def mean_and_first_token(hidden_states: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
+    """The mean token and the first, joined: what classifiers read, whatever their family.
 
-    An `attention_mask` of shape `(batch_size, tokens)` leaves padding out; another one counts for nothing.
+    Args:
+        hidden_states: Of shape `(batch_size, tokens, hidden_size)`.
+        attention_mask: Of shape `(batch_size, tokens)`: 0 for padding, which is left out. One of another shape counts
+            for nothing.
+
+    Returns:
+        Tensor of shape `(batch_size, 2 * hidden_size)`.
     """
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != hidden_states.shape[:2]:
-        return hidden_states.mean(dim=1)
+        return torch.cat((hidden_states.mean(dim=1), hidden_states[:, 0]), dim=-1)
     weights = attention_mask.to(hidden_states.dtype)[..., None]
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    mean = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    first = hidden_states[torch.arange(len(hidden_states), device=mean.device), attention_mask.argmax(dim=1)]
+    return torch.cat((mean, first), dim=-1)
 
 
 def log_probabilities_of_leaving(logits: torch.Tensor) -> torch.Tensor:
@@ -167,29 +176,32 @@ class HaltingRun(Run):
                 "examples; a halting head is for classifiers that give one answer an example. Set `halting_head` to "
                 "False, or take another model."
             )
-        pooled = torch.stack([mean_over_tokens(each, mask) for each in states], dim=1)
+        pooled = torch.stack([mean_and_first_token(each, mask) for each in states], dim=1)
         self.halting_log_probabilities = log_probabilities_of_leaving(
             self.model.halting_head(pooled[:, :-1], pooled[:, 1:])
         )
-        earlier = states[1:-1]
-        by_position = [] if not earlier else self._classify(torch.cat(earlier)).chunk(len(earlier))
+        first, others = states[1:-1][:1], states[2:-1]
+        by_position = [self._classify(each, is_first=True) for each in first]
+        by_position += self._classify(torch.cat(others)).chunk(len(others)) if others else []
         self.layer_logits = torch.stack([*by_position, logits], dim=1)
         self.hidden_states = []
 
-    def _classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits of hidden states of several positions, in one pass of what stands behind the layers."""
+    def _classify(self, hidden_states: torch.Tensor, is_first: bool = False) -> torch.Tensor:
+        """Logits of hidden states of the first position or of several others, in one pass of what stands behind the
+        layers."""
         if self._needs_all_inputs():
             repeats = len(hidden_states) // len(self.hidden_states[0])
             inputs = {
                 name: torch.cat([value] * repeats) if isinstance(value, torch.Tensor) else value
                 for name, value in self.inputs.items()
             }
-            return self._logits(hidden_states, inputs)
-        return self._logits(hidden_states, self._inputs_of_one())
+            return self._logits(hidden_states, inputs, is_first)
+        return self._logits(hidden_states, self._inputs_of_one(), is_first)
 
-    def _logits(self, hidden_states: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _logits(self, hidden_states: torch.Tensor, inputs: dict[str, Any], is_first: bool = False) -> torch.Tensor:
         constant = ConstantCall(self.model.free_layers[0], hidden_states, self.gives_tuple)
-        with run_program(self.model.free_layers, [constant]):
+        # Twice behind the first position, after which DeBERTa-v2 does something more
+        with run_program(self.model.free_layers, [constant] * (1 if is_first else 2)):
             return self.forward(self.model, **inputs, return_dict=True).logits
 
     def _inputs_of_one(self) -> dict[str, Any]:
