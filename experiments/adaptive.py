@@ -10,7 +10,8 @@ and `examples/train.py`; `--free`, `--exits`, `--controller` and `--plain` say w
 in the place of numbers. A kind that is not there is left out, and named. All were trained without the images on which
 thresholds and programs are chosen: of Fashion-MNIST a tenth of the training split (`--eval_split train --eval_fraction
 0.1`), of the digits one half of the images held out (`--eval_fraction 0.4`), the other half of which is reported on. A
-seed takes minutes; a stopped run goes on where it stopped. Each seed is a line of experiments/records/adaptive.jsonl.
+seed takes a quarter of an hour of one core; a stopped run goes on where it stopped. Each seed is a line of
+experiments/records/adaptive.jsonl.
 """
 
 import argparse
@@ -290,7 +291,8 @@ def render(records: list[dict], page: Path) -> None:
     if not (found and closed):
         raise ValueError(f"'{page}' lacks the lines '{begin}' and '{end}', between which the tables go.")
     sections = [f"## {dataset}\n\n{table(reports)}" for dataset, reports in sorted(by_dataset.items())]
-    write_text(page, f"{before}{begin}\n\n" + "\n\n".join(sections) + f"\n\n{end}{after}")
+    shown = f"![Accuracy against multiply-adds and time]({PICTURE}.png)"
+    write_text(page, f"{before}{begin}\n\n" + "\n\n".join([shown, *sections]) + f"\n\n{end}{after}")
 
 
 def main() -> None:
@@ -303,7 +305,7 @@ def main() -> None:
         parser.add_argument(f"--{kind}", help="Folder in --folders, or a path, with {seed} (and {layers}).")
     parser.add_argument("--layers", type=int, nargs="+", help="Numbers of layers of settings and plain models.")
     parser.add_argument("--batch_size", type=int, default=200)
-    parser.add_argument("--max_eval_samples", type=int, help="Report on this many test images, drawn by seed.")
+    parser.add_argument("--max_eval_samples", type=int, default=5000, help="Test images, drawn by seed.")
     parser.add_argument("--max_calibration_samples", type=int, default=2000)
     parser.add_argument("--train_arguments", default="", help="Further arguments for train.py, in one string.")
     parser.add_argument("--records", type=Path, default=RECORDS)

@@ -20,6 +20,7 @@ LESS = {
     "train": "--max_steps 4 --max_eval_samples 40 --final_eval_orders 8 --eval_strategy no",
     "evaluate": "--num_orders 2 --num_subsets 1 --max_samples 40 --overwrite",
     "analyze": "--max_samples 40",
+    "budget": "--max_eval_samples 40 --max_calibration_samples 40 --num_search_samples 20 --no_time --layers 2",
     "prune --search": "--max_samples 40",
     "merge --evaluate": "--max_samples 40",
 }

@@ -137,9 +137,7 @@ def named_models(rivals: list[str]) -> dict[str, str]:
     for each in rivals:
         name, separator, path = each.partition("=")
         if not (name and separator and path):
-            raise ValueError(
-                f"`rivals` holds '{each}'; give a name and a folder or Hub id, such as plain=outputs/plain."
-            )
+            raise ValueError(f"`rivals` holds '{each}'; give NAME=MODEL, such as plain=outputs/plain.")
         if name in found:
             raise ValueError(f"`rivals` names '{name}' twice; give each rival a name of its own.")
         found[name] = path

@@ -139,9 +139,7 @@ def evaluate_budget(
     if calibration_data is not None:
         held_out = batches_for(parts, calibration_data, processor, max_samples=max_calibration_samples, **loading)
     digests = _digests(loader, held_out)
-    calibration = held_out and Calibration(
-        free, held_out, some_of(held_out, min(num_search_samples, _size(held_out))), counts, seed
-    )
+    calibration = None if held_out is None else _calibration(free, held_out, counts, num_search_samples, seed)
     chosen = _made(named, calibration) + ([OtherModels(rivals, OTHER_MODELS)] if rivals else [])
     settings = digests | {
         "num_layers_run": counts,
@@ -171,6 +169,12 @@ def evaluate_budget(
         config=described,
         environment=describe_environment(free) | {"threads": torch.get_num_threads()},
     )
+
+
+def _calibration(
+    model: PreTrainedModel, loader: DataLoader, counts: list[int], num_search_samples: int, seed: int
+) -> Calibration:
+    return Calibration(model, loader, some_of(loader, min(num_search_samples, _size(loader))), counts, seed)
 
 
 def _size(loader: DataLoader) -> int:
@@ -219,7 +223,7 @@ def check_rival(name: str, rival: Any, model: Any) -> None:
             f"The rival '{name}' takes images of {channels[1]} channels, and the model of {channels[0]}; take a rival "
             "of the same inputs."
         )
-    ours, theirs = ([str(label) for label in each.config.id2label.values()] for each in (model, rival))
+    ours, theirs = ([str(label) for label in (each.config.id2label or {}).values()] for each in (model, rival))
     has_names = not any(label.startswith("LABEL_") for label in (*ours, *theirs))
     if len(ours) != len(theirs) or (has_names and ours != theirs):
         raise ValueError(

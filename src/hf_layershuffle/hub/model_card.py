@@ -19,12 +19,12 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
-from ..adaptive.budget_report import BudgetReport
 from ..common.files import write_text
 from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
 from ..common.tables import markdown_table
 from ..evaluation.report import RobustnessReport, pruning_points
+from .card_budget import budget_table, describe_exits
 from .card_files import read_card
 from .card_tasks import card_task
 from .card_text import mark_published, update_card_text
@@ -138,9 +138,9 @@ def build_model_card(
         report=replace(report, dataset=in_code(report.dataset)) if report else None,
         report_table=_report_table(report, baseline) if report else None,
         budget=replace(records.budget, dataset=in_code(records.budget.dataset)) if records.budget else None,
-        budget_table=_budget_table(records.budget) if records.budget else None,
+        budget_table=budget_table(records.budget) if records.budget else None,
         budget_picture=next((name for name, _ in records.pictures if name == BUDGET_PICTURE), None),
-        exits=_describe_exits(described),
+        exits=describe_exits(described),
         rows=_metric_rows(training.get("metrics", {}), baseline),
         baseline=in_code_deep(baseline),
         license=license,
@@ -304,15 +304,6 @@ def _report_table(report: RobustnessReport, baseline: dict | None) -> str:
     return markdown_table(table)
 
 
-def _budget_table(budget: BudgetReport) -> str:
-    """The table of a budget; its names may be somebody else's."""
-    whole, *points = (
-        replace(point, policy=escape(point.policy), label=escape(point.label))
-        for point in (budget.whole, *budget.points)
-    )
-    return markdown_table(replace(budget, whole=whole, points=points).table())
-
-
 def _method(config: SimpleNamespace) -> dict:
     """The settings of the configuration that decide how the model was trained, without those that are off."""
     is_off = {"residual_init_scale": 1.0, "layerdrop": 0.0, "drop_path_rate": 0.0}
@@ -335,23 +326,3 @@ def _describe_training(config: SimpleNamespace) -> str:
     extras += ["trained exits (a halting head)"] if getattr(config, "halting_head", False) else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])
-
-
-_SURE = {
-    "probability": "whose highest class probability is at least {}",
-    "entropy": "at which 1 minus the entropy, as a fraction of its largest value, is at least {}",
-    "margin": "at which the two highest class probabilities differ by at least {}",
-    "halting": "at which the probability of having left, by the halting head, is above {}",
-}
-
-
-def _describe_exits(config: SimpleNamespace) -> str | None:
-    """How the configuration says that an example runs through fewer layers. None if it does not."""
-    threshold, patience = (getattr(config, name, None) for name in ("exit_threshold", "exit_patience"))
-    budget = getattr(config, "layer_budget", None)
-    if patience is not None:
-        return f"an example leaves after {patience} layer{'s' * (patience != 1)} in a row with the same answer"
-    if threshold is not None:
-        rule = _SURE.get(getattr(config, "exit_criterion", "probability"), "that is sure enough by {}")
-        return f"an example leaves at the first layer {rule.format(threshold)}"
-    return None if budget is None else f"an example runs through the {budget} layers that the layer controller chooses"
