@@ -22,8 +22,8 @@ from trainers import Stop  # beside this script
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_layershuffle as ls
-from hf_layershuffle.models.halting_head import halting_losses
 from hf_layershuffle.models import layer_budget
+from hf_layershuffle.models.halting_head import halting_losses
 from hf_layershuffle.models.position_modules import position_loss
 from hf_layershuffle.training.evaluated_weights import MovingAverage
 from hf_layershuffle.training.sharding import shard_embeddings_once
