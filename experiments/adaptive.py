@@ -194,12 +194,13 @@ def add_record(path: Path, record: dict) -> None:
 
 
 def key_of(point: BudgetPoint, of_policy: Sequence[BudgetPoint]) -> str:
-    """What tells a setting from others in every seed: its label, or the rank of a threshold, which is of a seed."""
-    if not point.label.startswith("threshold") or "Q-exit" in point.label:
+    """What tells a setting from others in every seed: its label, or the rank of a number that is of one seed."""
+    kind = next((kind for kind in ("threshold", "cost weight") if point.label.startswith(kind)), None)
+    if kind is None or "Q-exit" in point.label:
         return point.label
-    found = [each for each in of_policy if each.label.startswith("threshold") and "Q-exit" not in each.label]
-    thresholds = sorted(found, key=lambda each: each.multiply_adds)
-    return f"threshold {thresholds.index(point) + 1} of {len(thresholds)}"
+    found = [each for each in of_policy if each.label.startswith(kind) and "Q-exit" not in each.label]
+    found.sort(key=lambda each: each.multiply_adds)
+    return f"{kind} {found.index(point) + 1} of {len(found)}"
 
 
 def means_of(reports: list[BudgetReport]) -> tuple[BudgetReport, dict[tuple[str, str], list[BudgetPoint]]]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import randomize
+from torch.utils.data import DataLoader
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive.halting_policies import HaltingDraws, HaltingExit
@@ -101,7 +102,7 @@ def test_a_model_without_a_head():
 
 @torch.inference_mode()
 def test_policies(model):
-    loader = [{"pixel_values": IMAGES, "labels": torch.arange(60) % 5}]
+    loader = DataLoader(ITEMS, batch_size=60)
     calibration = Calibration(model, loader, search_loader=loader, num_layers_run=[2, 3])
     assert HaltingExit.applies_to(model)
     settings = HaltingExit(calibration).settings()

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,8 +11,8 @@ from hf_layershuffle.adaptive.mlp_skipping import (
     random_skipped_mlps,
     without_mlps,
 )
+from hf_layershuffle.adaptive.policies import Calibration
 from hf_layershuffle.data import as_dataloader
-from hf_layershuffle.layerwise import LayerwiseClassifier
 
 
 @pytest.fixture
@@ -111,9 +109,7 @@ def test_accuracy_is_measured_without_them(model, loader):
 
 
 def test_policies(model, loader):
-    calibration = SimpleNamespace(
-        model=model, parts=LayerwiseClassifier(model), loader=loader, num_layers_run=[1, 3, 5, 6], seed=0
-    )
+    calibration = Calibration(model, loader, loader, [1, 3, 5, 6])
     skipped = SkippedMlps(calibration).settings()
     assert [each.label for each in skipped] == ["without 4 MLPs", "without 3 MLPs", "without 1 MLP"]
     found = mlp_similarities(model, loader, progress=False)

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from support.texts import labelled_texts, text_classifier, tokenizer_of
 
 import hf_layershuffle as ls
+from hf_layershuffle.adaptive.policies import Calibration
 from hf_layershuffle.adaptive.predictor_training import cost_weight_for, fit
 from hf_layershuffle.adaptive.program_answers import ProgramAnswers, answers_of_programs, programs_by_length
 from hf_layershuffle.adaptive.program_policies import PredictedPrograms, ShuffledPrograms
@@ -227,9 +227,7 @@ def test_bad_arguments(model, loader, arguments, message):
 
 @torch.no_grad()
 def test_policies(model, loader):
-    calibration = SimpleNamespace(
-        model=model, parts=LayerwiseClassifier(model), loader=loader, num_layers_run=[1, 3, 4, 5, 6], seed=0
-    )
+    calibration = Calibration(model, loader, loader, [1, 3, 4, 5, 6])
     settings, controls = PredictedPrograms(calibration).settings(), ShuffledPrograms(calibration).settings()
     assert [each.label for each in settings] == [each.label for each in controls] and len(settings) > 2
     assert all(each.is_random for each in controls) and not any(each.is_random for each in settings)
@@ -240,3 +238,14 @@ def test_policies(model, loader):
     assert not torch.equal(found.program_indices, control.program_indices)
     depths = [each.run(inputs).num_layers_run.float().mean() for each in settings]
     assert depths == sorted(depths) or depths == sorted(depths, reverse=True)
+
+
+def test_models_of_few_layers():
+    """Two programs are the least there can be."""
+    for depth, lengths in [(2, [1, 2]), (3, [2, 3]), (4, [3, 4])]:
+        model = text_classifier(num_hidden_layers=depth).eval()
+        data = as_dataloader(labelled_texts(8), tokenizer_of(), batch_size=8)
+        predictor = ls.train_program_predictor(model, data, num_steps=2, progress=False)
+        assert [len(program) for program in predictor.programs] == lengths
+        assert PredictedPrograms.applies_to(model)
+    assert not PredictedPrograms.applies_to(text_classifier(num_hidden_layers=1))

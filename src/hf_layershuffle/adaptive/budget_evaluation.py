@@ -41,6 +41,7 @@ from .policies import (
     SearchedProgram,
     configured,
 )
+from .program_policies import PredictedPrograms, ShuffledPrograms
 
 
 # All policies that are made of a calibration, in the sequence of tables
@@ -56,6 +57,8 @@ POLICIES: tuple[type[CalibratedPolicy], ...] = (
     EvenlySpaced,
     RandomLayers,
     RandomPrograms,
+    PredictedPrograms,
+    ShuffledPrograms,
     SkippedMlps,
     RandomMlps,
 )

@@ -7,10 +7,12 @@ Each function takes and gives uint8 images of shape `(count, height, width)` or 
 from collections.abc import Callable
 
 import numpy as np
-from datasets import Dataset
-from PIL import Image
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image as PILImage
 
 from ..common.checks import check_integers, check_number
+from ..data.image_reading import to_pil
 
 
 def blur(images: np.ndarray, sigma: float = 1.0) -> np.ndarray:
@@ -75,11 +77,12 @@ def corrupted(dataset: Dataset, name: str, seed: int = 0) -> Dataset:
     seeds = np.random.default_rng(seed).integers(2**31, size=len(dataset)).tolist()
     images = []
     for image, seed_of_image in zip(dataset["image"], seeds):
-        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))[None]
+        is_grey = image.mode == "L" if isinstance(image, PILImage.Image) else np.ndim(image) == 2
+        pixels = np.asarray(to_pil(image, "L" if is_grey else "RGB"))[None]
         changed = noise(pixels, seed=seed_of_image) if name == "noise" else CORRUPTIONS[name](pixels)
-        images.append(Image.fromarray(changed[0]))
+        images.append(PILImage.fromarray(changed[0]))
     columns = {column: images if column == "image" else dataset[column] for column in dataset.column_names}
-    return Dataset.from_dict(columns, features=dataset.features)
+    return Dataset.from_dict(columns, features=Features({**dataset.features, "image": ImageFeature()}))
 
 
 def _checked(images: np.ndarray) -> np.ndarray:

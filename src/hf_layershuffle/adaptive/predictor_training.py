@@ -64,9 +64,14 @@ def train_program_predictor(
     parts = as_layerwise(model)
     depth = parts.num_layers
     if programs is None:
-        programs = programs_by_length(depth, min(2, depth - 1))
+        programs = programs_by_length(depth, num_shared_of(depth))
     answers = answers_of_programs(parts, data, programs, seed=seed, **evaluation)
     return fit(answers, settings_of(parts, hidden_size), num_steps, weight_decay, seed).to(parts.device)
+
+
+def num_shared_of(num_layers: int) -> int:
+    """Layers that programs have in common by default: two, if there are at least two programs then."""
+    return max(0, min(2, num_layers - 2))
 
 
 def settings_of(parts: LayerwiseClassifier, hidden_size: int = HIDDEN_SIZE) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .policies import CalibratedPolicy, Calibration, Setting
-from .predictor_training import cost_weight_for, fit, settings_of
+from .predictor_training import cost_weight_for, fit, num_shared_of, settings_of
 from .program_answers import ProgramAnswers, answers_of_programs, programs_by_length
 from .program_predictor import PredictedAnswers, ProgramPredictor
 
@@ -21,6 +22,11 @@ class PredictedPrograms(CalibratedPolicy):
     """A predictor chooses one of six programs for each example (see [`ProgramPredictor`])."""
 
     name = "predicted-programs"
+
+    @classmethod
+    def applies_to(cls, model: PreTrainedModel) -> bool:
+        free: Any = model
+        return len(free.free_layers) > 1
 
     def settings(self) -> list[Setting]:
         predictor, answers = _trained(self.calibration)
@@ -73,7 +79,7 @@ def _trained(calibration: Calibration) -> tuple[ProgramPredictor, ProgramAnswers
     kept = vars(calibration)
     if "_program_predictor" not in kept:
         parts = calibration.parts
-        programs = programs_by_length(parts.num_layers, min(2, parts.num_layers - 1), NUM_PROGRAMS)
+        programs = programs_by_length(parts.num_layers, num_shared_of(parts.num_layers), NUM_PROGRAMS)
         answers = answers_of_programs(parts, calibration.loader, programs, progress=False)
         kept["_program_predictor"] = fit(answers, settings_of(parts), seed=calibration.seed).to(parts.device), answers
     return kept["_program_predictor"]

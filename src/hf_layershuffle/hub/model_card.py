@@ -41,6 +41,7 @@ _METHOD_FIELDS = (
     "drop_path_rate",
     "depth_embedding",
     "position_predictor",
+    "halting_head",
     "residual_init_scale",
     "initializer_range",
 )
@@ -319,6 +320,7 @@ def _describe_training(config: SimpleNamespace) -> str:
         method = {"none": "in sequential order", "arbitrary": "with arbitrary execution orders"}[config.shuffle_mode]
     extras = ["a depth embedding"] if config.depth_embedding else []
     extras += ["a position predictor"] if config.position_predictor else []
+    extras += ["trained exits (a halting head)"] if getattr(config, "halting_head", False) else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])
 
