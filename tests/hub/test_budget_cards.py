@@ -60,7 +60,7 @@ def test_the_table_and_the_picture_are_in_the_card(folder):
 
 def test_a_budget_of_other_weights_is_refused(folder):
     save_model(folder, num_labels=5, depth_embedding=True)
-    with pytest.raises(ValueError, match=r"budget.json' is a report of other weights .* `hf-layershuffle budget"):
+    with pytest.raises(ValueError, match=r"budget.json' is a report of other weights .*`hf-layershuffle budget"):
         card_of(folder)
 
 
