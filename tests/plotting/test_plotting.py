@@ -256,7 +256,7 @@ def test_one_good_model_fills_its_picture():
 
 
 @pytest.mark.parametrize("kind", ["robustness", "analysis", "random merges"])
-def test_a_notebook_shows_a_table_and_pictures(analysis, tmp_path, kind):
+def test_a_notebook_shows_a_table_and_pictures(analysis, tmp_path, kind, request):
     merges = RandomMergeReport("pool", "d", 50, 4, 0, False, "a", {"a": {}}, {"a": OrderScore([0], 0.5, 1.0)},
                                [MergeScore(0, [["a", 0]], 0.25, 1.0)])  # fmt: skip
     report = {"robustness": make_report(), "analysis": analysis, "random merges": merges}[kind]
@@ -275,6 +275,7 @@ def test_a_notebook_shows_a_table_and_pictures(analysis, tmp_path, kind):
             assert image.width > 300
     assert len(repr(report)) < 300 and report.dataset in repr(report) and "0x" not in repr(report)
     assert len(repr(pictures)) < 200
+    request.getfixturevalue("quick_pictures")  # they were drawn above
     pictures.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in pictures for suffix in ("png", "svg")

@@ -3,9 +3,12 @@
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download
+import jinja2
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .card_text import split_card
@@ -51,3 +54,13 @@ def agreed_license(folders: Iterable[str | os.PathLike]) -> str | None:
     """The licence of several models' folders, if all state the same one."""
     licenses = {read_license(folder) for folder in folders}
     return licenses.pop() if len(licenses) == 1 else None
+
+
+def filled_in(metadata: ModelCardData, **values: Any) -> ModelCard:
+    """What `ModelCard.from_template` gives, which compiles the template anew for each card."""
+    return ModelCard(_template().render(card_data=metadata.to_yaml(), **{**metadata.to_dict(), **values}))
+
+
+@cache
+def _template() -> jinja2.Template:
+    return jinja2.Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))

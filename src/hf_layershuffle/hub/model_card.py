@@ -9,13 +9,11 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
@@ -25,7 +23,7 @@ from ..common.paths import inside
 from ..common.tables import markdown_table
 from ..evaluation.report import RobustnessReport, pruning_points
 from .card_budget import budget_table, describe_exits
-from .card_files import read_card
+from .card_files import filled_in, read_card
 from .card_tasks import card_task
 from .card_text import mark_published, update_card_text
 from .folder_records import BUDGET_PICTURE, METRICS, FolderRecords, hub_id
@@ -123,7 +121,7 @@ def build_model_card(
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(described, "image_size", None)
     baseline = training.get("baseline")
-    return _filled_in(
+    return filled_in(
         ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
@@ -161,16 +159,6 @@ def build_model_card(
         ],
         versions=", ".join(escape(f"{name} {version}") for name, version in shown.items()),
     )
-
-
-def _filled_in(metadata: ModelCardData, **values: Any) -> ModelCard:
-    """What `ModelCard.from_template` gives, which compiles the template anew for each card."""
-    return ModelCard(_template().render(card_data=metadata.to_yaml(), **{**metadata.to_dict(), **values}))
-
-
-@cache
-def _template() -> jinja2.Template:
-    return jinja2.Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _safe_merge(merge: dict) -> dict:
