@@ -172,13 +172,13 @@ class ExitingRun(RowSubsetRun):
         staying, before = self.staying, self._pooled[self.staying]
         self._pooled[staying] = mean_and_first_token(hidden_states, self.inputs_at(rows).get("attention_mask"))
         self._log_stays[staying] += self.model.halting_head.log_stays(before, self._pooled[staying])
-        return -self._log_stays[staying].expm1() > self.rule.threshold
+        return -self._log_stays[staying].expm1() > (self.rule.threshold or 0.0)
 
     def _is_repeated(self, answers: torch.Tensor) -> torch.Tensor:
         staying = self.staying
         in_a_row = torch.where(answers == self._answers[staying], self._in_a_row[staying] + 1, 1)
         self._answers[staying], self._in_a_row[staying] = answers, in_a_row
-        return in_a_row >= self.rule.patience
+        return in_a_row >= (self.rule.patience or 1)
 
     # --- The answer after a layer: the plain forward, with these hidden states in the place of its layers ---
 
@@ -200,7 +200,7 @@ class ExitingRun(RowSubsetRun):
         return tensors == {self.model.main_input_name}
 
     def _logits(self, hidden_states: torch.Tensor, inputs: dict[str, Any], is_answer: bool = True) -> torch.Tensor:
-        constant = ConstantCall(self.model.free_layers[0], hidden_states, self.gives_tuple)
+        constant = ConstantCall(self.model.free_layers[0], hidden_states, bool(self.gives_tuple))
         with run_program(self.model.free_layers, [constant]):
             logits = self.forward(self.model, **inputs, return_dict=True).logits
         if is_answer and (logits.ndim != 2 or len(logits) != len(hidden_states)):

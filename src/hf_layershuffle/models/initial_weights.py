@@ -4,7 +4,7 @@
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ class InitialWeightsMixin(FreeLayersMixin):
             elif parameter is module.weight:
                 init.zeros_(parameter)
             elif hasattr(module, "first_bias"):
-                init.constant_(parameter, module.first_bias)
+                init.constant_(parameter, cast(float, module.first_bias))
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

@@ -139,7 +139,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
             return outputs
         position_logits = torch.stack(run.position_logits, dim=1) if run.position_logits else None
         values = dict(outputs.items())
-        log_probabilities = getattr(run, "halting_log_probabilities", None)
+        log_probabilities: Any = getattr(run, "halting_log_probabilities", None)
         layer_logits = getattr(run, "layer_logits", None)
         if layer_logits is not None and labels is not None:
             values["loss"] = halting_loss(layer_logits, log_probabilities, labels, self.config, num_items_in_batch)
