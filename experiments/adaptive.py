@@ -242,7 +242,7 @@ def table(reports: list[BudgetReport]) -> str:
         accuracies = [each.accuracy for each in groups[(point.policy, point.label)]]
         layers = "" if point.mean_num_layers is None else f"{point.mean_num_layers:.2f}"
         marks = {cost: " *" if cost in point.on_front else "" for cost in mean.costs}
-        cells = [point.policy, point.label, f"{point.accuracy:.4f}", f"{np.std(accuracies):.4f}", layers]
+        cells = [point.policy, point.label, f"{point.accuracy:.4f}", f"{_spread(accuracies)}", layers]
         cells += [f"{point.multiply_adds / 1e6:.1f}{marks[MULTIPLY_ADDS]}"]
         cells += [f"{point.time_ratio[size]:.2f}{marks[time_cost(size)]}" for size in sizes]
         lines.append("| " + " | ".join(cells) + " |")
@@ -251,12 +251,17 @@ def table(reports: list[BudgetReport]) -> str:
         [
             *lines,
             "",
-            f"Mean and standard deviation over {len(reports)} seed{'s' * (len(reports) > 1)}, {first.num_images:,} "
+            f"Mean and sample standard deviation over {len(reports)} seed{'s' * (len(reports) > 1)}, {first.num_images:,} "
             f"test images; thresholds and programs chosen on {first.num_chosen_on:,} others that no model was trained "
             "on. Time is a fraction of that of all layers, measured in turns with them. A star marks the Pareto front "
             "of a column.",
         ]
     )
+
+
+def _spread(accuracies: list[float]) -> str:
+    """The sample standard deviation; a dash for one seed."""
+    return f"{np.std(accuracies, ddof=1):.4f}" if len(accuracies) > 1 else "–"
 
 
 @styled

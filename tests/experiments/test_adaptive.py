@@ -59,7 +59,7 @@ def test_each_seed_is_a_line_with_every_kind_of_model(measured):
 def test_the_page_holds_means_and_the_picture_is_beside_it(measured):
     page = (measured / "page.md").read_text()
     assert page.startswith("before") and page.endswith("after\n")
-    assert "Mean and standard deviation over 2 seeds" in page
+    assert "Mean and sample standard deviation over 2 seeds" in page
     reports = [
         BudgetReport.from_dict(json.loads(line)["report"])
         for line in (measured / "records.jsonl").read_text().splitlines()
