@@ -252,10 +252,9 @@ def table(reports: list[BudgetReport]) -> str:
             *lines,
             "",
             f"Mean and sample standard deviation over {len(reports)} seed{'s' * (len(reports) > 1)}, "
-            f"{first.num_images:,} test images; thresholds and programs chosen on {first.num_chosen_on:,} others that no "
-            "model was trained on. Time is a fraction of that of all layers, measured in turns with them. A star "
-            "marks the Pareto front "
-            "of a column.",
+            f"{first.num_images:,} test images; thresholds and programs chosen on {first.num_chosen_on:,} others that "
+            "no model was trained on. Time is a fraction of that of all layers, measured in turns with them. A star "
+            "marks the Pareto front of a column.",
         ]
     )
 
