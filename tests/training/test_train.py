@@ -551,6 +551,13 @@ def test_the_next_command_is_one_that_can_be_pasted():
     )
     command = "hf-layershuffle evaluate 'o u' 'o u/baseline' --dataset_name 'my data' --eval_split test --output_dir"
     assert next_command(data_args, args) == f"{command} 'o u-robustness'"
+    command = (
+        "hf-layershuffle budget 'o u' --rivals 'baseline=o u/baseline' --dataset_name 'my data' --eval_split test"
+    )
+    assert (
+        next_command(data_args, args, ls.LayerShuffleViTConfig(halting_head=True))
+        == f"{command} --output_dir 'o u-budget'"
+    )
 
 
 def test_a_missing_shard_makes_a_checkpoint_incomplete(whole, tmp_path):

@@ -2,6 +2,7 @@
 """What a training command prints at its end: the table, and what to do next."""
 
 import shlex
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,13 +31,19 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, n
     Console().print(table)
 
 
-def next_command(data_args: DataArguments, args: ScriptTrainingArguments) -> str:
-    """The command that evaluates what was trained, on the same data: with layers missing too, and with pictures."""
-    command = ["hf-layershuffle", "evaluate", str(args.output_dir)]
-    command += [str(args.folder / "baseline")] if args.baseline else []
+def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str:
+    """The command that evaluates what was trained, on the same data: with layers missing too, and with pictures.
+
+    Of a model that learned to let examples run fewer layers, as its `config` says, it is the one that shows how well.
+    """
+    chooses_layers = getattr(config, "halting_head", False) or getattr(config, "layer_controller", False)
+    budget = chooses_layers and not data_args.streaming
+    command = ["hf-layershuffle", "budget" if budget else "evaluate", str(args.output_dir)]
+    baseline = str(args.folder / "baseline")
+    command += [*(["--rivals", f"baseline={baseline}"] if budget else [baseline])] if args.baseline else []
     columns = ("image_column_name", "text_column_name", "text_pair_column_name", "label_column_name")
     for name in ("dataset_name", "dataset_config_name", *columns, "eval_split"):
         value = getattr(data_args, name, None)
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--streaming"] if data_args.streaming else []
-    return shlex.join([*command, "--output_dir", f"{args.output_dir}-robustness"])
+    return shlex.join([*command, "--output_dir", f"{args.output_dir}-{'budget' if budget else 'robustness'}"])

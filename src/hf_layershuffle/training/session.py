@@ -290,7 +290,7 @@ class TrainingSession:
                 print_table(rows, all(order == "sequential" for order in orders), self.task.noun)
             print(f"Saved to {self.args.output_dir}")
             if self.data_args.eval_fraction == DataArguments.eval_fraction:  # or it would evaluate on other images
-                print(f"Next: {next_command(self.data_args, self.args)}")
+                print(f"Next: {next_command(self.data_args, self.args, self.runs[0].model.config)}")
         if self.failures:
             sys.exit(1)
 
