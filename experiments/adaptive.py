@@ -77,7 +77,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     },
 }
 DIGITS_HELD_OUT = 0.4
-TRAIN = "--use_cpu --eval_strategy no --save_total_limit 1 --final_eval_orders 2 --report_to none".split()
+TRAIN = "--use_cpu --eval_strategy no --save_total_limit 1 --final_eval_orders 8 --report_to none".split()
 
 
 def folders_of(args: argparse.Namespace, seed: int) -> dict[str, Path]:
