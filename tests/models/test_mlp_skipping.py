@@ -197,7 +197,10 @@ SIZES = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 0}
 OF_BERT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 REFUSED = {
     "Bloom": (SIZES | {"hidden_size": 16, "n_layer": 3, "n_head": 2}, "its MLP gets more than hidden states"),
-    "Mpt": (SIZES | {"d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 32}, "its MLP gets more than hidden states"),
+    "Mpt": (
+        SIZES | {"d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 32},
+        "its MLP gets more than hidden states",
+    ),
     "IBert": (SIZES | OF_BERT, "not enough values to unpack"),
     "MobileBert": (
         SIZES | OF_BERT | {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16},

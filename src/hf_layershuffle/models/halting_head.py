@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .layer_program import ConstantCall, Run, StandIn, run_program
 from .position_modules import mark
-from .row_subsets import inputs_of_rows
+from .row_subsets import NOT_FOR_CLASSES, inputs_of_rows
 
 
 class HaltingHead(nn.Module):
@@ -164,7 +164,7 @@ class HaltingRun(Run):
         self.gives_tuple = False
         super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
         self.model = model
-        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
+        self.inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_CLASSES}
         self.forward = forward
 
     def at(self, layer: nn.Module, position: int) -> Any:
@@ -233,10 +233,6 @@ class HaltingRun(Run):
                     module.training = mode
             model._reads_inputs_after_layers = not torch.equal(*pair)
         return model._reads_inputs_after_layers is not False
-
-
-# Inputs that the answer does not depend on
-_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
 
 
 class _NotedCall(StandIn):

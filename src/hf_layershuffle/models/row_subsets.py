@@ -47,7 +47,7 @@ class RowSubsetRun(Run):
                 f"`past_key_values` is given, and a cache is of all layers. {self.way_out} pass no cache."
             )
         self.model = model
-        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
+        self.inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_CLASSES}
         self.forward = forward
         self.gives_tuple: bool | None = model._layers_give_tuple
         self.batch_size: int
@@ -165,7 +165,7 @@ class RowSubsetRun(Run):
 
 
 # Inputs that the answer does not depend on
-_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
+NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
 
 
 def inputs_of_rows(inputs: dict[str, Any], rows: torch.Tensor | slice, batch_size: int) -> dict[str, Any]:
