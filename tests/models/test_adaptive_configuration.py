@@ -5,6 +5,7 @@ import torch
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive.exit_calibration import ExitCalibration
+from hf_layershuffle.merging.merged_model import write_merged_model
 from hf_layershuffle.models.exit_rule import forget_exits
 
 
@@ -108,3 +109,15 @@ def test_off_is_of_its_own_field():
     model = make_vit(layer_budget=2)
     assert model(IMAGES, exit_threshold="off").num_layers_run.tolist() == [2] * 4
     assert model(IMAGES, layer_budget="off").num_layers_run is None
+
+
+def test_a_shorter_merge_of_a_base_with_a_longer_order(tmp_path):
+    base = make_vit(execution_order=[0, 1, 2, 3, 0, 1], layer_budget=6, skipped_mlps=[5])
+    base.save_pretrained(tmp_path / "base")
+    plan = ls.MergePlan(
+        sources={"a": str(tmp_path / "base")}, base="a", layers=[{"source": "a", "layer": index} for index in (0, 2)]
+    )
+    write_merged_model(plan, tmp_path / "merged")
+    config = ls.load_classifier(tmp_path / "merged").config
+    assert (config.num_hidden_layers, config.execution_order, config.layer_budget) == (2, "sequential", None)
+    assert config.skipped_mlps is None and config.exit_criterion == "probability"

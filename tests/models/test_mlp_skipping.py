@@ -201,7 +201,7 @@ REFUSED = {
         SIZES | {"d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 32},
         "its MLP gets more than hidden states",
     ),
-    "IBert": (SIZES | OF_BERT, "not enough values to unpack"),
+    "IBert": (SIZES | OF_BERT, "its MLP gets more than hidden states"),
     "MobileBert": (
         SIZES | OF_BERT | {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16},
         "its `ffn` is several modules",
@@ -220,6 +220,8 @@ def test_mlps_that_do_more_are_refused(name):
     model.config.skipped_mlps = [1]
     with pytest.raises(ValueError, match=f"does not run without its MLP: {why}.*`config.skipped_mlps` to None"):
         model(input_ids=tokens)
+    with pytest.raises(ValueError, match=f"does not run without its MLP: {why}"):
+        without_mlp(model.free_layers[0])  # before it runs
 
 
 class OwnResidual(nn.Module):

@@ -5,6 +5,7 @@ This file travels to the Hub beside the weights, so it imports nothing from this
 """
 
 import copy
+import inspect
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -44,8 +45,8 @@ def without_mlp(layer: nn.Module) -> nn.Module:
     What a family does after adding, such as the norm of BERT, still happens. A compiled layer runs uncompiled.
 
     Raises:
-        `ValueError`: if the layer has no MLP by a name that is known, or its forward was replaced. Also, when it first
-            runs, if its MLP gives or gets more than hidden states, or adds them itself, as in BLOOM.
+        `ValueError`: if the layer has no MLP by a name that is known, its MLP gets more than hidden states, as in
+            BLOOM, or its forward was replaced. Also, when it first runs, if the MLP gives more, or adds them itself.
     """
     whole: Any = getattr(layer, "_orig_mod", layer)
     if "forward" in vars(whole):
@@ -54,13 +55,13 @@ def without_mlp(layer: nn.Module) -> nn.Module:
             "out. Load the model without `device_map`, or set `config.skipped_mlps` to None."
         )
     found = next((name for name in MLP_NAMES if isinstance(getattr(whole, name, None), nn.Module)), None)
-    if found is not None and isinstance(getattr(whole, found), (nn.ModuleList, nn.ModuleDict)):
-        raise ValueError(_CANNOT.format(layer=type(whole).__name__, why=f"its `{found}` is several modules"))
     if found is not None:
+        _check_mlp(whole, getattr(whole, found), found)
         return _checked(whole, _with_modules(whole, {found: _Zeros()}))
     inner, outer = (getattr(whole, name, None) for name in ("intermediate", "output"))
     if isinstance(inner, nn.Module) and isinstance(getattr(outer, "dense", None), nn.Module):
         # The last map of the MLP is in the module that adds it, as in BERT
+        _check_mlp(whole, inner, "intermediate")
         parts = {"intermediate": _Same(), "output": _with_modules(outer, {"dense": _Zeros()})}
         return _checked(whole, _with_modules(whole, parts))
     names = ", ".join(name for name, _ in whole.named_children())
@@ -78,6 +79,19 @@ def _with_modules(module: Any, modules: dict[str, nn.Module]) -> Any:
 
 
 _CANNOT = "A {layer} does not run without its MLP: {why}. Set `config.skipped_mlps` to None."
+
+
+def _check_mlp(layer: Any, mlp: nn.Module, name: str) -> None:
+    """Refuses an MLP of which is known, before it runs, that it does more than map hidden states."""
+    if isinstance(mlp, (nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(_CANNOT.format(layer=type(layer).__name__, why=f"its `{name}` is several modules"))
+    needed = [
+        each
+        for each in inspect.signature(mlp.forward).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ValueError(_CANNOT.format(layer=type(layer).__name__, why="its MLP gets more than hidden states"))
 
 
 def _checked(whole: Any, changed: Any) -> Any:
