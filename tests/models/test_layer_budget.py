@@ -334,7 +334,7 @@ def test_bad_arguments(images, arguments, message):
     ("flags", "message"),
     [
         ({"layer_budget": 0}, "`layer_budget` is 0; it must be None or an integer of at least 1"),
-        ({"layer_budget": 5}, "`layer_budget` is 5, more than the model has layers; it must be from 1 to 4"),
+        ({"layer_budget": 5}, "`layer_budget` is 5, and 4 layers run; it must be from 1 to 4"),
         ({"layer_budget": 2, "layer_controller": False}, "there is no layer controller to choose layers by"),
         ({"layer_budget": 2, "exit_threshold": 0.5}, "`layer_budget` is 2 and `exit_threshold` is 0.5"),
         ({"layer_controller": 1}, "`layer_controller` is 1; it must be True or False"),

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from support.encoder_checks import free_model
 from support.encoders import ENCODERS
 from support.models import randomize
@@ -190,3 +191,76 @@ def test_layers_that_have_none_or_were_changed():
     layer.forward = lambda states: states
     with pytest.raises(ValueError, match="forward of this ViTLayer was replaced"):
         without_mlp(layer)
+
+
+SIZES = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 0}
+OF_BERT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+REFUSED = {
+    "Bloom": (SIZES | {"hidden_size": 16, "n_layer": 3, "n_head": 2}, "its MLP gets more than hidden states"),
+    "Mpt": (
+        SIZES | {"d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 32},
+        "its MLP gets more than hidden states",
+    ),
+    "IBert": (SIZES | OF_BERT, "its MLP gets more than hidden states"),
+    "MobileBert": (
+        SIZES | OF_BERT | {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16},
+        "its `ffn` is several modules",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@torch.no_grad()
+def test_mlps_that_do_more_are_refused(name):
+    sizes, why = REFUSED[name]
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    model = ls.free_order(getattr(transformers, f"{name}ForSequenceClassification")(config)).eval()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=tokens)
+    model.config.skipped_mlps = [1]
+    with pytest.raises(ValueError, match=f"does not run without its MLP: {why}.*`config.skipped_mlps` to None"):
+        model(input_ids=tokens)
+    with pytest.raises(ValueError, match=f"does not run without its MLP: {why}"):
+        without_mlp(model.free_layers[0])  # before it runs
+
+
+class OwnResidual(nn.Module):
+    def __init__(self, mlp):
+        super().__init__()
+        self.inner = mlp
+
+    def forward(self, hidden_states):
+        return hidden_states + self.inner(hidden_states)
+
+
+class AddingLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = OwnResidual(nn.Linear(4, 4))
+
+    def forward(self, hidden_states):
+        return self.mlp(hidden_states)
+
+
+class TupleLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+
+    def forward(self, hidden_states):
+        more, _ = self.mlp(hidden_states)
+        return hidden_states + more
+
+
+def test_a_layer_that_gives_nothing_without_its_mlp_is_refused():
+    states = torch.randn(3, 5, 4)
+    for layer, why in ((AddingLayer(), "adds the hidden states itself"), (TupleLayer(), "too many values to unpack")):
+        with pytest.raises(ValueError, match=f"A {type(layer).__name__} does not run without its MLP: .*{why}"):
+            without_mlp(layer)(states)
+
+
+def test_what_cannot_be_seen_is_looked_at_later():
+    layer = AddingLayer()
+    assert without_mlp(layer)(torch.zeros(2, 3, 4)).eq(0).all()  # no token differs
+    with pytest.raises(ValueError, match="adds the hidden states itself"):
+        without_mlp(layer)(torch.randn(2, 3, 4))

@@ -252,15 +252,15 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     if base.halting_head:
         logger.warning("The halting head of the base knows the hidden states of its own layers alone and is left out.")
         values["halting_head"] = False
-    if num_layers != num_layers_of(base) and not isinstance(base.execution_order, str):
-        values["execution_order"] = "sequential"  # the base's is a list of layers that are not those of the result
     if base.shuffle_window is not None:
         values["shuffle_window"] = min(base.shuffle_window, num_layers)
     config = config_of(type(base), values)
-    if num_layers != num_layers_of(base):
-        set_num_layers(config, num_layers)
     forget_exits(config)
     forget_layer_controller(config)
+    if num_layers != num_layers_of(base):
+        set_num_layers(config, num_layers)
+        if not isinstance(config.execution_order, str):
+            config.execution_order = "sequential"  # the base's is a list of layers that are not those of the result
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]
     config.auto_map = auto_map_of(config)
     return config

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from .auto_classes import MODEL_TYPE_PREFIX
 from .execution_order import EXECUTION_ORDERS, SHUFFLE_MODES, check_execution_order
-from .exit_rule import EXIT_FIELDS, ExitRule
+from .exit_rule import EXIT_FIELDS, ExitRule, without_parts
 from .layer_lists import TOWERS
 from .mlp_skipping import check_against_order, check_positions
 
@@ -134,7 +134,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             the layers for it (ADMN). In training it alone is to learn, see `layer_budget.py`; an encoder without a
             classifier has none.
         layer_budget: How many layers each example runs in evaluation, those with the best scores, from 1 to
-            `num_hidden_layers`; None for all layers.
+            the length of the execution order; None for all layers.
         skipped_mlps: Positions in the execution order, from 0, at which a layer runs without its MLP in evaluation;
             None for none. See `choose_skipped_mlps`.
         tower: Of a model with several towers, such as `CLIPModel`, the one whose layers run in free order: `"vision"`,
@@ -233,11 +233,13 @@ class LayerShuffleConfigMixin(_FamilyConfig):
                     f"`layer_budget` is {budget} and `{name}` is {getattr(self, name)}; an example runs fewer layers "
                     "by one of them: set the other to None."
                 )
-        num_layers = getattr(encoder_config(self), "num_hidden_layers", None)  # of a model of timm not known yet
-        if num_layers is not None and budget > num_layers:
+        if not isinstance(self.execution_order, str):
+            num_layers, of = len(self.execution_order), "the length of `execution_order`"
+        else:
+            num_layers, of = getattr(encoder_config(self), "num_hidden_layers", budget), "`num_hidden_layers`"
+        if budget > num_layers:  # of a model of timm, it is not known yet how many layers there are
             raise ValueError(
-                f"`layer_budget` is {budget}, more than the model has layers; it must be from 1 to {num_layers} "
-                "(`num_hidden_layers`)."
+                f"`layer_budget` is {budget}, and {num_layers} layers run; it must be from 1 to {num_layers} ({of})."
             )
 
     def _check_drop_path(self) -> None:
@@ -282,7 +284,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
             # timm records the number of classes there too, and transformers passes its own
             model_args = {name: value for name, value in config_dict["model_args"].items() if name != "num_classes"}
             config_dict = {**config_dict, "model_args": model_args}
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(without_parts(config_dict, kwargs), **kwargs)
 
 
 # By the class itself, since another one may have the same name

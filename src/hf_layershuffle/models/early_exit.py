@@ -26,6 +26,11 @@ _OF_CONFIGURATION = (*_LIMITS, "layer_budget")  # by each of which examples run 
 OFF = "off"  # of a call: the configuration's rule does not count
 
 
+def chooses_by_configuration(config: Any) -> bool:
+    """Whether a configuration says that fewer layers or MLPs run."""
+    return any(getattr(config, name, None) is not None for name in (*_OF_CONFIGURATION, "skipped_mlps"))
+
+
 @contextmanager
 def all_layers(model: Any) -> Iterator[None]:
     """Context in which a model's configuration lets no example leave early or choose layers."""

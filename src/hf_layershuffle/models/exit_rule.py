@@ -76,9 +76,27 @@ EXIT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def without_parts(config_dict: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without what needs a part of the model that it is now loaded without, with a warning.
+
+    Args:
+        config_dict: Fields of the stored configuration.
+        given: Fields that are given for it now.
+    """
+    changed: dict[str, Any] = {}
+    if given.get("layer_controller") is False:
+        changed["layer_budget"] = None
+    if given.get("halting_head") is False and config_dict.get("exit_criterion") == HALTING:
+        changed |= {"exit_threshold": None, "exit_criterion": CRITERIA[0]}
+    for name, value in changed.items():
+        if value is None and config_dict.get(name) is not None and given.get(name) is None:
+            logger.warning("`%s` %s is not kept, since what it needs is left out.", name, config_dict[name])
+    return {**config_dict, **changed}
+
+
 def forget_exits(config: Any) -> None:
     """Takes out of a configuration, with a warning, what was chosen for other weights: when examples leave, and which
-    MLPs are left out."""
+    MLPs are left out. The criterion goes if its halting head is gone."""
     chosen_by = dict.fromkeys(("exit_threshold", "exit_patience"), "calibrate_exit")
     chosen_by["skipped_mlps"] = "choose_skipped_mlps"
     for name, function in chosen_by.items():
@@ -91,6 +109,8 @@ def forget_exits(config: Any) -> None:
             function,
         )
         setattr(config, name, None)
+    if getattr(config, "exit_criterion", None) == HALTING and not config.halting_head:
+        config.exit_criterion = CRITERIA[0]
 
 
 def confidence(logits: torch.Tensor, criterion: str = "probability") -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .early_exit import ExitingRun, check_chooses_one_class, exit_rule, may_exit
+from .early_exit import ExitingRun, check_chooses_one_class, chooses_by_configuration, exit_rule, may_exit
 from .exit_rule import EXIT_FIELDS
 from .free_generation import check_cache, leave_out_of_cache
 from .halting_head import HaltingRun
@@ -93,6 +93,8 @@ def _run_of(
 ) -> Run:
     """What a forward with these inputs runs."""
     is_classifier = "Classification" in plain_class.__name__
+    if not model.training and chooses_by_configuration(model.config):
+        model.config.check_layershuffle()  # its fields may have been set one by one
     budget = layer_budget(model, choice["layer_budget"], choice, order, is_classifier)
     rule = None if budget is not None else exit_rule(model, choice, is_classifier)
     if learns_to_choose(model, choice["layer_budget"]):
@@ -175,8 +177,8 @@ _EXECUTION_ORDER_DOC = """
         layer_budget (`int` or `"off"`, *optional*):
             Of a classifier with a layer controller: how many layers each example runs, from 1 to the length of the
             execution order: those that the controller finds best for it, in the order's sequence. It overrides the
-            configuration's field, and `"off"` runs all layers. The outputs hold `num_layers_run`. In training mode the
-            controller learns, from a budget that is drawn unless it is given.
+            configuration's field, and with `"off"` none chooses. The outputs hold `num_layers_run`. In training mode
+            the controller learns, from a budget that is drawn unless it is given.
 
         Raises:
             `ValueError`: if the order is not valid, the layers were cut by hand, or a label is outside the classes.

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from .layer_program import ConstantCall, Run, StandIn, run_program
 from .position_modules import mark
+from .row_subsets import NOT_FOR_CLASSES, inputs_of_rows
 
 
 class HaltingHead(nn.Module):
     """Says after each layer, from the hidden states before and after it, how likely an example leaves there.
 
-    All layers share it. A fresh one says the prior, whatever it sees.
+    All layers share it. A fresh one says the prior's λ, whatever it sees. So all who have not left leave at the last
+    layer, which is more of them than by the truncated prior ([`log_prior`]) of which the loss is.
 
     Args:
         hidden_size: Size of the hidden states.
@@ -73,7 +75,8 @@ def mean_and_first_token(hidden_states: torch.Tensor, attention_mask: Any = None
         return torch.cat((hidden_states.mean(dim=1), hidden_states[:, 0]), dim=-1)
     weights = attention_mask.to(hidden_states.dtype)[..., None]
     mean = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    first = hidden_states[torch.arange(len(hidden_states), device=mean.device), attention_mask.argmax(dim=1)]
+    first_token = (attention_mask != 0).int().argmax(dim=1)
+    first = hidden_states[torch.arange(len(hidden_states), device=mean.device), first_token]
     return torch.cat((mean, first), dim=-1)
 
 
@@ -161,7 +164,7 @@ class HaltingRun(Run):
         self.gives_tuple = False
         super().__init__(model.free_layers, order, model._depth_embedding, model._dropped_paths, model._skipped_mlps)
         self.model = model
-        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
+        self.inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_CLASSES}
         self.forward = forward
 
     def at(self, layer: nn.Module, position: int) -> Any:
@@ -190,11 +193,9 @@ class HaltingRun(Run):
         """Logits of hidden states of the first position or of several others, in one pass of what stands behind the
         layers."""
         if self._needs_all_inputs():
-            repeats = len(hidden_states) // len(self.hidden_states[0])
-            inputs = {
-                name: torch.cat([value] * repeats) if isinstance(value, torch.Tensor) else value
-                for name, value in self.inputs.items()
-            }
+            rows = torch.arange(self._batch_size, device=hidden_states.device)
+            repeated = rows.repeat(len(hidden_states) // self._batch_size)
+            inputs = inputs_of_rows(self.inputs, repeated, self._batch_size)
             return self._logits(hidden_states, inputs, is_first)
         return self._logits(hidden_states, self._inputs_of_one(), is_first)
 
@@ -205,7 +206,11 @@ class HaltingRun(Run):
             return self.forward(self.model, **inputs, return_dict=True).logits
 
     def _inputs_of_one(self) -> dict[str, Any]:
-        return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()}
+        return inputs_of_rows(self.inputs, slice(0, 1), self._batch_size)
+
+    @property
+    def _batch_size(self) -> int:
+        return len(self.hidden_states[0])
 
     @torch.no_grad()
     def _needs_all_inputs(self) -> bool:
@@ -228,10 +233,6 @@ class HaltingRun(Run):
                     module.training = mode
             model._reads_inputs_after_layers = not torch.equal(*pair)
         return model._reads_inputs_after_layers is not False
-
-
-# Inputs that the answer does not depend on
-_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
 
 
 class _NotedCall(StandIn):

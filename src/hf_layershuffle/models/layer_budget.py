@@ -50,7 +50,9 @@ def layer_budget(model: Any, given: Any, exits: dict[str, Any], order: list[int]
     Raises:
         `ValueError`: if the budget is not valid, or the model cannot choose.
     """
-    exits_early = any(exits[name] not in (None, OFF) for name in ("exit_threshold", "exit_patience"))
+    threshold, patience = exits["exit_threshold"], exits["exit_patience"]
+    is_off = isinstance(threshold, str) and threshold == OFF
+    exits_early = patience is not None or (threshold is not None and not is_off)
     if given == OFF and isinstance(given, str):
         return None
     if given is not None and exits_early:
@@ -62,6 +64,11 @@ def layer_budget(model: Any, given: Any, exits: dict[str, Any], order: list[int]
         budget = model.config.layer_budget
     if budget is None:
         return None
+    if exits["exit_criterion"] is not None:
+        raise ValueError(
+            f"`exit_criterion` is {exits['exit_criterion']!r} without a rule to leave by, and `layer_budget` is "
+            f"{budget!r}; leave `exit_criterion` out, or pass `exit_threshold` instead of a budget."
+        )
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= len(order):
         raise ValueError(
             f"`layer_budget` is {budget!r}; it must be an integer from 1 to {len(order)}, the number of layers of the "

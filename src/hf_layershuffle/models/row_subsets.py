@@ -47,7 +47,7 @@ class RowSubsetRun(Run):
                 f"`past_key_values` is given, and a cache is of all layers. {self.way_out} pass no cache."
             )
         self.model = model
-        self.inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_CLASSES}
+        self.inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_CLASSES}
         self.forward = forward
         self.gives_tuple: bool | None = model._layers_give_tuple
         self.batch_size: int
@@ -114,10 +114,7 @@ class RowSubsetRun(Run):
 
     def inputs_at(self, rows: torch.Tensor | slice | None) -> dict[str, Any]:
         """The inputs of some examples."""
-        if rows is None:
-            return self.inputs
-        # Every input of a classifier has the examples first
-        return {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()}
+        return self.inputs if rows is None else inputs_of_rows(self.inputs, rows, self.batch_size)
 
     def arguments_of(
         self, rows: torch.Tensor | None, position: int, args: tuple, kwargs: dict[str, Any]
@@ -145,15 +142,54 @@ class RowSubsetRun(Run):
         if isinstance(value, (tuple, list)):
             ones = one if isinstance(one, (tuple, list)) and len(one) == len(value) else [None] * len(value)
             return type(value)([self._kept(rows, part, each) for part, each in zip(value, ones)])
-        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != self.batch_size:
+        is_tensor = isinstance(value, torch.Tensor) and value.ndim > 0
+        if not is_tensor or len(value) == 1 or (isinstance(one, torch.Tensor) and one.shape == value.shape):
             return value
         # A mask may be missing for one example, which alone has no padding
-        is_same_for_all = isinstance(one, torch.Tensor) and one.shape == value.shape
-        return value if is_same_for_all else value[rows]
+        repeats = len(one) if isinstance(one, torch.Tensor) and one.ndim > 0 else 1
+        if len(value) != self.batch_size * repeats:
+            raise ValueError(self._not_by_example(value))
+        if repeats == 1:
+            return value[rows]
+        by_example = value.unflatten(0, (self.batch_size, repeats))  # heads behind the examples, as in BLOOM
+        if not torch.equal(by_example[0], one):
+            raise ValueError(self._not_by_example(value))
+        return by_example[rows].flatten(0, 1)
+
+    def _not_by_example(self, value: torch.Tensor) -> str:
+        return (
+            f"The layers of {type(self.model).__name__} get a tensor of shape {tuple(value.shape)} for "
+            f"{self.batch_size} examples, which is not known to be of which, so there can be no {self.what}. "
+            f"{self.way_out} take another family."
+        )
 
 
 # Inputs that the answer does not depend on
-_NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
+NOT_FOR_CLASSES = ("labels", "num_items_in_batch", "output_hidden_states", "output_attentions", "return_dict")
+
+
+def inputs_of_rows(inputs: dict[str, Any], rows: torch.Tensor | slice, batch_size: int) -> dict[str, Any]:
+    """The inputs of some examples of a batch, or of some several times. What is one row for all stays as it is.
+
+    Args:
+        inputs: By name. Tensors have the examples first, or one row, such as positions of shape `(1, tokens)`.
+        rows: Indices of the examples.
+        batch_size: Number of examples.
+
+    Raises:
+        `ValueError`: if a tensor has another number of rows.
+    """
+    chosen = dict(inputs)
+    for name, value in inputs.items():
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or (len(value) == 1 and batch_size != 1):
+            continue
+        if len(value) != batch_size:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(value.shape)}, and there are {batch_size} examples; where examples "
+                "leave early, choose layers or learn when to leave, it must have a row for each, or one for all."
+            )
+        chosen[name] = value[rows]
+    return chosen
 
 
 def _leaves(value: Any) -> list:

@@ -97,9 +97,11 @@ class SavedModelMixin(FreeLayersMixin):
         by `trust_remote_code=True`.
 
         Raises:
-            `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`].
+            `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`], or fields of the
+                configuration that were set do not go together, so that it could not be loaded.
         """
         self.check_depth()
+        self.config.check_layershuffle()
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
         self.config.auto_map = auto_map_of(self.config)
         publisher = type(self).publisher
