@@ -80,7 +80,8 @@ def programs_by_length(num_layers: int, num_shared: int = 2, num_programs: int |
     Raises:
         `ValueError`: if a number is out of range.
     """
-    if not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
+    check_integers(num_layers=(num_layers, 1))
+    if isinstance(num_shared, bool) or not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
         raise ValueError(f"`num_shared` is {num_shared!r}; it must be an integer from 0 to {num_layers - 1}.")
     left = num_layers - num_shared
     check_integers(num_programs=(left if num_programs is None else num_programs, 1))

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The records of a model's folder, checked before a card is made of them: they may come from somebody else."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue, StrictInt, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, StrictInt, TypeAdapter, ValidationError
 from pydantic.config import ConfigDict, with_config
 from typing_extensions import Required, TypedDict
 
@@ -145,6 +145,21 @@ class BudgetRecord(_Record, total=False):
     points: list[_BudgetPoint]
     config: _Flags
     environment: _Environment
+
+
+_Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class PredictorRecord(TypedDict):
+    """The header of a program predictor. `checked_programs` checks which programs there can be."""
+
+    format: StrictInt
+    programs: list[list[StrictInt]]
+    num_features: _Count
+    hidden_size: _Count
+    num_layers: _Count
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 
 
 @with_config(ConfigDict(strict=True, extra="allow"))
