@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import Architecture
@@ -170,12 +171,23 @@ BAD = {
     "`policies` holds 'exit-hope', which is none": dict(policies=["exit-hope"]),
     "`policies` holds 'evenly-spaced' more than once": dict(policies=["evenly-spaced", "evenly-spaced"]),
     "`policies` is 'evenly-spaced'; pass a list": dict(policies="evenly-spaced"),
-    "`num_layers_run` holds 5; each is an integer from 1 to 4": dict(num_layers_run=[2, 5]),
+    "`num_layers_run` holds 5; it must be a list of integers from 1 to 4": dict(num_layers_run=[2, 5]),
     "`num_layers_run` holds 0;": dict(num_layers_run=[0]),
+    "`num_layers_run` holds 2.0;": dict(num_layers_run=[1, 2.0]),
+    "`num_layers_run` holds True;": dict(num_layers_run=[True]),
+    "`num_layers_run` is 3; pass a list of integers from 1 to 4": dict(num_layers_run=3),
+    "`num_layers_run` is '3'": dict(num_layers_run="3"),
     "`num_layers_run` is empty": dict(num_layers_run=[]),
     "`num_search_samples` is 0": dict(num_search_samples=0),
     "`seed` is -1": dict(seed=-1),
     "`rivals` holds a str for 'x'": dict(rivals={"x": "a path"}),
+    "`rivals` holds the name 5": dict(rivals={5: None}),
+    "`rivals` is a list; pass models by name": dict(rivals=[None]),
+    "`policies` is 5; pass a list": dict(policies=5),
+    "`policies` holds '5'; each is a name, or an object": dict(policies=[5]),
+    '`policies` holds "<class .*FixedOrder\'>"; each is a name': dict(policies=[FixedOrder]),
+    "a policy with the name None": dict(policies=[FixedOrder(None, None)]),
+    "'all layers' is that of the whole model": dict(policies=[FixedOrder(None, "all layers")]),
 }
 
 
@@ -187,12 +199,43 @@ def test_bad_arguments(message):
 
 def test_data_to_choose_on_is_needed_and_is_other_data():
     model = free_model()
-    with pytest.raises(ValueError, match="`calibration_data` is the data that is reported on"):
-        evaluate_budget(model, ITEMS, ITEMS, progress=False)
+    mixed = OTHERS[:35] + ITEMS[:5]
+    for same, both in ((ITEMS, "48 of the 48"), (ITEMS[:20:-1], "27 of the 27"), (mixed, "5 of the 40")):
+        with pytest.raises(ValueError, match=f"^{both} examples of `calibration_data` are among those"):
+            evaluate_budget(model, ITEMS, same, progress=False)
     with pytest.raises(ValueError, match="'exit-margin' is made by calibration data, and `calibration_data` is None"):
         evaluate_budget(model, ITEMS, policies=["exit-margin"], progress=False)
     report = evaluate_budget(model, ITEMS, policies=[FixedOrder(model)], measure_time=False, progress=False)
     assert report.num_chosen_on == 0
+
+
+def test_a_few_examples_in_both_are_told(caplog):
+    """As the splits of many datasets have them. An image is the same whatever its label is."""
+    model = free_model()
+    few = OTHERS[:36] + [{**item, "labels": 0} for item in ITEMS[:4]]
+    evaluate_budget(model, ITEMS, few, policies=[FixedOrder(model)], measure_time=False, progress=False)
+    assert "4 of the 40 examples of `calibration_data` are among those that are reported on" in caplog.text
+    caplog.clear()
+    evaluated(model, [FixedOrder(model)], num_layers_run=np.array([2, 3]))
+    assert "among those" not in caplog.text
+
+
+def test_a_policy_may_not_have_the_name_of_the_rivals():
+    model = free_model()
+    policy = FixedOrder(model, "other models")
+    assert evaluated(model, [policy]).points[0].policy == "other models"
+    with pytest.raises(ValueError, match="one named 'other models', as `rivals` are called"):
+        evaluated(model, [policy], rivals={"rival": free_model(seed=1)})
+
+
+def test_a_model_that_runs_fewer_layers_by_its_order():
+    """The choice is among the layers of its order, so no number of layers is above that of them."""
+    model = free_model(layer_controller=True, execution_order=[3, 1])
+    names = ["layer-controller", "layer-controller-for-all", "random-layers"]
+    report = evaluated(model, names, num_layers_run=[1, 2, 3])
+    for name in names:
+        points = report.by_policy()[name]
+        assert [(point.label, point.mean_num_layers) for point in points] == [("1 layer", 1), ("2 layers", 2)]
 
 
 def test_rivals_of_other_classes_or_inputs_are_refused():

@@ -55,8 +55,10 @@ class ExitCalibration:
     meets_target: bool
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Writes the rule into a model's configuration, which `save_pretrained` keeps."""
+        """Writes the rule into a model's configuration, which `save_pretrained` keeps, instead of another rule or of
+        a `layer_budget`."""
         config: Any = model.config
+        config.layer_budget = None
         config.exit_threshold = config.exit_patience = None
         config.exit_criterion = self.exit_criterion
         config.exit_threshold, config.exit_patience = self.exit_threshold, self.exit_patience
