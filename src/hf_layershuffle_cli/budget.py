@@ -80,6 +80,7 @@ def budget(
     from hf_layershuffle.common.checks import check_integers
 
     paths = named_models(rivals or [])
+    numbers = None if layers is None else numbers_of(layers)
     check_integers(
         max_eval_samples=(1 if max_eval_samples is None else max_eval_samples, 1),
         max_calibration_samples=(max_calibration_samples, 1),
@@ -87,7 +88,7 @@ def budget(
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
-    names = None if policies is None else policies.split(",")
+    names = None if policies is None else [name.strip() for name in policies.split(",")]
     check_policy_names(names, loaded.model)
     others = {name: inputs.load_model(path, device, dtype, None, trust_remote_code) for name, path in paths.items()}
     for name, other in others.items():
@@ -110,7 +111,7 @@ def budget(
         held_out,
         policies=names,
         rivals={name: other.model for name, other in others.items()},
-        num_layers_run=None if layers is None else numbers_of(layers),
+        num_layers_run=numbers,
         processing_class=loaded.processing_class,
         batch_size=batch_size,
         max_samples=max_eval_samples,

@@ -145,6 +145,48 @@ def test_a_stopped_evaluation_goes_on_behind_what_is_done(tmp_path):
     assert first.times_asked == 4
 
 
+def changed(model, fields):
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"execution_order": [1]}, {"exit_threshold": 0.3}, {"exit_patience": 1}, {"skipped_mlps": [1]}],
+    ids=str,
+)
+@pytest.mark.parametrize("is_rival", [False, True])
+def test_a_stopped_evaluation_of_another_configuration_begins_anew(tmp_path, fields, is_rival):
+    model, rival = free_model(), free_model(seed=1)
+    first, file = FixedOrder(model, "first"), tmp_path / "progress.json"
+
+    class Stopping(FixedOrder):
+        def settings(self):
+            raise KeyboardInterrupt
+
+    arguments = {"rivals": {"rival": rival}, "progress_file": file}
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(model, [first, Stopping(model, "second")], **arguments)
+    changed(rival if is_rival else model, fields)
+    evaluated(model, [first, FixedOrder(model, "second")], **arguments)
+    assert first.times_asked == 2
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_random_orders_are_those_of_the_seed(seeded):
+    model = free_model(execution_order="arbitrary")
+    if seeded:  # as a Trainer leaves it
+        model.seed_execution_order(3)
+    stream, state = model.execution_order_stream, torch.random.get_rng_state()
+    policy = FixedOrder(model, "whole")
+    policy.settings = lambda: [Setting("whole", lambda inputs: model(**inputs))]
+    reports = [evaluated(model, [policy]) for _ in range(3)]
+    assert all((each.whole, each.points) == (reports[0].whole, reports[0].points) for each in reports)
+    assert reports[0].points[0].accuracy == reports[0].whole.accuracy  # in the same orders
+    assert model.execution_order_stream is stream and torch.equal(state, torch.random.get_rng_state())
+    assert len({evaluated(model, [policy], seed=seed).whole.accuracy for seed in range(6)}) > 1
+
+
 def test_answers_that_are_not_numbers_are_wrong():
     model = free_model()
 
@@ -305,6 +347,7 @@ def test_reports_save_load_and_say_what_is_wrong(tmp_path):
     assert report.costs == ["multiply_adds", "time_at_batch_1", "time_at_batch_64"]
     assert report.whole.time_ratio == {"1": 1.0, "64": 1.0}
     assert all(0 < each.time_ratio["64"] and 0 < each.seconds["1"] for each in report.points)
+    assert "Time: a fraction" in str(report) and "Time" not in str(evaluated(model, ["evenly-spaced"]))
     path = report.save(tmp_path)
     assert BudgetReport.load(tmp_path) == report
     text = str(report)

@@ -42,6 +42,7 @@ from .policies import (
     SearchedLayers,
     SearchedProgram,
     configured,
+    how_it_runs,
 )
 from .program_policies import PredictedPrograms, ShuffledPrograms
 
@@ -113,8 +114,9 @@ def evaluate_budget(
         seed: Seed of everything random, at least 0.
         model_name: Name for the report. Defaults to the configuration's `name_or_path`.
         dataset_name: Name for the report.
-        progress_file: Where to keep the policies that are done. A call with the same arguments that finds it goes on
-            behind them. It is removed at the end.
+        progress_file: Where to keep the policies that are done. A call with the same arguments, of a model with the
+            same configuration, that finds it goes on behind them; policies of your own are known by their names. It
+            is removed at the end.
 
     Raises:
         `TypeError`, `ValueError`: as in [`score_execution_orders`]. Also if a policy is not known, or needs
@@ -149,9 +151,11 @@ def evaluate_budget(
         "num_layers_run": counts,
         "num_search_samples": num_search_samples,
         "rivals": {rival_name: weights_digest(rival) for rival_name, rival in rivals.items()},
+        "runs": how_it_runs(free),
+        "rivals_run": {rival_name: how_it_runs(rival) for rival_name, rival in rivals.items()},
     }
     described = describe_model(free) | input_record(free.config) | processing_record(processor, free.config) | settings
-    measuring = BudgetMeasurement(parts, loader, measure_time, progress)
+    measuring = BudgetMeasurement(parts, loader, measure_time, progress, seed)
     done = FinishedPolicies(
         progress_file, json.dumps([described, str(free.dtype), batch_size, measure_time, seed], sort_keys=True)
     )

@@ -32,7 +32,7 @@ from ..models.execution_order import ExecutionOrder, check_execution_order
 Program = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProgramAnswers:
     """Answers to labelled examples by each of some programs.
 
@@ -59,6 +59,10 @@ class ProgramAnswers:
     def num_layers_run(self) -> np.ndarray:
         """Layers of each program: int64 of shape `(programs,)`."""
         return np.array([len(program) for program in self.programs])
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{list(each)}: {value:.4f}" for each, value in zip(self.programs, self.is_right.mean(0)))
+        return f"ProgramAnswers({len(self.labels):,} examples, accuracies {found})"
 
     def at(self, rows: np.ndarray) -> "ProgramAnswers":
         """Those of some examples, by their numbers."""
