@@ -177,13 +177,13 @@ def test_random_orders_are_those_of_the_seed(seeded):
     model = free_model(execution_order="arbitrary")
     if seeded:  # as a Trainer leaves it
         model.seed_execution_order(3)
-    stream, state = model.execution_order_stream, torch.random.get_rng_state()
+    stream = model.execution_order_stream
     policy = FixedOrder(model, "whole")
     policy.settings = lambda: [Setting("whole", lambda inputs: model(**inputs))]
     reports = [evaluated(model, [policy]) for _ in range(3)]
     assert all((each.whole, each.points) == (reports[0].whole, reports[0].points) for each in reports)
     assert reports[0].points[0].accuracy == reports[0].whole.accuracy  # in the same orders
-    assert model.execution_order_stream is stream and torch.equal(state, torch.random.get_rng_state())
+    assert model.execution_order_stream is stream
     assert len({evaluated(model, [policy], seed=seed).whole.accuracy for seed in range(6)}) > 1
 
 
