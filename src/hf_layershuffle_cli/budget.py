@@ -79,15 +79,14 @@ def budget(
     from hf_layershuffle.adaptive.budget_evaluation import check_policy_names, check_rival
     from hf_layershuffle.common.checks import check_integers
 
-    paths = named_models(rivals or [])
-    check_integers(
-        max_eval_samples=(1 if max_eval_samples is None else max_eval_samples, 1),
-        max_calibration_samples=(max_calibration_samples, 1),
-    )
+    paths = named_models(rivals)
+    numbers = numbers_of(layers)
+    at_least_one = {"max_eval_samples": max_eval_samples, "max_calibration_samples": max_calibration_samples}
+    check_integers(**{name: (1 if value is None else value, 1) for name, value in at_least_one.items()})
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
-    names = None if policies is None else policies.split(",")
+    names = None if policies is None else [name.strip() for name in policies.split(",")]
     check_policy_names(names, loaded.model)
     others = {name: inputs.load_model(path, device, dtype, None, trust_remote_code) for name, path in paths.items()}
     for name, other in others.items():
@@ -110,7 +109,7 @@ def budget(
         held_out,
         policies=names,
         rivals={name: other.model for name, other in others.items()},
-        num_layers_run=None if layers is None else numbers_of(layers),
+        num_layers_run=numbers,
         processing_class=loaded.processing_class,
         batch_size=batch_size,
         max_samples=max_eval_samples,
@@ -127,14 +126,14 @@ def budget(
         report.save(output_dir)
 
 
-def named_models(rivals: list[str]) -> dict[str, str]:
+def named_models(rivals: list[str] | None) -> dict[str, str]:
     """Paths of models by name.
 
     Raises:
         `ValueError`: if one is not of the form NAME=MODEL, or a name comes twice.
     """
     found: dict[str, str] = {}
-    for each in rivals:
+    for each in rivals or []:
         name, separator, path = each.partition("=")
         if not (name and separator and path):
             raise ValueError(f"`rivals` holds '{each}'; give NAME=MODEL, such as plain=outputs/plain.")
@@ -144,14 +143,14 @@ def named_models(rivals: list[str]) -> dict[str, str]:
     return found
 
 
-def numbers_of(layers: str) -> list[int]:
-    """Numbers of layers from a text such as "3,6".
+def numbers_of(layers: str | None) -> list[int] | None:
+    """Numbers of layers from a text such as "3,6"; None without one.
 
     Raises:
         `ValueError`: if it is something else.
     """
     try:
-        return [int(part) for part in layers.split(",")]
+        return None if layers is None else [int(part) for part in layers.split(",")]
     except ValueError as error:
         raise ValueError(f"`layers` is '{layers}'; give numbers of layers such as 3,6.") from error
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import Architecture
@@ -144,6 +145,48 @@ def test_a_stopped_evaluation_goes_on_behind_what_is_done(tmp_path):
     assert first.times_asked == 4
 
 
+def changed(model, fields):
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"execution_order": [1]}, {"exit_threshold": 0.3}, {"exit_patience": 1}, {"skipped_mlps": [1]}],
+    ids=str,
+)
+@pytest.mark.parametrize("is_rival", [False, True])
+def test_a_stopped_evaluation_of_another_configuration_begins_anew(tmp_path, fields, is_rival):
+    model, rival = free_model(), free_model(seed=1)
+    first, file = FixedOrder(model, "first"), tmp_path / "progress.json"
+
+    class Stopping(FixedOrder):
+        def settings(self):
+            raise KeyboardInterrupt
+
+    arguments = {"rivals": {"rival": rival}, "progress_file": file}
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(model, [first, Stopping(model, "second")], **arguments)
+    changed(rival if is_rival else model, fields)
+    evaluated(model, [first, FixedOrder(model, "second")], **arguments)
+    assert first.times_asked == 2
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_random_orders_are_those_of_the_seed(seeded):
+    model = free_model(execution_order="arbitrary")
+    if seeded:  # as a Trainer leaves it
+        model.seed_execution_order(3)
+    stream = model.execution_order_stream
+    policy = FixedOrder(model, "whole")
+    policy.settings = lambda: [Setting("whole", lambda inputs: model(**inputs))]
+    reports = [evaluated(model, [policy]) for _ in range(3)]
+    assert all((each.whole, each.points) == (reports[0].whole, reports[0].points) for each in reports)
+    assert reports[0].points[0].accuracy == reports[0].whole.accuracy  # in the same orders
+    assert model.execution_order_stream is stream
+    assert len({evaluated(model, [policy], seed=seed).whole.accuracy for seed in range(6)}) > 1
+
+
 def test_answers_that_are_not_numbers_are_wrong():
     model = free_model()
 
@@ -170,12 +213,23 @@ BAD = {
     "`policies` holds 'exit-hope', which is none": dict(policies=["exit-hope"]),
     "`policies` holds 'evenly-spaced' more than once": dict(policies=["evenly-spaced", "evenly-spaced"]),
     "`policies` is 'evenly-spaced'; pass a list": dict(policies="evenly-spaced"),
-    "`num_layers_run` holds 5; each is an integer from 1 to 4": dict(num_layers_run=[2, 5]),
+    "`num_layers_run` holds 5; it must be a list of integers from 1 to 4": dict(num_layers_run=[2, 5]),
     "`num_layers_run` holds 0;": dict(num_layers_run=[0]),
+    "`num_layers_run` holds 2.0;": dict(num_layers_run=[1, 2.0]),
+    "`num_layers_run` holds True;": dict(num_layers_run=[True]),
+    "`num_layers_run` is 3; pass a list of integers from 1 to 4": dict(num_layers_run=3),
+    "`num_layers_run` is '3'": dict(num_layers_run="3"),
     "`num_layers_run` is empty": dict(num_layers_run=[]),
     "`num_search_samples` is 0": dict(num_search_samples=0),
     "`seed` is -1": dict(seed=-1),
     "`rivals` holds a str for 'x'": dict(rivals={"x": "a path"}),
+    "`rivals` holds the name 5": dict(rivals={5: None}),
+    "`rivals` is a list; pass models by name": dict(rivals=[None]),
+    "`policies` is 5; pass a list": dict(policies=5),
+    "`policies` holds '5'; each is a name, or an object": dict(policies=[5]),
+    '`policies` holds "<class .*FixedOrder\'>"; each is a name': dict(policies=[FixedOrder]),
+    "a policy with the name None": dict(policies=[FixedOrder(None, None)]),
+    "'all layers' is that of the whole model": dict(policies=[FixedOrder(None, "all layers")]),
 }
 
 
@@ -187,12 +241,43 @@ def test_bad_arguments(message):
 
 def test_data_to_choose_on_is_needed_and_is_other_data():
     model = free_model()
-    with pytest.raises(ValueError, match="`calibration_data` is the data that is reported on"):
-        evaluate_budget(model, ITEMS, ITEMS, progress=False)
+    mixed = OTHERS[:35] + ITEMS[:5]
+    for same, both in ((ITEMS, "48 of the 48"), (ITEMS[:20:-1], "27 of the 27"), (mixed, "5 of the 40")):
+        with pytest.raises(ValueError, match=f"^{both} examples of `calibration_data` are among those"):
+            evaluate_budget(model, ITEMS, same, progress=False)
     with pytest.raises(ValueError, match="'exit-margin' is made by calibration data, and `calibration_data` is None"):
         evaluate_budget(model, ITEMS, policies=["exit-margin"], progress=False)
     report = evaluate_budget(model, ITEMS, policies=[FixedOrder(model)], measure_time=False, progress=False)
     assert report.num_chosen_on == 0
+
+
+def test_a_few_examples_in_both_are_told(caplog):
+    """As the splits of many datasets have them. An image is the same whatever its label is."""
+    model = free_model()
+    few = OTHERS[:36] + [{**item, "labels": 0} for item in ITEMS[:4]]
+    evaluate_budget(model, ITEMS, few, policies=[FixedOrder(model)], measure_time=False, progress=False)
+    assert "4 of the 40 examples of `calibration_data` are among those that are reported on" in caplog.text
+    caplog.clear()
+    evaluated(model, [FixedOrder(model)], num_layers_run=np.array([2, 3]))
+    assert "among those" not in caplog.text
+
+
+def test_a_policy_may_not_have_the_name_of_the_rivals():
+    model = free_model()
+    policy = FixedOrder(model, "other models")
+    assert evaluated(model, [policy]).points[0].policy == "other models"
+    with pytest.raises(ValueError, match="one named 'other models', as `rivals` are called"):
+        evaluated(model, [policy], rivals={"rival": free_model(seed=1)})
+
+
+def test_a_model_that_runs_fewer_layers_by_its_order():
+    """The choice is among the layers of its order, so no number of layers is above that of them."""
+    model = free_model(layer_controller=True, execution_order=[3, 1])
+    names = ["layer-controller", "layer-controller-for-all", "random-layers"]
+    report = evaluated(model, names, num_layers_run=[1, 2, 3])
+    for name in names:
+        points = report.by_policy()[name]
+        assert [(point.label, point.mean_num_layers) for point in points] == [("1 layer", 1), ("2 layers", 2)]
 
 
 def test_rivals_of_other_classes_or_inputs_are_refused():
@@ -262,6 +347,7 @@ def test_reports_save_load_and_say_what_is_wrong(tmp_path):
     assert report.costs == ["multiply_adds", "time_at_batch_1", "time_at_batch_64"]
     assert report.whole.time_ratio == {"1": 1.0, "64": 1.0}
     assert all(0 < each.time_ratio["64"] and 0 < each.seconds["1"] for each in report.points)
+    assert "Time: a fraction" in str(report) and "Time" not in str(evaluated(model, ["evenly-spaced"]))
     path = report.save(tmp_path)
     assert BudgetReport.load(tmp_path) == report
     text = str(report)

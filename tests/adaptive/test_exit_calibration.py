@@ -114,8 +114,9 @@ def test_by_depth(model, processor, digits):
 
 def test_it_is_applied_and_saved(model, processor, digits, tmp_path):
     found = calibrate_exit(model, digits, max_accuracy_loss=0.02, processing_class=processor, progress=False)
-    model.config.exit_patience = 2
+    model.config.exit_patience = model.config.layer_budget = 2
     found.apply(model)
+    assert model.config.layer_budget is None  # an example does one of both
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["exit_threshold"] == found.exit_threshold and config["exit_patience"] is None

@@ -145,9 +145,20 @@ def test_bad_choices(arguments, message):
         by_hand().most_similar(**arguments)
 
 
+def test_policies_are_of_models_whose_mlp_is_known(model):
+    assert SkippedMlps.applies_to(model) and RandomMlps.applies_to(model)
+    for layer in model.free_layers.children():
+        layer.rest = layer._modules.pop("mlp")
+    assert not SkippedMlps.applies_to(model) and not RandomMlps.applies_to(model)
+    assert model.config.skipped_mlps is None
+
+
 def test_bad_positions(model):
     with pytest.raises(ValueError, match="holds position 6"), without_mlps(model, [6]):
         pass
+    for given in (5, "12"):
+        with pytest.raises(ValueError, match=r"`positions` is .*; pass a list"), without_mlps(model, given):
+            pass
     with pytest.raises(ValueError, match="`skipped_mlps` is"), without_mlps(model, [1, 1]):
         pass
     assert model.config.skipped_mlps is None

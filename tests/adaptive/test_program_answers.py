@@ -81,6 +81,8 @@ def test_sets_of_programs():
         ((4, 4), "`num_shared` is 4; it must be an integer from 0 to 3"),
         ((4, -1), "`num_shared` is -1"),
         ((4, 2, 0), "`num_programs` is 0"),
+        ((0,), "`num_layers` is 0; it must be an integer of at least 1"),
+        (("6",), "`num_layers` is '6'"),
     ]:
         with pytest.raises(ValueError, match=message):
             programs_by_length(*arguments)

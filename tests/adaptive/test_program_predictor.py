@@ -168,12 +168,21 @@ def rewritten(path, **changes):
     ("changes", "message"),
     [
         ({"format": 2}, "no program predictor of format 1"),
-        ({"programs": [[0, 1], [0, 9]]}, "does not hold what its header says"),
-        ({"programs": [[0, 1], [0, 2]]}, "does not hold what its header says: .*size mismatch"),
-        ({"programs": "abc"}, "does not hold what its header says"),
-        ({"hidden_size": 10**12}, "does not hold what its header says: it holds a hidden layer of shape"),
-        ({"num_layers": "six"}, "does not hold what its header says"),
-        ({"further": 1}, "does not hold what its header says"),
+        ({"programs": [[0]] * 4 + [[9]]}, "does not hold what its header says: `execution_order` holds 9"),
+        ({"programs": [[0]] * 5}, "does not hold what its header says: `programs` holds 5 programs, 1 different"),
+        (
+            {"programs": [[0, 1], [0, 2]]},
+            r"`output.bias` is F32 of shape \(5,\), and should be F32 of shape \(2,\)",
+        ),
+        ({"programs": "abc"}, "`programs`: Input should be a valid list"),
+        ({"programs": [[0.5]]}, r"`programs\[0\]\[0\]`: "),
+        ({"hidden_size": 10**12}, r"`hidden.bias` is F32 of shape \(64,\), and should be .* \(1000000000000,"),
+        ({"hidden_size": 64.0}, "`hidden_size`: "),
+        ({"num_features": 0}, "`num_features`: "),
+        ({"num_layers": "six"}, "`num_layers`: "),
+        ({"num_layers": 6.0}, "`num_layers`: "),
+        ({"weights": "\x1b[31mred"}, r"`weights`: .*it is '\\x1b\[31mred'"),
+        ({"further": 1}, "`further`: Extra inputs are not permitted"),
     ],
     ids=str,
 )
@@ -182,6 +191,62 @@ def test_files_of_others(predictor, tmp_path, changes, message):
     rewritten(path, **changes)
     with pytest.raises(ValueError, match=message):
         ProgramPredictor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("header", ["[1]", '"text"', "{}", "null"])
+def test_headers_of_others(predictor, tmp_path, header):
+    path = predictor.save_pretrained(tmp_path)
+    save_file(load_file(path), path, metadata={"program_predictor": header})
+    with pytest.raises(ValueError, match="no program predictor of format 1"):
+        ProgramPredictor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("output.weight", lambda tensor: tensor * torch.nan, "NaN or infinite values in output.weight"),
+        ("deviation", torch.zeros_like, "`deviation` holds numbers that are not above 0"),
+        ("mean", torch.Tensor.int, "`mean` is I32 of shape .*, and should be F32"),
+        ("mean", lambda tensor: tensor.to(torch.complex64), "`mean` is C64 of shape"),
+        ("mean", lambda tensor: tensor[:3].clone(), r"`mean` is F32 of shape \(3,\)"),
+        ("mean", lambda tensor: None, "`mean` is not there, and should be F32"),
+        ("further", lambda tensor: torch.zeros(1), r"`further` is F32 of shape \(1,\), and should be not there"),
+    ],
+)
+def test_tensors_of_others(predictor, tmp_path, name, change, message):
+    path = predictor.save_pretrained(tmp_path)
+    tensors = load_file(path)
+    tensors[name] = change(tensors.get(name))
+    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    save_file(kept, path, metadata={"program_predictor": json.dumps({"format": 1, **predictor.settings})})
+    with pytest.raises(ValueError, match=f"does not hold what its header says: .*{message}"):
+        ProgramPredictor.from_pretrained(path)
+
+
+def test_no_file_asks_for_more_memory_than_it_has(predictor, tmp_path, monkeypatch):
+    """A matrix without columns has as many rows as its header likes."""
+    path, many = predictor.save_pretrained(tmp_path), 150_000_000
+    tensors = {"hidden.weight": torch.zeros(many, 0), "mean": torch.zeros(0), "deviation": torch.ones(0)}
+    settings = {"format": 1, **predictor.settings, "hidden_size": many, "num_features": 0}
+    for num_features in (0, 1):
+        header = json.dumps(settings | {"num_features": num_features})
+        save_file(load_file(path) | tensors, path, metadata={"program_predictor": header})
+        monkeypatch.setattr(ProgramPredictor, "__init__", lambda *args: pytest.fail("made"))
+        with pytest.raises(ValueError, match=f"{path}"):
+            ProgramPredictor.from_pretrained(path)
+
+
+def test_it_is_kept_in_float32(predictor, tmp_path):
+    wide = pickle.loads(pickle.dumps(predictor)).double()
+    wide.save_pretrained(tmp_path)
+    assert ProgramPredictor.from_pretrained(tmp_path).hidden.weight.dtype == torch.float32
+
+
+def test_nothing_is_learned_from_what_is_no_number():
+    table, _ = told_by_the_first_feature()
+    table.features[3, 1] = np.nan
+    with pytest.raises(ValueError, match="The model's outputs are not finite"):
+        fit(table, SETTINGS)
 
 
 def test_files_that_are_none(predictor, tmp_path):

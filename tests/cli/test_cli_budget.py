@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 
 def test_a_table_a_report_and_a_picture(folders, tmp_path):
-    policies = ["--policies", "evenly-spaced,exit-patience", "--layers", "1,3"]
+    policies = ["--policies", "evenly-spaced, exit-patience", "--layers", "1,3"]
     rivals = ["--rivals", f"shallow={folders / 'plain'}"]
     result = run_cli("budget", folders / "free", *policies, *rivals, *FEW, "--output_dir", tmp_path / "out")
     assert result.returncode == 0, result.stderr
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "`rivals` names 'a' twice": [*free, "--rivals", "a=x", "--rivals", "a=y"],
             "The inputs of the rival 'b' are made in another way": [*free, "--rivals", f"b={folders / 'larger'}"],
             "The rival 'c' has the classes digit 0": [*free, "--rivals", f"c={tmp_path / 'other-classes'}"],
-            "`layers` is '2,x'; give numbers of layers such as 3,6": [*free, "--layers", "2,x"],
+            "`layers` is '2,x'; give numbers of layers such as 3,6": ["budget", "./missing", "--layers", "2,x"],
             "`num_layers_run` holds 9": [*free, "--layers", "9"],
             "`max_eval_samples` is 0": [*free, "--max_eval_samples", "0"],
             "`max_calibration_samples` is 0": [*free, "--max_calibration_samples", "0"],

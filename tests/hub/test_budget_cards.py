@@ -20,7 +20,7 @@ def described(tmp_path_factory):
     report = ls.evaluate_budget(
         model,
         images(10),
-        images(15),
+        images(25).select(range(10, 25)),
         policies=["evenly-spaced"],
         num_layers_run=[2],
         image_processor=ViTImageProcessor(size={"height": 8, "width": 8}),
@@ -73,6 +73,43 @@ def test_names_of_others_do_not_break_the_table(folder):
     (folder / "budget.json").write_text("[]")
     with pytest.raises(ValueError, match=r"budget.json' is not a budget report"):
         card_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accuracy_interval", [0.0, 0.5, 1.0]),
+        ("accuracy_loss_interval", [0.0]),
+        ("accuracy", 5.0),
+        ("multiply_adds", -1.0),
+        ("num_images", -1),
+        ("num_images", 10**400),
+        ("format", True),
+        ("time_ratio", {"x|<script>alert(1)</script>": 1.0}),
+        ("time_ratio", {"1\n# Own": 1.0}),
+        ("seconds", {"[red]": 1.0}),
+    ],
+)
+def test_budgets_of_others_that_cannot_be(folder, field, value):
+    values = json.loads((folder / "budget.json").read_text())
+    (values if field in values else values["points"][0])[field] = value
+    (folder / "budget.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"budget.json' is not a budget report: .*{field}"):
+        card_of(folder)
+
+
+def test_a_folder_in_the_place_of_a_budget(folder):
+    (folder / "budget.json").unlink()
+    (folder / "budget.json").mkdir()
+    with pytest.raises(ValueError, match=r"budget.json' is a folder, and not a budget report"):
+        card_of(folder)
+
+
+def test_mlps_that_are_left_out_are_named(folder):
+    assert "MLP" not in card_of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"skipped_mlps": [1, 2]}))
+    assert "the layers that run at these positions leave out their MLP, counted from 0: 1, 2." in card_of(folder)
 
 
 @pytest.mark.parametrize(

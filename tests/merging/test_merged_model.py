@@ -20,6 +20,7 @@ from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.common.file_ranges import copy_range
 from hf_layershuffle.compression.pruning import prune_layers
 from hf_layershuffle.hub.merged_folder import merge
+from hf_layershuffle.merging.merged_tensors import MergedTensor
 from hf_layershuffle.merging.plan import MergePlan
 
 
@@ -129,6 +130,19 @@ def test_the_average_of_numbers_whose_difference_overflows(sources, tmp_path):
         save_file(stored, file, metadata={"format": "pt"})
     result = stored_tensors(merge(MergePlan.average(sources, weights=[0.75, 0.25]), tmp_path / "out", progress=False))
     torch.testing.assert_close(result["classifier.bias"][0].item(), 1.5e38, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_average_of_the_largest_numbers(dtype, tmp_path):
+    largest = torch.finfo(dtype).max
+    rows = torch.tensor([[largest, largest], [-largest, largest], [largest, largest]], dtype=dtype)
+    for number, row in enumerate(rows):
+        save_file({"x": row}, tmp_path / f"{number}")
+    stored = [tensor_files.list_tensors("source", tmp_path / f"{number}")[0] for number in range(3)]
+    for count, expected in ((2, 0.0), (3, largest / 3)):
+        tensor = MergedTensor("x", (2,), dtype, [(each, 1 / count) for each in stored[:count]])
+        first, second = torch.cat([piece.clone() for piece in tensor.compute()]).tolist()
+        assert first == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps) and second == largest
 
 
 def test_what_is_computed_and_what_is_copied_lie_in_their_places(sources, tmp_path):

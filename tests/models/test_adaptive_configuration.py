@@ -55,14 +55,10 @@ def test_a_budget_may_be_as_long_as_the_order(tmp_path):
         make_vit(execution_order=order, layer_budget=7)
 
 
-def test_a_rule_is_not_applied_beside_a_budget():
+def test_a_rule_is_applied_instead_of_a_budget():
     model = make_vit(layer_budget=2)
-    found = ExitCalibration(0.5, "probability", None, 1, 1, 0, (0, 0), 2, (1, 2), 4, 1, 1, True)
-    with pytest.raises(ValueError, match=r"`config.layer_budget` is 2.*set it to None, then apply"):
-        found.apply(model)
-    assert model.config.exit_threshold is None
-    model.config.layer_budget = None
-    found.apply(model)
+    ExitCalibration(0.5, "probability", None, 1, 1, 0, (0, 0), 2, (1, 2), 4, 1, 1, True).apply(model)
+    assert model.config.layer_budget is None
     assert model.config.exit_threshold == 0.5
 
 

@@ -2,9 +2,11 @@
 """Accuracy against cost for every way that a model has to run fewer layers, beside other models."""
 
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -19,10 +21,10 @@ from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
-from ..evaluation.fingerprint import data_digest, processing_record
+from ..evaluation.fingerprint import data_digest, example_digests, processing_record
 from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
 from ..models.configuration_layershuffle import num_channels_of
-from .budget_measurement import BudgetMeasurement, FinishedPolicies
+from .budget_measurement import WHOLE, BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
 from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
 from .halting_policies import HaltingDraws, HaltingExit
@@ -40,6 +42,7 @@ from .policies import (
     SearchedLayers,
     SearchedProgram,
     configured,
+    how_it_runs,
 )
 from .program_policies import PredictedPrograms, ShuffledPrograms
 
@@ -63,6 +66,9 @@ POLICIES: tuple[type[CalibratedPolicy], ...] = (
     RandomMlps,
 )
 OTHER_MODELS = "other models"
+# The part of the calibration data that may be among the data to report on: the splits of many datasets share a few
+MAX_SHARED = 0.1
+logger = logging.getLogger(__name__)
 
 
 @silenceable
@@ -108,12 +114,14 @@ def evaluate_budget(
         seed: Seed of everything random, at least 0.
         model_name: Name for the report. Defaults to the configuration's `name_or_path`.
         dataset_name: Name for the report.
-        progress_file: Where to keep the policies that are done. A call with the same arguments that finds it goes on
-            behind them. It is removed at the end.
+        progress_file: Where to keep the policies that are done. A call with the same arguments, of a model with the
+            same configuration, that finds it goes on behind them; policies of your own are known by their names. It
+            is removed at the end.
 
     Raises:
         `TypeError`, `ValueError`: as in [`score_execution_orders`]. Also if a policy is not known, or needs
-            calibration data and there is none, or that is the evaluation data itself, or if a rival does not fit.
+            calibration data and there is none, or a tenth of that is among the evaluation data, or if a rival does
+            not fit.
 
     ```python
     >>> report = ls.evaluate_budget(model, test, held_out, processing_class=processor, rivals={"6 layers": plain})
@@ -130,9 +138,7 @@ def evaluate_budget(
     check_evaluable(free.config, processor)
     named = check_policy_names(policies, free)
     counts = _counts(num_layers_run, parts.num_layers)
-    rivals = dict(rivals or {})
-    for rival_name, rival in rivals.items():
-        check_rival(rival_name, rival, free)
+    rivals = _checked_rivals(rivals, named, free)
     loading: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     loader = batches_for(parts, data, processor, max_samples=max_samples, **loading)
     held_out = None
@@ -145,9 +151,11 @@ def evaluate_budget(
         "num_layers_run": counts,
         "num_search_samples": num_search_samples,
         "rivals": {rival_name: weights_digest(rival) for rival_name, rival in rivals.items()},
+        "runs": how_it_runs(free),
+        "rivals_run": {rival_name: how_it_runs(rival) for rival_name, rival in rivals.items()},
     }
     described = describe_model(free) | input_record(free.config) | processing_record(processor, free.config) | settings
-    measuring = BudgetMeasurement(parts, loader, measure_time, progress)
+    measuring = BudgetMeasurement(parts, loader, measure_time, progress, seed)
     done = FinishedPolicies(
         progress_file, json.dumps([described, str(free.dtype), batch_size, measure_time, seed], sort_keys=True)
     )
@@ -185,25 +193,44 @@ def _size(loader: DataLoader) -> int:
 def _counts(given: Sequence[int] | None, num_layers: int) -> list[int]:
     if given is None:
         return sorted({max(1, round(num_layers * part)) for part in (1 / 4, 1 / 3, 1 / 2, 3 / 4)})
-    counts = sorted(set(given))
+    allowed = f"integers from 1 to {num_layers}, the model's layers"
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"`num_layers_run` is {given!r}; pass a list of {allowed}.")
+    counts = list(given)
     for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= num_layers:
-            raise ValueError(
-                f"`num_layers_run` holds {count!r}; each is an integer from 1 to {num_layers}, the model's layers."
-            )
+        if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= num_layers:
+            raise ValueError(f"`num_layers_run` holds {count!r}; it must be a list of {allowed}.")
     if not counts:
         raise ValueError("`num_layers_run` is empty; give at least one number of layers, or leave it out.")
-    return counts
+    return sorted({int(count) for count in counts})
 
 
 def _digests(loader: DataLoader, held_out: DataLoader | None) -> dict[str, str | None]:
-    digests = {"data": data_digest(loader), "calibration": None if held_out is None else data_digest(held_out)}
-    if digests["data"] == digests["calibration"]:
+    if held_out is None:
+        return {"data": data_digest(loader), "calibration": None}
+    reported = set(example_digests(loader))
+    both = sum(each in reported for each in example_digests(held_out))
+    found = f"{both:,} of the {_size(held_out):,} examples of `calibration_data` are among those that are reported on"
+    if both > MAX_SHARED * _size(held_out):
         raise ValueError(
-            "`calibration_data` is the data that is reported on, on which what was chosen looks better than it is. "
-            "Pass other data, such as a part of the training split that the model was not trained on."
+            f"{found}, on which what was chosen looks better than it is. Pass other data, such as a part of the "
+            "training split that the model was not trained on."
         )
-    return digests
+    if both:
+        logger.warning("%s. Numbers look a little better so than they are.", found)
+    return {"data": data_digest(loader), "calibration": data_digest(held_out)}
+
+
+def _checked_rivals(given: Any, policies: list[str | Policy], model: Any) -> dict[str, PreTrainedModel]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`rivals` is a {type(given).__name__}; pass models by name, such as {{'6 layers': plain}}.")
+    for name, rival in given.items():
+        check_rival(name, rival, model)
+    if given and any(not isinstance(each, str) and each.name == OTHER_MODELS for each in policies):
+        raise ValueError(f"`policies` holds one named '{OTHER_MODELS}', as `rivals` are called; give it another name.")
+    return dict(given)
 
 
 def check_rival(name: str, rival: Any, model: Any) -> None:
@@ -212,6 +239,8 @@ def check_rival(name: str, rival: Any, model: Any) -> None:
     Raises:
         `ValueError`: if it does not.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"`rivals` holds the name {name!r}; names are texts.")
     if not isinstance(rival, PreTrainedModel):
         raise ValueError(f"`rivals` holds a {type(rival).__name__} for '{name}'; pass models of transformers by name.")
     check_evaluable(rival.config)
@@ -238,20 +267,35 @@ def check_policy_names(given: Sequence[str | Policy] | None, model: PreTrainedMo
     Raises:
         `ValueError`: if a name is not known, or is of one that the model has not.
     """
-    if isinstance(given, str):
-        raise ValueError(f"`policies` is '{given}'; pass a list of names or policies.")
+    if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+        raise ValueError(f"`policies` is {given!r}; pass a list of names or policies.")
     known = {policy.name: policy for policy in POLICIES}
     able = [name for name, policy in known.items() if policy.applies_to(model)]
     for each in given or ():
         if isinstance(each, str) and each not in able:
             lacks = "which this model has not" if each in known else "which is none"
             raise ValueError(f"`policies` holds '{each}', {lacks}; it has {', '.join(able)}.")
+        if not isinstance(each, str):
+            _check_policy(each)
     found: list[str | Policy] = [*able] if given is None else [*given]
     names = [each if isinstance(each, str) else each.name for each in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"`policies` holds '{twice}' more than once; give each name once.")
     return found
+
+
+def _check_policy(policy: Any) -> None:
+    if isinstance(policy, type) or not callable(getattr(policy, "settings", None)):
+        raise ValueError(
+            f"`policies` holds {str(policy)[:60]!r}; each is a name, or an object with a `name` and `settings()`."
+        )
+    name = getattr(policy, "name", None)
+    if not isinstance(name, str) or name == WHOLE:
+        raise ValueError(
+            f"`policies` holds a policy with the name {name!r}; a name is a text, and '{WHOLE}' is that of the whole "
+            "model."
+        )
 
 
 def _made(given: list[str | Policy], calibration: Calibration | None) -> list[Policy]:

@@ -4,7 +4,8 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from ..common.files import write_text
 from ..common.yaml_files import read_json
 from ..layerwise import LayerwiseClassifier, labels_on_device
+from ..models.execution_order import ExecutionOrderStream
 from .budget_report import BudgetPoint
 from .exit_calibration import interval_of_mean
 from .measured_cost import counted_multiply_adds, seconds_of_all, spread_batches
@@ -69,6 +71,7 @@ class BudgetMeasurement:
     loader: DataLoader
     measures_time: bool
     progress: bool
+    seed: int = 0
 
     def all_points(self, policies: Sequence[Policy], done: FinishedPolicies) -> tuple[BudgetPoint, list[BudgetPoint]]:
         """The whole model's point, and those of all policies."""
@@ -127,6 +130,26 @@ class BudgetMeasurement:
     def _measured(self, setting: Setting, description: str) -> tuple[np.ndarray, float | None, float]:
         """Whether each answer is right, as a fraction of the passes, and the layers and multiply-adds an example."""
         num_passes = -(-MIN_RANDOM_BATCHES // len(self.loader)) if setting.is_random else 1
+        with self._seeded():
+            return self._measured_in_passes(setting, description, num_passes)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Context in which random orders of models ("arbitrary") are those of the seed, for every setting alike."""
+        model: Any = self.parts.model
+        kept = model.execution_order_stream
+        model.execution_order_stream = ExecutionOrderStream()
+        model.execution_order_stream.seek(self.seed)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                yield
+        finally:
+            model.execution_order_stream = kept
+
+    def _measured_in_passes(
+        self, setting: Setting, description: str, num_passes: int
+    ) -> tuple[np.ndarray, float | None, float]:
         right: list[list[torch.Tensor]] = [[] for _ in range(num_passes)]
         layers, multiply_adds, known = 0.0, 0, _KnownCosts(setting)
         with tqdm(

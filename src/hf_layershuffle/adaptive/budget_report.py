@@ -137,7 +137,7 @@ class BudgetReport(Report):
             `ValueError`: if fields are missing, unknown or of another type, or the format is another.
         """
         found = values.get("format")
-        if found != FORMAT:
+        if found != FORMAT or isinstance(found, bool):
             raise ValueError(f"Its format is {found!r}, and this version reads {FORMAT}; evaluate again.")
         values = check_record(values, BudgetRecord, "The file")
         names = {each.name for each in fields(cls)}
@@ -152,7 +152,7 @@ class BudgetReport(Report):
         from rich.text import Text
 
         title = f"{self.model} on {self.dataset} ({self.num_images:,} {self.noun}, {self.num_layers} layers)"
-        table = Table(title=Text(title, style="table.title"), caption=Text(_CAPTION, style="table.caption"))
+        table = Table(title=Text(title, style="table.title"), caption=Text(self._caption, style="table.caption"))
         for name in ("policy", "setting"):
             table.add_column(name, overflow="fold")
         numbers = ["accuracy", "95 % interval", "lost", "layers", f"{_UNIT} multiply-adds"]
@@ -165,6 +165,11 @@ class BudgetReport(Report):
             last = point.policy
             table.add_row(Text(point.policy), Text(point.label), *self._cells(point))
         return table
+
+    @property
+    def _caption(self) -> str:
+        time = "Time: a fraction of the whole model's. " if self.whole.time_ratio else ""
+        return f"lost: accuracy of the whole model minus this one. {time}*: on the Pareto front of this cost"
 
     def _cells(self, point: BudgetPoint) -> list[str]:
         low, high = point.accuracy_interval
@@ -184,10 +189,6 @@ class BudgetReport(Report):
 
 
 _UNIT = "million"
-_CAPTION = (
-    "lost: accuracy of the whole model minus this one. Time: a fraction of the whole model's. "
-    "*: on the Pareto front of this cost"
-)
 
 
 def with_fronts(points: Sequence[BudgetPoint], costs: Sequence[str]) -> list[BudgetPoint]:

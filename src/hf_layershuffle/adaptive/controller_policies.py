@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..models.layer_controller import choose_layers
 from .exit_calibration import orders_of
-from .policies import CalibratedPolicy, Run, Setting, layers_label, run_in_order
+from .policies import CalibratedPolicy, Calibration, Run, Setting, layers_label, run_in_order
 
 
 def _run_with_budget(model: PreTrainedModel, budget: int, inputs: dict[str, torch.Tensor]) -> Any:
@@ -32,7 +32,7 @@ class ControlledLayers(CalibratedPolicy):
         model = self.calibration.model
         return [
             Setting(layers_label(count), partial(_run_with_budget, model, count), {"layer_budget": count})
-            for count in self.calibration.num_layers_run
+            for count in counts_within_order(self.calibration)
         ]
 
 
@@ -47,12 +47,18 @@ class ControlledForAll(ControlledLayers):
         order = orders_of(calibration.parts, calibration.seed)[0]
         scores = mean_scores(model, calibration)[order]
         settings = []
-        for count in calibration.num_layers_run:
-            is_chosen = choose_layers(scores[None], min(count, len(order)))[0].tolist()
+        for count in counts_within_order(calibration):
+            is_chosen = choose_layers(scores[None], count)[0].tolist()
             chosen = [layer for layer, runs in zip(order, is_chosen) if runs]
             run = partial(run_in_order, model, order=chosen)
             settings.append(Setting(layers_label(count), run, {"execution_order": chosen}))
         return settings
+
+
+def counts_within_order(calibration: Calibration) -> list[int]:
+    """The numbers of layers, of which none is above that of the model's order: its layers are chosen from."""
+    most = len(orders_of(calibration.parts, calibration.seed)[0])
+    return sorted({min(count, most) for count in calibration.num_layers_run})
 
 
 def mean_scores(model: Any, calibration: Any) -> torch.Tensor:
@@ -73,7 +79,7 @@ class RandomLayers(CalibratedPolicy):
     name = "random-layers"
 
     def settings(self) -> list[Setting]:
-        counts = self.calibration.num_layers_run
+        counts = counts_within_order(self.calibration)
         return [Setting(layers_label(count), self._drawing(count), is_random=True) for count in counts]
 
     def _drawing(self, count: int) -> Run:

@@ -55,13 +55,10 @@ class ExitCalibration:
     meets_target: bool
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Writes the rule into a model's configuration, which `save_pretrained` keeps."""
+        """Writes the rule into a model's configuration, which `save_pretrained` keeps, instead of another rule or of
+        a `layer_budget`."""
         config: Any = model.config
-        if getattr(config, "layer_budget", None) is not None:
-            raise ValueError(
-                f"`config.layer_budget` is {config.layer_budget}, by which each example chooses its layers; set it to "
-                "None, then apply the rule."
-            )
+        config.layer_budget = None
         config.exit_threshold = config.exit_patience = None
         config.exit_criterion = self.exit_criterion
         config.exit_threshold, config.exit_patience = self.exit_threshold, self.exit_patience

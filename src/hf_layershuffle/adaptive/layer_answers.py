@@ -26,7 +26,7 @@ from ..models.exit_rule import CRITERIA, HALTING, ExitRule, confidence
 from ..models.halting_head import mean_and_first_token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerAnswers:
     """Answers to labelled examples after each layer. From them the outcome of every rule follows without another run.
 
@@ -48,6 +48,10 @@ class LayerAnswers:
     def is_right(self) -> np.ndarray:
         """Whether each answer is right: booleans of shape `(num_examples, positions)`."""
         return self.answers == self.labels[:, None]
+
+    def __repr__(self) -> str:
+        accuracies = ", ".join(f"{value:.4f}" for value in self.is_right.mean(0))
+        return f"LayerAnswers({len(self.labels):,} examples, order {list(self.order)}: accuracies {accuracies})"
 
     def at(self, rows: np.ndarray) -> "LayerAnswers":
         """Those of some examples, by their numbers."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from .mlp_skipping import mlp_similarities, random_skipped_mlps, skippable_positions, without_mlps
 from .policies import CalibratedPolicy, Setting
@@ -31,7 +32,17 @@ def _label(number: int) -> str:
     return f"without {number} MLP{'s' * (number != 1)}"
 
 
-class SkippedMlps(CalibratedPolicy):
+class _OfMlps(CalibratedPolicy):
+    @classmethod
+    def applies_to(cls, model: PreTrainedModel) -> bool:
+        try:
+            with without_mlps(model, [0]):
+                return True
+        except ValueError:  # a family whose MLP is not known
+            return False
+
+
+class SkippedMlps(_OfMlps):
     """All layers run, and the MLPs that change the hidden states least are left out (FFN-SkipLLM)."""
 
     name = "skipped-mlps"
@@ -45,7 +56,7 @@ class SkippedMlps(CalibratedPolicy):
         ]
 
 
-class RandomMlps(CalibratedPolicy):
+class RandomMlps(_OfMlps):
     """The control of [`SkippedMlps`]: as many MLPs are left out, drawn anew for each batch."""
 
     name = "random-mlps"

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Which MLPs a model can do without, by how little they change the hidden states (FFN-SkipLLM, arXiv 2404.03865)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,8 @@ def without_mlps(model: PreTrainedModel, positions: Sequence[int] | None) -> Ite
     config = free.config
     if not hasattr(config, "skipped_mlps"):
         raise ValueError(f"{type(model).__name__} has no free layer order; make it so by `free_order(model)`.")
+    if positions is not None and (isinstance(positions, str) or not isinstance(positions, Iterable)):
+        raise ValueError(f"`positions` is {positions!r}; pass a list of positions in the execution order, or None.")
     kept = config.skipped_mlps
     order = config.execution_order
     try:

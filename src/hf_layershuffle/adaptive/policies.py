@@ -249,6 +249,11 @@ def _configured_fields(model: PreTrainedModel) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def how_it_runs(model: PreTrainedModel) -> dict[str, Any]:
+    """What a configuration says of the layers that run in evaluation, in types of JSON."""
+    return {name: getattr(model.config, name, None) for name in ("execution_order", "exit_criterion", *_FIELDS)}
+
+
 @contextmanager
 def configured(model: PreTrainedModel, fields: Mapping[str, Any]) -> Iterator[None]:
     """Context in which a model's configuration says these fields, and no other way to run fewer layers or MLPs."""

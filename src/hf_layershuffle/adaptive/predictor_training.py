@@ -90,6 +90,11 @@ def fit(
 ) -> ProgramPredictor:
     """A predictor of this table, trained by binary cross-entropy. The same arguments give the same weights."""
     features, targets = torch.from_numpy(answers.features), torch.from_numpy(answers.is_right).float()
+    if not features.isfinite().all():
+        raise ValueError(
+            "The model's outputs are not finite after the layers that all programs begin with, so nothing can be "
+            "learned from them; take an earlier checkpoint, or a wider dtype."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = ProgramPredictor(answers.programs, features.shape[1], **settings)

@@ -32,7 +32,7 @@ from ..models.execution_order import ExecutionOrder, check_execution_order
 Program = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProgramAnswers:
     """Answers to labelled examples by each of some programs.
 
@@ -60,6 +60,10 @@ class ProgramAnswers:
         """Layers of each program: int64 of shape `(programs,)`."""
         return np.array([len(program) for program in self.programs])
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{list(each)}: {value:.4f}" for each, value in zip(self.programs, self.is_right.mean(0)))
+        return f"ProgramAnswers({len(self.labels):,} examples, accuracies {found})"
+
     def at(self, rows: np.ndarray) -> "ProgramAnswers":
         """Those of some examples, by their numbers."""
         return ProgramAnswers(self.programs, self.labels[rows], self.answers[rows], self.features[rows])
@@ -80,7 +84,8 @@ def programs_by_length(num_layers: int, num_shared: int = 2, num_programs: int |
     Raises:
         `ValueError`: if a number is out of range.
     """
-    if not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
+    check_integers(num_layers=(num_layers, 1))
+    if isinstance(num_shared, bool) or not isinstance(num_shared, int) or not 0 <= num_shared < num_layers:
         raise ValueError(f"`num_shared` is {num_shared!r}; it must be an integer from 0 to {num_layers - 1}.")
     left = num_layers - num_shared
     check_integers(num_programs=(left if num_programs is None else num_programs, 1))

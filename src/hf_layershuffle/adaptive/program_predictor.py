@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.checks import explained_reading
+from ..checkpoints.checks import check_finite, explained_reading
 from ..checkpoints.identity import weights_digest
+from ..checkpoints.record_checks import PredictorRecord, check_record
 from ..checkpoints.tensor_files import open_safetensors
 from ..common.checks import check_number
 from ..common.files import replaced_file
@@ -180,7 +181,7 @@ class ProgramPredictor(nn.Module):
         """
         path = Path(folder) / FILE_NAME
         header = json.dumps({"format": _FORMAT, **self.settings})
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.state_dict().items()}
         with replaced_file(path) as partial:
             save_file(tensors, partial, metadata={_METADATA: header})
         return path
@@ -199,28 +200,46 @@ class ProgramPredictor(nn.Module):
         with explained_reading(f"'{path}'"), open_safetensors(str(folder), path) as file:
             header = (file.metadata() or {}).get(_METADATA)
             settings = {} if header is None else parse_json(header, f"The header of '{path}'")
-            if settings.get("format") != _FORMAT:
+            if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
                 raise ValueError(
                     f"'{path}' is no program predictor of format {_FORMAT}; write one by "
                     "`ProgramPredictor.save_pretrained` of this version."
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return cls._of(path, settings, tensors)
+            check_record(settings, PredictorRecord, f"The header of '{path}'")
+            try:
+                return cls._read(file, {name: value for name, value in settings.items() if name != "format"})
+            except ValueError as error:
+                raise ValueError(f"'{path}' does not hold what its header says: {str(error)[:300]}") from error
 
     @classmethod
-    def _of(cls, path: Path, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> "ProgramPredictor":
-        wanted = {name: value for name, value in settings.items() if name != "format"}
-        try:
-            # The sizes are those of the tensors that are there, so that a header cannot ask for more memory
-            shape = tuple(tensors["hidden.weight"].shape)
-            if shape != (wanted["hidden_size"], wanted["num_features"]):
-                raise ValueError(f"it holds a hidden layer of shape {shape}")
-            predictor = cls(**wanted)
-            predictor.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise ValueError(f"'{path}' does not hold what its header says: {said}.") from error
+    def _read(cls, file: Any, settings: dict[str, Any]) -> "ProgramPredictor":
+        features, hidden, count = settings["num_features"], settings["hidden_size"], len(settings["programs"])
+        shapes: dict[str, list[int]] = {
+            "mean": [features],
+            "deviation": [features],
+            "hidden.weight": [hidden, features],
+            "hidden.bias": [hidden],
+            "output.weight": [count, hidden],
+            "output.bias": [count],
+        }
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        found = {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
+        # Nothing is made before every size is that of numbers which are there, so no header asks for more memory
+        for name in sorted(shapes.keys() | found.keys()):
+            wanted = ("F32", shapes[name]) if name in shapes else None
+            if found.get(name) != wanted:
+                raise ValueError(f"`{name}` is {_described(found.get(name))}, and should be {_described(wanted)}.")
+        predictor = cls(**settings)
+        tensors = {name: file.get_tensor(name) for name in shapes}
+        check_finite("It", tensors.items())
+        if not (tensors["deviation"] > 0).all():
+            raise ValueError("`deviation` holds numbers that are not above 0, and features are divided by it.")
+        predictor.load_state_dict(tensors)
         return predictor.eval()
+
+
+def _described(tensor: tuple[str, list[int]] | None) -> str:
+    return "not there" if tensor is None else f"{tensor[0]} of shape {tuple(tensor[1])}"
 
 
 def _rows_of(inputs: Mapping[str, Any], rows: torch.Tensor) -> dict[str, Any]:

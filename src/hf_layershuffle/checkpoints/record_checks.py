@@ -1,9 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The records of a model's folder, checked before a card is made of them: they may come from somebody else."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue, StrictInt, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, StrictInt, TypeAdapter, ValidationError
 from pydantic.config import ConfigDict, with_config
 from typing_extensions import Required, TypedDict
 
@@ -116,17 +116,23 @@ class ReportRecord(_Record, total=False):
     environment: _Environment
 
 
+_Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+_Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+_Cost = Annotated[float, Field(ge=0)]
+_BatchSize = Annotated[str, Field(pattern="^[1-9][0-9]{0,8}$")]  # it heads a column of a card
+
+
 class _BudgetPoint(TypedDict, total=False):
     policy: Required[str]
     label: Required[str]
-    accuracy: Required[float]
-    accuracy_interval: Required[list[float]]
+    accuracy: Required[Annotated[float, Field(ge=0, le=1)]]
+    accuracy_interval: Required[_Pair]
     accuracy_loss: Required[float]
-    accuracy_loss_interval: Required[list[float]]
-    mean_num_layers: Required[float | None]
-    multiply_adds: Required[float]
-    seconds: dict[str, float]
-    time_ratio: dict[str, float]
+    accuracy_loss_interval: Required[_Pair]
+    mean_num_layers: Required[_Cost | None]
+    multiply_adds: Required[_Cost]
+    seconds: dict[_BatchSize, _Cost]
+    time_ratio: dict[_BatchSize, _Cost]
     chosen: dict[str, JsonValue]
     on_front: list[str]
 
@@ -136,15 +142,27 @@ class BudgetRecord(_Record, total=False):
 
     model: str
     dataset: str
-    num_images: StrictInt
-    num_chosen_on: StrictInt
-    num_classes: StrictInt
-    num_layers: StrictInt
+    num_images: _Count
+    num_chosen_on: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+    num_classes: _Count
+    num_layers: _Count
     seed: StrictInt
     whole: _BudgetPoint
     points: list[_BudgetPoint]
     config: _Flags
     environment: _Environment
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class PredictorRecord(TypedDict):
+    """The header of a program predictor. `checked_programs` checks which programs there can be."""
+
+    format: StrictInt
+    programs: list[list[StrictInt]]
+    num_features: _Count
+    hidden_size: _Count
+    num_layers: _Count
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 
 
 @with_config(ConfigDict(strict=True, extra="allow"))

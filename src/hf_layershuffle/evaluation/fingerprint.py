@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a result belongs to: digests of the inputs and labels that a model saw, and of what made these inputs."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.processing_classes import ProcessingClass
 from ..checkpoints.tokenizers import takes_texts, tokenizer_digest
+from ..data.dataloading import MODEL_INPUTS
 from ..data.image_dataset import ImageClassificationDataset
 from ..data.text_dataset import TextClassificationDataset
 from .report import RobustnessReport
@@ -61,6 +63,33 @@ def data_digest(loader: DataLoader) -> str:
     for value in inputs.values():
         digest = zlib.crc32(digest, value).to_bytes(4, "big")
     return f"{digest.hex()}{labels:08x}"
+
+
+def example_digests(loader: DataLoader) -> list[bytes]:
+    """A digest of each example's pixels or tokens as the model gets them, without padding and without its label.
+
+    Args:
+        loader: Batches as for [`data_digest`]. They are read once.
+    """
+    if isinstance(loader.dataset, TextClassificationDataset):
+        return [_example_digest(item) for item in _unfinished_batches(loader)]
+    found = []
+    for batch in _unfinished_batches(loader):
+        inputs = {name: batch[name] for name in (*MODEL_INPUTS, "attention_mask") if name in batch}
+        rows = range(len(batch["labels"]))
+        found += [_example_digest({name: value[row] for name, value in inputs.items()}) for row in rows]
+    return found
+
+
+def _example_digest(inputs: dict[str, torch.Tensor]) -> bytes:
+    mask = inputs.get("attention_mask")
+    digest = hashlib.blake2b(digest_size=8)
+    for name in MODEL_INPUTS:
+        value = inputs.get(name)
+        if value is not None:
+            is_padded = mask is not None and mask.shape == value.shape
+            digest.update(_bytes(value[mask.bool()] if mask is not None and is_padded else value))
+    return digest.digest()
 
 
 def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:

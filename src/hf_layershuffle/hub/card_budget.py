@@ -18,6 +18,12 @@ def budget_table(budget: BudgetReport) -> str:
     return markdown_table(replace(budget, whole=whole, points=points).table())
 
 
+def describe_skipped_mlps(config: SimpleNamespace) -> str | None:
+    """Which MLPs the configuration leaves out. None if none."""
+    positions = getattr(config, "skipped_mlps", None)
+    return escape(", ".join(map(str, positions))) if isinstance(positions, list) and positions else None
+
+
 _SURE = {
     "probability": "whose highest class probability is at least {}",
     "entropy": "at which 1 minus the entropy, as a fraction of its largest value, is at least {}",

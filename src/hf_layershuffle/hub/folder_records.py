@@ -254,6 +254,8 @@ def _num_parameters(config: PreTrainedConfig) -> int:
 
 def _read_report(folder: Path, kind: type[_Report]) -> _Report | None:
     path = folder / kind.file_name
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder, and not {kind.kind}; remove or rename it.")
     return kind.load(inside(folder, kind.file_name)) if path.exists() else None
 
 

@@ -22,7 +22,7 @@ from ..common.markdown import escape, in_code, in_code_deep, one_line
 from ..common.paths import inside
 from ..common.tables import markdown_table
 from ..evaluation.report import RobustnessReport, pruning_points
-from .card_budget import budget_table, describe_exits
+from .card_budget import budget_table, describe_exits, describe_skipped_mlps
 from .card_files import filled_in, read_card
 from .card_tasks import card_task
 from .card_text import mark_published, update_card_text
@@ -139,6 +139,7 @@ def build_model_card(
         budget_table=budget_table(records.budget) if records.budget else None,
         budget_picture=next((name for name, _ in records.pictures if name == BUDGET_PICTURE), None),
         exits=describe_exits(described),
+        skipped_mlps=describe_skipped_mlps(described),
         rows=_metric_rows(training.get("metrics", {}), baseline),
         baseline=in_code_deep(baseline),
         license=license,

@@ -52,7 +52,7 @@ class MergedTensor:
             if not is_finite(averaged):
                 for stored in inputs:
                     refuse_nonfinite(stored)
-                averaged = self._average(values, total.double())  # a difference was too large, the average is not
+                averaged = self._average_of_large(values)
             yield averaged if averaged.dtype == self.dtype else result.copy_(averaged)
 
     @property
@@ -75,6 +75,12 @@ class MergedTensor:
             share = weights[number] / math.fsum(weights[: number + 1])
             total.lerp_(value.to(total.dtype), share)
         return total
+
+    def _average_of_large(self, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The average in float64 of finite numbers whose difference is too large. That of their halves is not."""
+        total = torch.empty(values[0].shape, dtype=torch.float64)
+        largest = torch.finfo(self.dtype).max  # beyond which rounding must not lead
+        return self._average(tuple(value.double() / 2 for value in values), total).mul_(2).clamp_(-largest, largest)
 
 
 def refuse_nonfinite(stored: StoredTensor) -> None:
