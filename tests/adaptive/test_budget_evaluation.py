@@ -337,6 +337,8 @@ def test_the_pareto_front():
     points = [point("a", 0.9, 10), point("b", 0.8, 5), point("c", 0.8, 6), point("d", 0.9, 10), point("e", 0.7, 5)]
     found = [each.policy for each in with_fronts(points, ["multiply_adds"]) if each.on_front]
     assert found == ["a", "b", "d"]  # `a` and `d` are equal; `c` and `e` are dominated
+    control = with_fronts([point("random-layers", 0.9, 5, 2.0), point("b", 0.8, 5, 2.0)], ["multiply_adds"])
+    assert [each.on_front for each in control] == [(), ("multiply_adds",)]  # a control stands on no front
     by_time = with_fronts([point("a", 0.9, 10, 2.0), point("b", 0.8, 5, 2.0)], ["multiply_adds", "time_at_batch_1"])
     assert [each.on_front for each in by_time] == [("multiply_adds", "time_at_batch_1"), ("multiply_adds",)]
 

@@ -121,6 +121,16 @@ def test_a_budget_is_drawn_as_measured(with_time):
     assert len(figure.legends[0].get_texts()) == 14
 
 
+def test_controls_are_grey_and_other_models_stand_alone():
+    report = make_budget(3)
+    names = {"policy-0": "random-mlps", "policy-1": "other models", "policy-2": "skipped-mlps"}
+    points = [dataclasses.replace(point, policy=names[point.policy]) for point in report.points]
+    axes = plotting.plot_budget(dataclasses.replace(report, points=points)).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["random-mlps"].get_color() == "0.55" != lines["skipped-mlps"].get_color()
+    assert lines["other models"].get_linestyle() == "None" != lines["skipped-mlps"].get_linestyle()
+
+
 def line_of(axes, label: str) -> tuple[np.ndarray, np.ndarray]:
     line = next(line for line in axes.lines if line.get_label() == label)
     return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())

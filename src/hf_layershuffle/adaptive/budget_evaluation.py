@@ -25,7 +25,7 @@ from ..evaluation.fingerprint import data_digest, example_digests, processing_re
 from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
 from ..models.configuration_layershuffle import num_channels_of
 from .budget_measurement import WHOLE, BudgetMeasurement, FinishedPolicies
-from .budget_report import MULTIPLY_ADDS, BudgetReport, time_cost, with_fronts
+from .budget_report import MULTIPLY_ADDS, OTHER_MODELS, BudgetReport, time_cost, with_fronts
 from .controller_policies import ControlledForAll, ControlledLayers, RandomLayers
 from .halting_policies import HaltingDraws, HaltingExit
 from .measured_cost import some_of
@@ -65,7 +65,6 @@ POLICIES: tuple[type[CalibratedPolicy], ...] = (
     SkippedMlps,
     RandomMlps,
 )
-OTHER_MODELS = "other models"
 # The part of the calibration data that may be among the data to report on: the splits of many datasets share a few
 MAX_SHARED = 0.1
 logger = logging.getLogger(__name__)

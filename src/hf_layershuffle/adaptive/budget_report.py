@@ -191,9 +191,18 @@ class BudgetReport(Report):
 _UNIT = "million"
 
 
+OTHER_MODELS = "other models"  # the policy that models of other weights are the settings of
+# Policies that draw what others choose. They are shown beside these, and stand on no front
+CONTROLS = ("exit-halting-drawn", "random-layers", "random-programs", "shuffled-programs", "random-mlps")
+
+
 def with_fronts(points: Sequence[BudgetPoint], costs: Sequence[str]) -> list[BudgetPoint]:
-    """The points, with their `on_front`."""
-    fronts = {cost: pareto_front(points, _cost_of(cost)) for cost in costs}
+    """The points, with their `on_front`. Those of controls are on none."""
+    able = [index for index, point in enumerate(points) if point.policy not in CONTROLS]
+    fronts = {
+        cost: {able[index] for index in pareto_front([points[index] for index in able], _cost_of(cost))}
+        for cost in costs
+    }
     return [
         BudgetPoint(**{**vars(point), "on_front": tuple(cost for cost in costs if index in fronts[cost])})
         for index, point in enumerate(points)
