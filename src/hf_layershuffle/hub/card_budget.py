@@ -4,16 +4,16 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-from ..adaptive.budget_report import BudgetReport
+from ..adaptive.budget_report import OTHER_MODELS, BudgetReport
 from ..common.markdown import escape
 from ..common.tables import markdown_table
 
 
 def budget_table(budget: BudgetReport) -> str:
-    """The table of a budget; its names may be somebody else's."""
+    """The table of a budget, of what is on a front, and of other models; its names may be somebody else's."""
+    shown = [point for point in budget.points if point.on_front or point.policy == OTHER_MODELS]
     whole, *points = (
-        replace(point, policy=escape(point.policy), label=escape(point.label))
-        for point in (budget.whole, *budget.points)
+        replace(point, policy=escape(point.policy), label=escape(point.label)) for point in (budget.whole, *shown)
     )
     return markdown_table(replace(budget, whole=whole, points=points).table())
 
