@@ -264,3 +264,9 @@ def test_what_cannot_be_seen_is_looked_at_later():
     assert without_mlp(layer)(torch.zeros(2, 3, 4)).eq(0).all()  # no token differs
     with pytest.raises(ValueError, match="adds the hidden states itself"):
         without_mlp(layer)(torch.randn(2, 3, 4))
+
+
+def test_a_layer_that_is_without_its_mlp_stays_so():
+    layer = make_vit().free_layers[0]
+    once = without_mlp(layer)
+    assert without_mlp(once) is once and without_mlp(layer) is not layer

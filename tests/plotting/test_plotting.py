@@ -378,7 +378,7 @@ def test_files_are_complete_and_repeatable(analysis, tmp_path):
             continue  # these have what could differ: jitter, clipping, a random order of points
         for path in plotting.save_figure(figure, tmp_path / "second" / f"{name}-0.2"):
             assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes(), path.name
-    assert len(list((tmp_path / "first").iterdir())) == 2 * 10
+    assert len(list((tmp_path / "first").iterdir())) == 2 * 11
 
 
 def test_nothing_is_left_of_a_picture_that_could_not_be_written(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def descendants(process_id: int) -> set[int]:
-    """The processes that a process started, and those that they started."""
+    """The processes that a process started, and those that they started, but for the server of `forked.py`."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -20,9 +20,16 @@ def descendants(process_id: int) -> set[int]:
             continue
     found, new = set(), {process_id}
     while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
+        new = {child for child, parent in parents.items() if parent in new and not is_fork_server(child)} - found
         found |= new
     return found
+
+
+def is_fork_server(process_id: int) -> bool:
+    try:
+        return b"/fork_server.py" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def is_running(process_id: int) -> bool:

@@ -135,7 +135,7 @@ def test_the_command(tmp_path):
     cases = {
         "there is no layer controller to choose layers by": no_budget,
         "`layer_controller` is True, which trains a controller for a trained model": scratch,
-        "`layer_budget` is 9, more than the model has layers": [*controlled, "--layer_budget", "9"],
+        "`layer_budget` is 9, and 3 layers run; it must be from 1 to 3": [*controlled, "--layer_budget", "9"],
         "`layer_budget` is 0": [*controlled, "--layer_budget", "0"],
     }
     assert_all_refused(run_train, "train.py", cases, tmp_path)

@@ -49,6 +49,8 @@ def without_mlp(layer: nn.Module) -> nn.Module:
             BLOOM, or its forward was replaced. Also, when it first runs, if the MLP gives more, or adds them itself.
     """
     whole: Any = getattr(layer, "_orig_mod", layer)
+    if vars(whole).get("_is_without_mlp", False):
+        return whole
     if "forward" in vars(whole):
         raise ValueError(
             f"The forward of this {type(whole).__name__} was replaced, as by `device_map`, so its MLP cannot be left "
@@ -96,6 +98,7 @@ def _check_mlp(layer: Any, mlp: nn.Module, name: str) -> None:
 
 def _checked(whole: Any, changed: Any) -> Any:
     """The layer without its MLP, which looks at what it gives until this is known to be more than nothing."""
+    changed._is_without_mlp = True
     if not getattr(whole, "_runs_without_mlp", False):
         changed.forward = partial(_checked_forward, whole, changed)
     return changed
