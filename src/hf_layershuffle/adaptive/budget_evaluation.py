@@ -145,7 +145,7 @@ def evaluate_budget(
         held_out = batches_for(parts, calibration_data, processor, max_samples=max_calibration_samples, **loading)
     digests = _digests(loader, held_out)
     calibration = None if held_out is None else _calibration(free, held_out, counts, num_search_samples, seed)
-    chosen = _made(named, calibration) + ([OtherModels(rivals, OTHER_MODELS)] if rivals else [])
+    chosen = _made(named, calibration) + ([OtherModels(rivals)] if rivals else [])
     settings = digests | {
         "num_layers_run": counts,
         "num_search_samples": num_search_samples,

@@ -11,12 +11,7 @@ from transformers import PreTrainedModel
 
 from ..models.layer_controller import choose_layers
 from .exit_calibration import orders_of
-from .policies import CalibratedPolicy, Calibration, Run, Setting, layers_label, run_in_order
-
-
-def _run_with_budget(model: PreTrainedModel, budget: int, inputs: dict[str, torch.Tensor]) -> Any:
-    outputs: Any = model(**inputs, layer_budget=budget)
-    return outputs
+from .policies import CalibratedPolicy, Calibration, Run, Setting, layers_label, run_with
 
 
 class ControlledLayers(CalibratedPolicy):
@@ -30,10 +25,8 @@ class ControlledLayers(CalibratedPolicy):
 
     def settings(self) -> list[Setting]:
         model = self.calibration.model
-        return [
-            Setting(layers_label(count), partial(_run_with_budget, model, count), {"layer_budget": count})
-            for count in counts_within_order(self.calibration)
-        ]
+        chosen = [{"layer_budget": count} for count in counts_within_order(self.calibration)]
+        return [Setting(layers_label(each["layer_budget"]), partial(run_with, model, each), each) for each in chosen]
 
 
 class ControlledForAll(ControlledLayers):
@@ -49,9 +42,8 @@ class ControlledForAll(ControlledLayers):
         settings = []
         for count in counts_within_order(calibration):
             is_chosen = choose_layers(scores[None], count)[0].tolist()
-            chosen = [layer for layer, runs in zip(order, is_chosen) if runs]
-            run = partial(run_in_order, model, order=chosen)
-            settings.append(Setting(layers_label(count), run, {"execution_order": chosen}))
+            chosen = {"execution_order": [layer for layer, runs in zip(order, is_chosen) if runs]}
+            settings.append(Setting(layers_label(count), partial(run_with, model, chosen), chosen))
         return settings
 
 
@@ -88,6 +80,7 @@ class RandomLayers(CalibratedPolicy):
 
         def run(inputs: dict[str, torch.Tensor]) -> Any:
             positions = sorted(rng.permutation(len(order))[:count].tolist())
-            return run_in_order(self.calibration.model, inputs, [order[position] for position in positions])
+            drawn = [order[position] for position in positions]
+            return run_with(self.calibration.model, {"execution_order": drawn}, inputs)
 
         return run

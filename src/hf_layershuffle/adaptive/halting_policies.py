@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..models.exit_rule import HALTING
 from ..models.halting_head import HaltingHead
 from .exit_calibration import best_rule
-from .policies import CalibratedPolicy, Setting
+from .policies import CalibratedPolicy, Setting, run_with
 
 
 class _OfHaltingHead(CalibratedPolicy):
@@ -36,7 +36,7 @@ class HaltingExit(_OfHaltingHead):
     def _setting(self, threshold: float) -> Setting:
         chosen = {"exit_threshold": threshold, "exit_criterion": HALTING}
         label = f"threshold {threshold:g}" + (" (Q-exit)" if threshold == 0.5 else "")
-        return Setting(label, partial(_run_with, self.calibration.model, chosen), chosen)
+        return Setting(label, partial(run_with, self.calibration.model, chosen), chosen)
 
 
 class HaltingDraws(_OfHaltingHead):
@@ -47,10 +47,6 @@ class HaltingDraws(_OfHaltingHead):
     def settings(self) -> list[Setting]:
         generator = torch.Generator().manual_seed(self.calibration.seed)
         return [Setting("drawn", partial(_run_drawn, self.calibration.model, generator), is_random=True)]
-
-
-def _run_with(model: PreTrainedModel, arguments: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
-    return model(**inputs, **arguments)
 
 
 class _Coins(nn.Module):

@@ -21,6 +21,7 @@ from ..evaluation.order_plans import evenly_spaced_layers
 from ..layerwise import LayerwiseClassifier
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.exit_rule import CRITERIA, ExitRule
+from .budget_report import OTHER_MODELS
 from .exit_calibration import PATIENCE, best_rule, orders_of
 from .layer_answers import LayerAnswers, answers_after_layers
 from .program_search import search_program
@@ -113,9 +114,9 @@ def layers_label(num_layers: int) -> str:
     return f"{num_layers} layer{'s' * (num_layers != 1)}"
 
 
-def run_in_order(model: PreTrainedModel, inputs: dict[str, torch.Tensor], order: list[int]) -> Any:
-    """Outputs of all examples in one execution order."""
-    return model(**inputs, execution_order=order)
+def run_with(model: PreTrainedModel, arguments: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
+    """Outputs of a batch, with further arguments of the call."""
+    return model(**inputs, **arguments)
 
 
 class _FixedPrograms(CalibratedPolicy):
@@ -126,10 +127,10 @@ class _FixedPrograms(CalibratedPolicy):
 
     def settings(self) -> list[Setting]:
         model, counts = self.calibration.model, self.calibration.num_layers_run
-        orders = {count: self.order_of(count) for count in counts}
+        chosen = {count: {"execution_order": self.order_of(count)} for count in counts}
         return [
-            Setting(layers_label(count), partial(run_in_order, model, order=order), {"execution_order": order})
-            for count, order in orders.items()
+            Setting(layers_label(count), partial(run_with, model, arguments), arguments)
+            for count, arguments in chosen.items()
         ]
 
 
@@ -184,7 +185,7 @@ class RandomPrograms(CalibratedPolicy):
 
         def run(inputs: dict[str, torch.Tensor]) -> Any:
             order = rng.permutation(num_layers)[:num_layers_run].tolist()
-            return run_in_order(self.calibration.model, inputs, order)
+            return run_with(self.calibration.model, {"execution_order": order}, inputs)
 
         return run
 
@@ -202,13 +203,9 @@ class _EarlyExit(CalibratedPolicy):
             if rule.patience is None:
                 fields = {"exit_threshold": rule.threshold, "exit_criterion": rule.criterion}
             label = f"patience {rule.patience}" if rule.threshold is None else f"threshold {rule.threshold:g}"
-            run = partial(_run_with, self.calibration.model, fields)
+            run = partial(run_with, self.calibration.model, fields)
             rules.setdefault(rule, Setting(label, run, fields | {"max_mean_layers": count}))
         return list(rules.values())
-
-
-def _run_with(model: PreTrainedModel, arguments: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
-    return model(**inputs, **arguments)
 
 
 def _exit_policy(criterion: str) -> type[CalibratedPolicy]:
@@ -285,17 +282,12 @@ class OtherModels:
         name: The policy's name.
     """
 
-    def __init__(self, models: Mapping[str, PreTrainedModel], name: str = "other models"):
+    def __init__(self, models: Mapping[str, PreTrainedModel], name: str = OTHER_MODELS):
         self.models = dict(models)
         self.name = name
 
     def settings(self) -> list[Setting]:
         return [
-            Setting(label, partial(_run_other, model), num_layers=num_layers_of(model.config))
+            Setting(label, partial(run_with, model, {}), num_layers=num_layers_of(model.config))
             for label, model in self.models.items()
         ]
-
-
-def _run_other(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
-    outputs: Any = model(**inputs)
-    return outputs
