@@ -14,7 +14,7 @@ help:
 	@echo "make train        train LayerShuffle and a plain ViT on the digits, evaluate both, write a card (~3 minutes)"
 	@echo "make test         run the tests (~15 minutes on 2 cores)"
 	@echo "make test-slow    run the tests that take minutes each as well"
-	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (a quarter of an hour)"
+	@echo "make bench        measure speed against plain transformers, write benchmarks/README.md (twenty minutes)"
 	@echo "make model-cards  renew code, pictures and cards of the models in model_cards/, with their weights (~2 minutes)"
 	@echo "make encoders     run the checks of all families, write docs/encoders.md (~15 minutes)"
 	@echo "make lint         check style; make format mends it"

@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other, prints all ratios in one table and renders README.md from the records.
 
-make bench                                         # all that need no GPU, about a quarter of an hour on 2 cores
+make bench                                         # all that need no GPU, about twenty minutes on 2 cores
 python benchmarks/run.py --only train_step startup
 python benchmarks/run.py --resume                  # leaves out what was recorded at this commit already
 python benchmarks/run.py --render                  # measures nothing
@@ -17,7 +17,7 @@ from harness import HEADINGS, RESULTS, Row, cells, environment, print_rows
 
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("startup", "evaluation", "data_path", "augmentation", "merging", "train_step", "compile", "swarm")
+SCRIPTS = tuple("startup evaluation early_exit data_path augmentation merging train_step compile swarm".split())
 HEADER = """# Speed
 
 Each script here answers one question. Each ratio is to a peer measured in the same run: A and B in turn, A B B A ...
@@ -26,7 +26,7 @@ which other work on the machine disturbs less. Tests assert no time. Rendered by
 from `results/*.json`, which also hold the absolute numbers.
 
 ```bash
-make bench                       # all that need no GPU, about a quarter of an hour on 2 cores
+make bench                       # all that need no GPU, about twenty minutes on 2 cores
 python benchmarks/gpu.py         # on a GPU: plain transformers, timm and ours, eager and compiled
 ```
 """
