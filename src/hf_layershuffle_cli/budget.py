@@ -61,6 +61,14 @@ def budget(
     measure_time: Annotated[
         bool, typer.Option("--time/--no_time", help="Whether to measure time, at batch 1 and 64.")
     ] = True,
+    corruption: Annotated[
+        str | None,
+        typer.Option(
+            "--corruption",
+            help="Report on images of lower quality: blur, noise or low_contrast. What is chosen is chosen on images "
+            "as they are.",
+        ),
+    ] = None,
     skip_damaged: options.SkipDamaged = False,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
@@ -76,7 +84,7 @@ def budget(
     and writes budget.json and a picture, which replace those of an earlier run. A run that was stopped goes on.
     """
     from hf_layershuffle import evaluate_budget
-    from hf_layershuffle.adaptive.budget_evaluation import check_policy_names, check_rival
+    from hf_layershuffle.adaptive.budget_evaluation import check_policy_names
     from hf_layershuffle.common.checks import check_integers
 
     paths = named_models(rivals)
@@ -86,12 +94,11 @@ def budget(
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
+    check_corruption_fits(corruption, loaded)
     names = None if policies is None else [name.strip() for name in policies.split(",")]
     check_policy_names(names, loaded.model)
     others = {name: inputs.load_model(path, device, dtype, None, trust_remote_code) for name, path in paths.items()}
-    for name, other in others.items():
-        check_same_inputs(name, other, loaded)
-        check_rival(name, other.model, loaded.model)
+    check_rivals(others, loaded)
     dataset_name = inputs.dataset_of([model], dataset_name, revision)
     split: dict[str, Any] = {"dataset_config_name": dataset_config_name} | inputs.columns_of(
         image_column_name, text_column_name, text_pair_column_name, label_column_name
@@ -103,6 +110,8 @@ def budget(
     if skip_damaged:
         data = inputs.without_damaged(data, loaded, max_eval_samples, seed)
         held_out = inputs.without_damaged(held_out, loaded, max_calibration_samples, seed)
+    if corruption is not None:
+        data = of_lower_quality(data, loaded, corruption, max_eval_samples, seed)
     report = evaluate_budget(
         loaded.model,
         data,
@@ -118,12 +127,34 @@ def budget(
         measure_time=measure_time,
         seed=seed,
         model_name=outputs.short_name(model),
-        dataset_name=outputs.short_name(dataset_name),
+        dataset_name=outputs.short_name(dataset_name) + ("" if corruption is None else f", {corruption}"),
         progress_file=output_dir / ".budget.json",
     )
     with outputs.shown_before(report.table(), output_dir):
         report.plot().save(output_dir)
         report.save(output_dir)
+
+
+def check_corruption_fits(corruption: str | None, loaded: inputs.LoadedModel) -> None:
+    """Raises a `ValueError` if there is no such corruption, or the model's inputs are texts. None is none."""
+    from hf_layershuffle.checkpoints.tokenizers import takes_texts
+    from hf_layershuffle.data.corruptions import check_corruption
+
+    if corruption is None:
+        return
+    check_corruption(corruption)
+    if takes_texts(loaded.model.config):
+        raise ValueError(f"`corruption` is '{corruption}', but '{loaded.name}' is a model of texts; leave it out.")
+
+
+def of_lower_quality(
+    data: "Dataset", loaded: inputs.LoadedModel, corruption: str, max_samples: int | None, seed: int
+) -> "Dataset":
+    """The images, corrupted, of all or of as many as `seed` draws."""
+    from hf_layershuffle.data.corruptions import corrupted
+
+    loader: Any = loaded.batches(data, max_samples=max_samples, seed=seed)
+    return corrupted(loader.dataset.dataset, corruption, seed)
 
 
 def named_models(rivals: list[str] | None) -> dict[str, str]:
@@ -153,6 +184,15 @@ def numbers_of(layers: str | None) -> list[int] | None:
         return None if layers is None else [int(part) for part in layers.split(",")]
     except ValueError as error:
         raise ValueError(f"`layers` is '{layers}'; give numbers of layers such as 3,6.") from error
+
+
+def check_rivals(rivals: dict[str, inputs.LoadedModel], loaded: inputs.LoadedModel) -> None:
+    """Raises a `ValueError` where a rival cannot be compared with the model."""
+    from hf_layershuffle.adaptive.budget_evaluation import check_rival
+
+    for name, rival in rivals.items():
+        check_same_inputs(name, rival, loaded)
+        check_rival(name, rival.model, loaded.model)
 
 
 def check_same_inputs(name: str, rival: inputs.LoadedModel, loaded: inputs.LoadedModel) -> None:

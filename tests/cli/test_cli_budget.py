@@ -3,16 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import Architecture, assert_all_refused, run_cli
 from datasets import DatasetDict
 from support.analysis import randomize
-from transformers import ViTImageProcessor
+from transformers import BertConfig, BertForSequenceClassification, ViTImageProcessor
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive import budget_evaluation
+from hf_layershuffle.data.corruptions import corrupted
 from hf_layershuffle.hub.folder_records import record_training
-from hf_layershuffle_cli.budget import calibration_data
+from hf_layershuffle_cli.budget import calibration_data, check_corruption_fits, of_lower_quality
+from hf_layershuffle_cli.inputs import LoadedModel, load_model
 
 
 FEW = ["--max_eval_samples", "40", "--max_calibration_samples", "30", "--no_time"]
@@ -102,6 +105,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "The rival 'c' has the classes digit 0": [*free, "--rivals", f"c={tmp_path / 'other-classes'}"],
             "`layers` is '2,x'; give numbers of layers such as 3,6": ["budget", "./missing", "--layers", "2,x"],
             "`num_layers_run` holds 9": [*free, "--layers", "9"],
+            "`corruption` is 'fog'; choose from blur, noise, low_contrast": [*free, "--corruption", "fog"],
             "`max_eval_samples` is 0": [*free, "--max_eval_samples", "0"],
             "`max_calibration_samples` is 0": [*free, "--max_calibration_samples", "0"],
             "'digits' has one split only, of which a part is the evaluation": [*free, "--calibration_fraction", "0.1"],
@@ -128,3 +132,33 @@ def test_choosing_on_the_part_that_training_held_out(folders, tmp_path):
     assert found["label"][:] == expected["label"][:] and len(found) == 20
     assert len(calibration_data(model, name, "train", None, eval_split=None)) == 200
     assert len(calibration_data(model, name, "test", None, eval_split="train")) == 50
+
+
+def test_a_report_on_images_of_lower_quality(folders, tmp_path):
+    """Rules are chosen on the images as they are."""
+    command = ["budget", folders / "free", *FEW, "--policies", "evenly-spaced", "--layers", "3"]
+    reports = []
+    for name, options in (("clean", []), ("noisy", ["--corruption", "noise"])):
+        assert run_cli(*command, *options, "--output_dir", tmp_path / name).returncode == 0
+        reports.append(ls.BudgetReport.load(tmp_path / name))
+    clean, noisy = reports
+    assert (clean.dataset, noisy.dataset, noisy.num_images) == ("digits", "digits, noise", 40)
+    assert clean.config["data"] != noisy.config["data"] and clean.config["calibration"] == noisy.config["calibration"]
+
+
+def test_the_corrupted_images_are_those_that_would_be_drawn(folders):
+    loaded = load_model(str(folders / "free"), "cpu")
+    digits = ls.load_image_datasets("digits")["test"]
+    drawn = loaded.batches(digits, max_samples=12, seed=3).dataset.dataset
+    changed = of_lower_quality(digits, loaded, "low_contrast", 12, 3)
+    assert changed["label"] == drawn["label"][:] and len(changed) == 12
+    expected = corrupted(drawn, "low_contrast", 3)
+    assert all(np.array_equal(one, other) for one, other in zip(changed["image"], expected["image"]))
+
+
+def test_texts_are_not_blurred():
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    loaded = LoadedModel("texts", BertForSequenceClassification(config), None)
+    check_corruption_fits(None, loaded)
+    with pytest.raises(ValueError, match="`corruption` is 'blur', but 'texts' is a model of texts; leave it out"):
+        check_corruption_fits("blur", loaded)

@@ -244,7 +244,7 @@ def test_one_kind_of_mixture_is_all_there_is_of_one():
         ({"resized_crop_scale": 0.5}, "`resized_crop_scale` is 0.5; it must be two numbers"),
         ({"resized_crop_ratio": (2, 1)}, "two rising numbers above 0, and at most 100"),
         ({"policy": ["randaugment"]}, r"`policy` is \['randaugment'\]; choose from randaugment, "),
-        ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from .*, trivialaugment, or None"),
+        ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from .*, trivialaugment, corruptions, or None"),
         ({"num_operations": 0}, "`num_operations` is 0; it must be an integer of at least 1"),
         ({"num_operations": 9}, "`num_operations` is 9; it must be a number from 1 to 8"),
         ({"magnitude": 11}, "`magnitude` is 11; it must be a number from 0 to 10"),
@@ -264,3 +264,25 @@ def test_an_unknown_preset_is_refused():
         Augmentation.from_preset("deit", erasing=0.1)
     with pytest.raises(ValueError, match="`augmentation` is 'strong'; choose from none, light, cifar, imagenet, deit"):
         Augmentation.from_preset("strong")
+
+
+# --- Corruptions ---
+
+
+def test_corruptions_leave_a_quarter_of_the_images_alone_and_draw_strengths_up_to_the_strongest():
+    batch = draw(policy="corruptions", shape=(3, 56, 70))
+    codes, magnitudes = batch["operations"][:, 0], batch["magnitudes"][:, 0]
+    strongest = {"identity": 0, "blur": 2, "noise": 51, "contrast": -0.7}  # blur: of the shorter side, in pixels
+    for name, value in strongest.items():
+        of_name = magnitudes[codes == OPERATIONS.index(name)]
+        assert len(of_name) / len(MANY) == pytest.approx(0.25, abs=0.01), name
+        assert of_name.mean() == pytest.approx(value / 2, rel=0.03), name
+        assert of_name.abs().max() == pytest.approx(abs(value), rel=1e-5), name
+    seeds = batch["noise_seeds"]
+    assert len(seeds.unique()) == len(MANY) and seeds.dtype == torch.int64
+    again = draw(policy="corruptions", indices=[5, 3], shape=(3, 56, 70))["noise_seeds"]
+    assert again.equal(seeds[[5, 3]]) and not draw(policy="corruptions", epoch=1)["noise_seeds"].equal(seeds)
+
+
+def test_only_policies_with_noise_draw_seeds():
+    assert "noise_seeds" not in draw(policy="trivialaugment", indices=[0])

@@ -6,8 +6,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from hf_layershuffle.data import image_operations
+from hf_layershuffle.data.corruptions import blur
 from hf_layershuffle.data.image_operations import apply_operations
-from hf_layershuffle.data.operation_policies import BLENDS, MOVES, OPERATIONS, POLICIES, TABLES
+from hf_layershuffle.data.operation_policies import BLENDS, FILTERS, MOVES, OPERATIONS, POLICIES, TABLES
 
 
 FILL = (100, 120, 140)
@@ -53,10 +54,12 @@ BY_PILLOW = {
     "shear_y": (-0.3, lambda image, factor: moved(image, 1, 0, 0, factor, 1, 0)),
     "translate_x": (7.25, lambda image, pixels: moved(image, 1, 0, pixels, 0, 1, 0)),
     "translate_y": (-5.0, lambda image, pixels: moved(image, 1, 0, 0, 0, 1, pixels)),
+    # Pillow's Gaussian is made of boxes, so by NumPy
+    "blur": (1.07, lambda image, std: blur(np.asarray(image)[None], std)[0]),
 }
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", BY_PILLOW)
 def test_an_operation_does_what_pillow_does(image, name):
     magnitude, by_pillow = BY_PILLOW[name]
     differences = np.abs(changed(image, name, magnitude) - np.asarray(by_pillow(image, magnitude)).astype(float))
@@ -77,16 +80,18 @@ def test_each_image_gets_its_own_operations_one_after_the_other(policy, num_chan
     magnitudes = torch.tensor(
         [[POLICIES[policy][OPERATIONS[code]].strongest * 0.7 for code in row] for row in operations]
     )
+    if policy == "corruptions":
+        magnitudes[operations == OPERATIONS.index("blur")] = 0.3  # a fraction of the side in the policy
     fill = 255 * torch.rand(len(codes), num_channels, generator=generator)
-    together = apply_operations(pixels.clone(), operations, magnitudes, fill)
+    seeds = torch.arange(len(codes))
+    together = apply_operations(pixels.clone(), operations, magnitudes, fill, seeds)
     assert together.shape == pixels.shape and together.min() >= 0 and together.max() <= 255
     for row in range(len(codes)):
         alone = pixels[row : row + 1].clone()
         for slot in (0, 1):
             part = slice(slot, slot + 1)
-            alone = apply_operations(
-                alone, operations[row : row + 1, part], magnitudes[row : row + 1, part], fill[row : row + 1]
-            )
+            of_row = (values[row : row + 1] for values in (operations[:, part], magnitudes[:, part], fill))
+            alone = apply_operations(alone, *of_row, seeds[row : row + 1] + slot)
         torch.testing.assert_close(together[row], alone[0], atol=1e-3, rtol=0)
 
 
@@ -106,4 +111,4 @@ def test_posterizing_leaves_at_least_one_bit(image):
 def test_each_operation_has_its_place_among_those_of_its_kind():
     """Images are sorted by code, and each kind expects its own."""
     assert (*image_operations._FIXED_TABLES, *image_operations._TABLES_BY_HISTOGRAM) == TABLES
-    assert ("identity", *TABLES, *BLENDS, *MOVES) == OPERATIONS and len(set(OPERATIONS)) == 16
+    assert ("identity", *TABLES, *BLENDS, *MOVES, *FILTERS) == OPERATIONS and len(set(OPERATIONS)) == 18

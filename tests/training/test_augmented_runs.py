@@ -13,6 +13,7 @@ from support.trainers import Stop, arguments
 import hf_layershuffle as ls
 from hf_layershuffle.data import Augmentation, ImageClassificationDataset
 from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS
+from hf_layershuffle.data.operation_policies import POLICIES
 from hf_layershuffle.training import session
 from hf_layershuffle.training.argument_parser import parse_arguments
 from hf_layershuffle.training.augmentation_arguments import (
@@ -23,7 +24,8 @@ from hf_layershuffle.training.augmentation_arguments import (
 
 
 def images(preset: str) -> ImageClassificationDataset:
-    augmentation = Augmentation.from_preset(preset)
+    is_policy = preset in POLICIES
+    augmentation = Augmentation(policy=preset) if is_policy else Augmentation.from_preset(preset)
     return ImageClassificationDataset(image_dataset(24), processor(), augmentation=augmentation, seed=2)
 
 
@@ -42,7 +44,7 @@ def assert_same_weights(model, other):
         assert torch.equal(parameter, expected), name
 
 
-@pytest.mark.parametrize("preset", AUGMENTATION_PRESETS)
+@pytest.mark.parametrize("preset", [*AUGMENTATION_PRESETS, "corruptions"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vit, tmp_path, preset):
     """Stopped within the second of three passes, and gone on with other workers."""
     whole = train(vit, tmp_path / "whole", preset)
@@ -119,6 +121,10 @@ def test_a_preset_brings_label_smoothing_unless_it_is_given():
         (
             "--augmentation deit --augmentation_policy trivialaugment --augmentation_operations 2",
             "`augmentation_operations` is 2 with trivialaugment, which gives an image one operation of a strength",
+        ),
+        (
+            "--augmentation_policy corruptions --augmentation_magnitude 2",
+            "`augmentation_magnitude` is 2.0 with corruptions, which gives an image one operation of a strength",
         ),
         (
             "--augmentation cifar --augmentation_magnitude 11",

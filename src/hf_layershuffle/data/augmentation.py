@@ -129,7 +129,8 @@ def _finish_images(batch: dict[str, Any]) -> dict[str, Any]:
     if "operations" in batch:
         mean = (-shift / scale).clamp(0, 255)
         operations, magnitudes = batch.pop("operations"), batch.pop("magnitudes")
-        pixels = apply_operations(pixels.to(torch.float32, copy=True), operations, magnitudes, mean)
+        seeds = batch.pop("noise_seeds", None)
+        pixels = apply_operations(pixels.to(torch.float32, copy=True), operations, magnitudes, mean, seeds)
     pixels = normalize(pixels, scale, shift)
     if "erased" in batch:
         pixels = erase(pixels, batch.pop("erased"))

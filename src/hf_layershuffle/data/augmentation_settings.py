@@ -14,7 +14,7 @@ import torch
 from ..common.checks import check_integers, check_number
 from .augmentation import crop_indices
 from .draws import uniform
-from .operation_policies import NUM_STRENGTHS, POLICIES, TRIVIAL, chosen_operations
+from .operation_policies import NUM_STRENGTHS, ONE_OPERATION, POLICIES, chosen_operations
 from .random_boxes import erased_boxes, mixing_draws, normal, resized_crop_boxes
 
 
@@ -37,8 +37,9 @@ class Augmentation:
         resized_crop_ratio: Smallest and largest width to height of these crops, above 0.
         policy: "randaugment" (arXiv 1909.13719), with the strengths of DeiT, or "randaugment_plain_vit", with those
             of Beyer et al. (arXiv 2205.01580), which are weaker. Or "trivialaugment" (arXiv 2103.10158): one
-            operation for each image, always, whose strength is drawn; the next four fields count for nothing. None
-            for none of them.
+            operation for each image, always, whose strength is drawn; the next four fields count for nothing. Or
+            "corruptions", in the same way: a quarter of the images stay as they are, the others are blurred, noisy or
+            of low contrast. None for none of them.
         num_operations: Operations that an image gets from RandAugment, from 1 to 8.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude, which is drawn for each operation, at least 0.
@@ -174,10 +175,11 @@ class Augmentation:
         Returns:
             Tensors whose first dimension is `num_images`, and no key for what is not done:
             `crop_rows` and `crop_columns` (see [`crop_indices`]); `operations`, int64 codes of shape `(num_images,
-            num_operations)`, where TrivialAugment has one, and `magnitudes`, float32 of the same shape (see
-            [`chosen_operations`]); `erased`, int64 boxes of shape `(num_images, 4)` (top, left, height, width; no
-            height where nothing is erased); `mixing`, float32 of shape `(num_images,)`, the weight of the image
-            itself; `mixing_boxes`, int64 boxes of the other image (CutMix), with no height for mixup.
+            num_operations)`, with one where the policy gives one, and `magnitudes`, float32 of the same shape (see
+            [`chosen_operations`]); `noise_seeds`, int64 of shape `(num_images,)`; `erased`, int64 boxes of shape
+            `(num_images, 4)` (top, left, height, width; no height where nothing is erased); `mixing`, float32 of
+            shape `(num_images,)`, the weight of the image itself; `mixing_boxes`, int64 boxes of the other image
+            (CutMix), with no height for mixup.
         """
         draws = ImageDraws(seed, epoch, indices)
         size = image_shape[1:]
@@ -190,6 +192,8 @@ class Augmentation:
             batch["crop_rows"], batch["crop_columns"] = crop_indices(offsets, flips, size)
         if self.policy is not None:
             batch["operations"], batch["magnitudes"] = self._operations(draws, image_shape)
+            if "noise" in POLICIES[self.policy]:
+                batch["noise_seeds"] = (draws("noise", 1)[:, 0] * 2**53).astype(np.int64)
         if self.random_erasing:
             batch["erased"] = erased_boxes(draws("erase", 41), self.random_erasing, size)
         if self.mixes:
@@ -199,9 +203,9 @@ class Augmentation:
         return {name: torch.as_tensor(values) for name, values in batch.items()}
 
     def _operations(self, draws: Any, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        is_trivial = self.policy == TRIVIAL
-        count, probability = (1, 1.0) if is_trivial else (self.num_operations, self.operation_probability)
-        if is_trivial:
+        has_one = self.policy in ONE_OPERATION
+        count, probability = (1, 1.0) if has_one else (self.num_operations, self.operation_probability)
+        if has_one:
             levels = np.floor(draws("level", count) * NUM_STRENGTHS) / (NUM_STRENGTHS - 1)
         else:
             levels = self.magnitude + self.magnitude_std * normal(draws("level", count))

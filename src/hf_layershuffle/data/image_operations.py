@@ -1,7 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The operations of RandAugment and TrivialAugment on batches: they do what Pillow does, on any device.
+"""The operations of the policies on batches: they do what Pillow does, on any device.
 
-An operation maps levels of grey to others, blends an image with another one made of it, or moves pixels. All images
+An operation maps levels of grey to others, blends an image with another one made of it, moves pixels, or makes them
+worse by blur or noise. All images
 that get one of a kind are changed together, which starts fewer kernels than one operation at a time: for small images
 a GPU takes longer to start them than to run them.
 """
@@ -12,9 +13,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from .operation_policies import BLENDS, MOVES, OPERATIONS, TABLES
+from .image_filters import blurred, noisy
+from .operation_policies import BLENDS, FILTERS, MOVES, OPERATIONS, TABLES, widest_blur
 
 
+_KINDS = (TABLES, BLENDS, MOVES, FILTERS)
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode L
 
 
@@ -25,7 +28,11 @@ def _constant(values: tuple, device: torch.device) -> torch.Tensor:
 
 
 def apply_operations(
-    pixels: torch.Tensor, operations: torch.Tensor, magnitudes: torch.Tensor, fill: torch.Tensor
+    pixels: torch.Tensor,
+    operations: torch.Tensor,
+    magnitudes: torch.Tensor,
+    fill: torch.Tensor,
+    noise_seeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Carries out a policy's operations, one after the other.
 
@@ -37,6 +44,7 @@ def apply_operations(
         operations: int64 codes of shape `(num_images, num_operations)`, see `OPERATIONS`.
         magnitudes: float32 of the same shape, in the units of [`Range`].
         fill: Colour of what lies outside an image, levels of shape `(num_images, num_channels)`.
+        noise_seeds: int64 of shape `(num_images,)`, for operations that add noise.
     """
     codes = _constant(tuple(range(len(OPERATIONS))), pixels.device)
     counts = (operations[:, :, None] == codes).sum(0).tolist()
@@ -45,9 +53,9 @@ def apply_operations(
         count = dict(zip(OPERATIONS, counts_of_slot))
         order = operations[:, slot].argsort(stable=True)
         strengths = magnitudes[:, slot].index_select(0, order)[:, None]
-        sizes = [count["identity"], *(sum(count[name] for name in kind) for kind in (TABLES, BLENDS, MOVES))]
-        _, mapped, blended, moved = order.split(sizes)
-        _, of_mapped, of_blended, _ = strengths.split(sizes)
+        sizes = [count["identity"], *(sum(count[name] for name in kind) for kind in _KINDS)]
+        _, mapped, blended, moved, filtered = order.split(sizes)
+        _, of_mapped, of_blended, _, of_filtered = strengths.split(sizes)
         if len(mapped):
             changed = _mapped(pixels.index_select(0, mapped), [count[name] for name in TABLES], of_mapped)
             pixels.index_copy_(0, mapped, changed)
@@ -57,6 +65,12 @@ def apply_operations(
         if len(moved):
             matrix, colour = matrices[:, slot].index_select(0, moved), fill.index_select(0, moved)
             pixels.index_copy_(0, moved, _moved(pixels.index_select(0, moved), matrix, colour))
+        if len(filtered):
+            seeds = torch.zeros_like(order) if noise_seeds is None else noise_seeds
+            seeds = seeds.index_select(0, filtered) + slot
+            counts_of_filters = [count[name] for name in FILTERS]
+            changed = _filtered(pixels.index_select(0, filtered), counts_of_filters, of_filtered[:, 0], seeds)
+            pixels.index_copy_(0, filtered, changed)
     return pixels
 
 
@@ -199,3 +213,16 @@ def _moved(pixels: torch.Tensor, matrices: torch.Tensor, fill: torch.Tensor) -> 
     fill = fill[:, :, None, None]
     grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels - fill, grid, align_corners=False).add_(fill).clamp_(0, 255)
+
+
+# --- Pixels made worse ---
+
+
+def _filtered(pixels: torch.Tensor, counts: list[int], magnitudes: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """Images under blur or noise. Sorted by operation; `magnitudes` and `seeds` have shape `(num_images,)`."""
+    to_blur, to_disturb = pixels.split(counts)
+    of_blur, of_noise = magnitudes.split(counts)
+    largest = widest_blur(min(pixels.shape[-2:]))
+    parts = [blurred(to_blur, of_blur, largest)] if len(to_blur) else []
+    parts += [noisy(to_disturb, of_noise, seeds[counts[0] :])] if len(to_disturb) else []
+    return torch.cat(parts)

@@ -1,24 +1,32 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""RandAugment and TrivialAugment: which operation an image gets, and how strong."""
+"""RandAugment, TrivialAugment and corruptions: which operation an image gets, and how strong."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 
-# Operations on levels, those that blend images with others, and those that move pixels
+# Operations on levels, those that blend images with others, those that move pixels, and those that make them worse
 TABLES = ("invert", "posterize", "solarize", "solarize_add", "brightness", "contrast", "auto_contrast", "equalize")
 BLENDS = ("color", "sharpness")
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-OPERATIONS = ("identity", *TABLES, *BLENDS, *MOVES)  # the place of a name is its code in a batch's `operations`
+FILTERS = ("blur", "noise")
+OPERATIONS = (
+    "identity",
+    *TABLES,
+    *BLENDS,
+    *MOVES,
+    *FILTERS,
+)  # the place of a name is its code in a batch's `operations`
 
 
 class Range(NamedTuple):
     """What an operation is told at levels 0 and 1, in the operation's own unit.
 
     The units are degrees (rotate), bits that are kept (posterize), the level of grey from which on is inverted
-    (solarize), levels of grey (solarize_add), what a factor differs by from 1 (color, contrast, brightness,
-    sharpness), pixels sideways for each pixel across (shear) and pixels, or fractions of the side (translate).
+    (solarize), levels of grey (solarize_add, and noise's standard deviation), what a factor differs by from 1 (color,
+    contrast, brightness, sharpness), pixels sideways for each pixel across (shear) and pixels, or fractions of the
+    side (translate, and blur's standard deviation, where it is the shorter one).
     """
 
     weakest: float = 0.0
@@ -90,15 +98,28 @@ POLICIES: dict[str, dict[str, Range]] = {
         "translate_x": _WIDE_SHIFT,
         "translate_y": _WIDE_SHIFT,
     },
+    # Lower quality, as in arXiv 1903.12261. On images of 28 pixels the strongest are those of `CORRUPTIONS`
+    "corruptions": {
+        "identity": Range(),
+        "blur": Range(0, 1 / 28, of_side=True),
+        "noise": Range(0, 0.2 * 255),
+        "contrast": Range(0, -0.7),
+    },
 }
 COLOUR_OPERATIONS = ("color",)  # which do nothing to grey images
-TRIVIAL = "trivialaugment"  # gives an image one operation, always, of one of these strengths
+ONE_OPERATION = ("trivialaugment", "corruptions")  # give an image one, always, of one of these strengths
 NUM_STRENGTHS = 31
 
 
 def policies_with_strength() -> list[str]:
     """The policies that are told how many operations an image gets, and how strong."""
-    return [name for name in POLICIES if name != TRIVIAL]
+    return [name for name in POLICIES if name not in ONE_OPERATION]
+
+
+def widest_blur(shorter_side: int) -> float:
+    """The largest standard deviation of blur, in pixels, that any policy gives to images of this shorter side."""
+    ranges = [space["blur"] for space in POLICIES.values() if "blur" in space]
+    return max(each.strongest for each in ranges) * shorter_side
 
 
 def chosen_operations(
@@ -116,14 +137,14 @@ def chosen_operations(
 
     Returns:
         int64 and float32 of the same shape: codes (see `OPERATIONS`), and magnitudes in the units of [`Range`], where
-        translations are in pixels.
+        translations and blur are in pixels.
     """
     num_channels, height, width = image_shape
     space = POLICIES[policy]
     names = [name for name in space if num_channels > 1 or name not in COLOUR_OPERATIONS]
     places = (choices * len(names)).astype(np.int64)
     codes = np.array([OPERATIONS.index(name) for name in names])[places]
-    sides = {"translate_x": width, "translate_y": height}
+    sides = {"translate_x": width, "translate_y": height, "blur": min(height, width)}
     scale = np.array([sides.get(name, 1) if space[name].of_side else 1 for name in names])[places]
     weakest, strongest = (
         np.array([getattr(space[name], end) for name in names])[places] for end in ("weakest", "strongest")

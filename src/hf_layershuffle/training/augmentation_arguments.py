@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.augmentation_settings import AUGMENTATION_PRESETS, LABEL_SMOOTHING, Augmentation
-from ..data.operation_policies import POLICIES, TRIVIAL, policies_with_strength
+from ..data.operation_policies import ONE_OPERATION, POLICIES, policies_with_strength
 
 
 # Arguments that have another name than the field of [`Augmentation`]
@@ -95,9 +95,11 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
     for name in ("augmentation_operations", "augmentation_magnitude"):
         if getattr(args, name) is None or augmentation.policy in policies_with_strength():
             continue
-        why = "with trivialaugment, which gives an image one operation of a strength that it draws"
+        why = "without a policy"
+        if augmentation.policy in ONE_OPERATION:
+            why = f"with {augmentation.policy}, which gives an image one operation of a strength that it draws"
         raise ValueError(
-            f"`{name}` is {getattr(args, name)} {why if augmentation.policy == TRIVIAL else 'without a policy'}; "
+            f"`{name}` is {getattr(args, name)} {why}; "
             f"leave it out, or add --augmentation_policy {' or '.join(policies_with_strength())}."
         )
     return augmentation

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image as PILImage
 
 from ..common.checks import check_integers, check_number
-from ..data.image_reading import to_pil
+from .image_reading import to_pil
 
 
 def blur(images: np.ndarray, sigma: float = 1.0) -> np.ndarray:
@@ -57,8 +57,14 @@ def low_contrast(images: np.ndarray, factor: float = 0.3) -> np.ndarray:
 CORRUPTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "blur": blur,
     "noise": noise,
-    "low contrast": low_contrast,
+    "low_contrast": low_contrast,
 }
+
+
+def check_corruption(name: str) -> None:
+    """Raises a `ValueError` if there is no corruption of this name."""
+    if name not in CORRUPTIONS:
+        raise ValueError(f"`corruption` is {name!r}; choose from {', '.join(CORRUPTIONS)}.")
 
 
 def corrupted(dataset: Dataset, name: str, seed: int = 0) -> Dataset:
@@ -72,8 +78,7 @@ def corrupted(dataset: Dataset, name: str, seed: int = 0) -> Dataset:
     Raises:
         `ValueError`: if there is no corruption of this name.
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f"`name` is {name!r}; choose from {', '.join(CORRUPTIONS)}.")
+    check_corruption(name)
     seeds = np.random.default_rng(seed).integers(2**31, size=len(dataset)).tolist()
     images = []
     for image, seed_of_image in zip(dataset["image"], seeds):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from support.images import image_dataset
 
-from hf_layershuffle.adaptive.corruptions import CORRUPTIONS, blur, corrupted, low_contrast, noise
 from hf_layershuffle.data import load_image_datasets
+from hf_layershuffle.data.corruptions import CORRUPTIONS, blur, corrupted, low_contrast, noise
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (3, 9, 11), dtype=np.uint8)
@@ -62,7 +62,7 @@ def test_the_noise_of_each_image_is_its_own():
 
 
 def test_bad_values():
-    with pytest.raises(ValueError, match="`name` is 'fog'; choose from blur, noise, low contrast"):
+    with pytest.raises(ValueError, match="`corruption` is 'fog'; choose from blur, noise, low_contrast"):
         corrupted(image_dataset(2), "fog")
     for function, values in ((blur, {"sigma": 0}), (noise, {"std": 1.5}), (low_contrast, {"factor": -0.1})):
         with pytest.raises(ValueError, match=f"`{next(iter(values))}` is"):

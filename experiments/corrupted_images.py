@@ -1,0 +1,143 @@
+"""Is a layer controller worth more on images of lower quality, and if it saw such images in training?
+
+    python experiments/corrupted_images.py digits --seeds 0 1 2
+    python experiments/corrupted_images.py fashion-mnist --dataset_name path/to/fashion-mnist --seeds 0 1 2
+
+For each seed: the free model and its layer controller, as in `experiments/adaptive.py`, which trains those of the
+digits, and a second controller that is trained here with `--augmentation_policy corruptions`. Test images as they are,
+blurred, noisy and of low contrast; beside the controllers their one best choice for all images, evenly spaced and
+random layers. What is chosen for all images is chosen on clean ones that no model was trained on. Prints a table of
+means and sample standard deviations over the seeds, in percent, in Markdown. A seed of Fashion-MNIST takes ten minutes
+of one core; a stopped run goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adaptive import DATASETS, DIGITS_HELD_OUT, REPOSITORY, TRAIN, datasets_of, folders_of, train_missing
+
+from hf_layershuffle.adaptive.budget_evaluation import evaluate_budget
+from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.checkpoints.processing_classes import load_processing_class
+from hf_layershuffle.common.files import write_text
+from hf_layershuffle.data.corruptions import CORRUPTIONS, corrupted
+
+
+POLICIES = ("layer-controller", "layer-controller-for-all", "evenly-spaced", "random-layers")
+CONTROLLERS = {"clean": "trained on clean images", "corruptions": "trained on corrupted images too"}
+# How the controllers of `experiments/adaptive.py` are trained
+RECIPES = {
+    "digits": f"--eval_fraction {DIGITS_HELD_OUT} --num_train_epochs 10 --learning_rate 1e-3".split(),
+    "fashion-mnist": (
+        "--eval_split train --eval_fraction 0.1 --max_train_samples 10000 --num_train_epochs 10 "
+        "--per_device_train_batch_size 128 --learning_rate 1e-3 --warmup_steps 0.05 --bf16 --save_strategy no "
+        "--attn_implementation eager --max_eval_samples 250"
+    ).split(),
+}
+
+
+def train_on_corruptions(args: argparse.Namespace, seed: int, free: Path, folder: Path) -> None:
+    """Trains the second controller, if it is not there."""
+    if (folder / "all_results.json").is_file():
+        return
+    print(f"Training {folder.name}", file=sys.stderr, flush=True)
+    command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
+    command += ["--model_name_or_path", str(free), "--layer_controller", "True", *RECIPES[args.dataset], *TRAIN]
+    command += ["--augmentation_policy", "corruptions", "--seed", str(seed), "--output_dir", str(folder)]
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        subprocess.run([*command, *args.train_arguments.split()], check=True, stdout=log, stderr=log)
+
+
+def accuracies_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """By controller, images and policy: accuracies, a value for each number of layers; "whole" is all layers'."""
+    folders = folders_of(args, seed)
+    train_missing(args, seed, {kind: folders[kind] for kind in ("free", "controller")})
+    second = folders["controller"].with_name(folders["controller"].name + "-corruptions")
+    train_on_corruptions(args, seed, folders["free"], second)
+    found: dict[str, Any] = {}
+    for kind, folder in zip(CONTROLLERS, (folders["controller"], second)):
+        model: Any = load_classifier(str(folder)).eval()
+        data, held_out = datasets_of(args, model.config)
+        if args.max_eval_samples is not None:
+            data = data.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(data))))
+        for name in ("clean", *CORRUPTIONS):
+            print(f"Seed {seed}, controller {CONTROLLERS[kind]}: {name} images", file=sys.stderr, flush=True)
+            report = evaluate_budget(
+                model,
+                data if name == "clean" else corrupted(data, name, seed),
+                held_out,
+                policies=POLICIES,
+                num_layers_run=args.layers,
+                processing_class=load_processing_class(str(folder), model.config),
+                max_calibration_samples=2000,
+                measure_time=False,
+                seed=seed,
+                progress=False,
+            )
+            values = {policy: [each.accuracy for each in points] for policy, points in report.by_policy().items()}
+            found.setdefault(kind, {})[name] = values | {"whole": [report.whole.accuracy] * len(args.layers)}
+    return found
+
+
+def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The accuracies of all seeds; those that a file holds are not measured again."""
+    path = args.folders / f"corrupted-images-{args.dataset}.json"
+    settings = [args.layers, args.max_eval_samples]
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for seed in args.seeds:
+        key = json.dumps([seed, *settings])
+        if key not in known:
+            known[key] = accuracies_of(args, seed)
+            write_text(path, json.dumps(known, indent=1))
+    return [known[json.dumps([seed, *settings])] for seed in args.seeds]
+
+
+def cell(values: list[float]) -> str:
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
+
+
+def table(found: list[dict[str, Any]], layers: list[int]) -> str:
+    """A row for each controller, kind of images and number of layers."""
+    headings = ("controller", "images", "layers", "all layers", *POLICIES)
+    rows = [headings, ("---",) * len(headings)]
+    for kind, described in CONTROLLERS.items():
+        for name in ("clean", *CORRUPTIONS):
+            for place, count in enumerate(layers):
+                values = [cell([each[kind][name][policy][place] for each in found]) for policy in ("whole", *POLICIES)]
+                rows.append((described, name.replace("_", " "), str(count), *values))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=tuple(DATASETS))
+    parser.add_argument("--dataset_name", help="Where it lies. Defaults to its name.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--layers", type=int, nargs="+", help="Defaults to a half of the layers.")
+    parser.add_argument("--folders", type=Path, default=REPOSITORY / "outputs" / "adaptive", help="Of the models.")
+    parser.add_argument("--max_eval_samples", type=int, help="Test images; all by default.")
+    parser.add_argument("--train_arguments", default="", help="Further arguments of examples/train.py.")
+    for kind in ("free", "controller", "plain"):
+        parser.add_argument(f"--{kind}", help="Folder of the models, with {seed} in it.")
+    args = parser.parse_args()
+    args.exits = None
+    args.dataset_name = args.dataset_name or args.dataset
+    args.layers = args.layers or {"digits": [3], "fashion-mnist": [6]}[args.dataset]
+    torch.set_num_threads(1)
+    try:
+        print(table(finished(args), args.layers))
+    except subprocess.CalledProcessError as error:
+        parser.error(f"{' '.join(map(str, error.cmd[1:]))} failed; see the .log file beside its folder.")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
