@@ -212,6 +212,9 @@ def test_the_search_drops_layers_that_do_harm(vit):
         # calibrate on what the other two layers say, so that they are right
         data = [item | {"labels": int(label)} for item, label in zip(data, logits.argmax(-1))]
     assert search_layers(model.eval(), data, 2, progress=False) == [0, 3]
+    # Also where the harm is left out now, since a pruned model runs all of its MLPs
+    model.config.skipped_mlps = [0, 1, 2, 3]
+    assert search_layers(model, data, 2, progress=False) == [0, 3] and model.config.skipped_mlps == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("num_kept", [0, 5, 2.0, True])

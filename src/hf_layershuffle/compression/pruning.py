@@ -22,6 +22,7 @@ from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
 from ..models.configuration_layershuffle import encoder_config, set_num_layers
+from ..models.early_exit import all_layers
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import forget_layer_controller
 from ..models.layer_lists import check_places, find_layers
@@ -165,6 +166,8 @@ def search_layers(
 ) -> list[int]:
     """Drops greedily, one at a time, the layer whose absence costs least loss on a calibration set.
 
+    Layers run with their MLPs, whatever the configuration's `skipped_mlps` says, as they do in a pruned model.
+
     Args:
         model: A classifier of images or texts.
         data: The calibration set. Use training images or texts, not those on which the pruned model will be judged.
@@ -187,9 +190,10 @@ def search_layers(
     parts = as_layerwise(model)
     loader = batches_for(parts, data, chosen_processing_class(processing_class, image_processor), **kwargs)
     keep = list(range(num_layers))
-    for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
-        candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
-        scores = score_execution_orders(parts, loader, candidates, progress=False)
-        # A loss that is not a number is the worst one; `min` alone would keep whatever it met first
-        keep = min(scores, key=lambda score: score.loss if math.isfinite(score.loss) else math.inf).execution_order
+    with all_layers(parts.model, with_mlps=True):  # a pruned model runs all of them
+        for _ in tqdm(range(num_layers - num_kept), desc="Dropping layers", unit="layer", disable=not progress):
+            candidates = [keep[:i] + keep[i + 1 :] for i in range(len(keep))]
+            scores = score_execution_orders(parts, loader, candidates, progress=False)
+            # A loss that is not a number is the worst one; `min` alone would keep whatever it met first
+            keep = min(scores, key=lambda score: score.loss if math.isfinite(score.loss) else math.inf).execution_order
     return keep

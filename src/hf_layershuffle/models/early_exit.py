@@ -32,10 +32,16 @@ def chooses_by_configuration(config: Any) -> bool:
 
 
 @contextmanager
-def all_layers(model: Any) -> Iterator[None]:
-    """Context in which a model's configuration lets no example leave early or choose layers."""
+def all_layers(model: Any, with_mlps: bool = False) -> Iterator[None]:
+    """Context in which a model's configuration lets no example leave early or choose layers.
+
+    Args:
+        model: The model.
+        with_mlps: Whether no MLP is left out either.
+    """
     config = model.config
-    kept = {name: getattr(config, name) for name in _OF_CONFIGURATION if getattr(config, name, None) is not None}
+    names = (*_OF_CONFIGURATION, "skipped_mlps") if with_mlps else _OF_CONFIGURATION
+    kept = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
     try:
         for name in kept:
             setattr(config, name, None)
