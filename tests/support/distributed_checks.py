@@ -141,6 +141,16 @@ def check_fsdp2_refusal(rank: int):
     model.vit.seed_execution_order(0)
     model.train()(**batch).loss.backward()
     model.eval()(**batch, execution_order="arbitrary")
+    # Ranks whose examples run different layers would wait for each other
+    model = shard(build(layer_controller=True))
+    for training, options in ((False, {"layer_budget": 2}), (False, {"exit_threshold": 0.9}), (True, {})):
+        try:
+            model.train(training)(**batch, **options)
+        except ValueError as error:
+            assert "parameters are sharded over several processes" in str(error), error
+        else:
+            raise AssertionError(f"examples of a sharded model chose their layers: {options}")
+    model.eval()(**batch)
 
 
 def check_fsdp2_by_accelerate(rank: int):
