@@ -83,6 +83,18 @@ def test_an_identity_of_a_policy_changes_nothing():
     torch.testing.assert_close(finish_batch(batch)["pixel_values"], finish_batch(plain)["pixel_values"])
 
 
+def test_images_that_get_noise_get_their_own():
+    """Also two images that are equal."""
+    batch = dataset("none", policy="corruptions").__getitems__([3, 4]).unfinished
+    batch["pixel_values"][1] = batch["pixel_values"][0]
+    batch["operations"][:], batch["magnitudes"][:] = OPERATIONS.index("noise"), 20.0
+    first, second = finish_batch(batch)["pixel_values"]
+    assert not first.equal(second)
+    batch["noise_seeds"][1] = batch["noise_seeds"][0]
+    first, second = finish_batch(batch)["pixel_values"]
+    assert first.equal(second)
+
+
 # --- The same, however they are read ---
 
 
