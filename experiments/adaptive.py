@@ -194,23 +194,49 @@ def add_record(path: Path, record: dict) -> None:
     write_text(path, "".join(json.dumps(each) + "\n" for each in records))
 
 
-def key_of(point: BudgetPoint, of_policy: Sequence[BudgetPoint]) -> str:
-    """What tells a setting from others in every seed: its label, or the rank of a number that is of one seed."""
-    kind = next((kind for kind in ("threshold", "cost weight") if point.label.startswith(kind)), None)
-    if kind is None or "Q-exit" in point.label:
-        return point.label
-    found = [each for each in of_policy if each.label.startswith(kind) and "Q-exit" not in each.label]
-    found.sort(key=lambda each: each.multiply_adds)
-    return f"{kind} {found.index(point) + 1} of {len(found)}"
+def settings_of(points: Sequence[BudgetPoint], most: dict[str, int]) -> list[tuple[str, BudgetPoint]]:
+    """The settings of a policy with what tells each from others in every seed: its label, or the rank of a number that
+    is of one seed. A seed has fewer numbers than others where its examples leave early even at the highest threshold;
+    its last one stands in the place of those that it lacks.
+
+    Args:
+        points: The settings.
+        most: How many numbers of each kind (see [`ranked`]) a seed has at most.
+    """
+    found = [(point.label, point) for point in points if kind_of(point) is None]
+    for kind, of_kind in ranked(points).items():
+        of_kind += of_kind[-1:] * (most[kind] - len(of_kind))
+        found += [(f"{kind} {rank} of {most[kind]}", point) for rank, point in enumerate(of_kind, 1)]
+    return found
+
+
+def kind_of(point: BudgetPoint) -> str | None:
+    """What a setting's number is, if it is chosen anew for each seed."""
+    is_fixed = "Q-exit" in point.label
+    return next((kind for kind in ("threshold", "cost weight") if point.label.startswith(kind) and not is_fixed), None)
+
+
+def ranked(points: Sequence[BudgetPoint]) -> dict[str, list[BudgetPoint]]:
+    """The settings with such a number by its kind, those that cost least first."""
+    found: dict[str, list[BudgetPoint]] = {}
+    for point in sorted(points, key=lambda each: each.multiply_adds):
+        kind = kind_of(point)
+        if kind is not None:
+            found.setdefault(kind, []).append(point)
+    return found
 
 
 def means_of(reports: list[BudgetReport]) -> tuple[BudgetReport, dict[tuple[str, str], list[BudgetPoint]]]:
     """A report of the means over seeds, and the points of each mean. Settings that a seed lacks are left out."""
     groups: dict[tuple[str, str], list[BudgetPoint]] = {}
-    for report in reports:
-        for name, points in ({report.whole.policy: [report.whole]} | report.by_policy()).items():
-            for point in points:
-                groups.setdefault((name, key_of(point, points)), []).append(point)
+    policies = [{report.whole.policy: [report.whole]} | report.by_policy() for report in reports]
+    for name in dict.fromkeys(name for each in policies for name in each):
+        of_seeds = [each[name] for each in policies if name in each]
+        kinds = [ranked(points) for points in of_seeds]
+        most = {kind: max(len(each.get(kind, [])) for each in kinds) for kind in set().union(*kinds)}
+        for points in of_seeds:
+            for label, point in settings_of(points, most):
+                groups.setdefault((name, label), []).append(point)
     groups = {key: points for key, points in groups.items() if len(points) == len(reports)}
     found = [_mean_point(label, points) for (_, label), points in groups.items()]
     first = reports[0]

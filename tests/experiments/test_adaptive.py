@@ -1,6 +1,7 @@
 """Runs experiments/adaptive.py as a user does, on few digits and with tiny models that are there already."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import REPOSITORY, Architecture, run_here, script
@@ -71,6 +72,24 @@ def test_the_page_holds_means_and_the_picture_is_beside_it(measured):
     (measured / "page.md").write_text("\n".join(MARKERS))
     assert adaptive(measured, "--render").returncode == 0
     assert (measured / "page.md").read_text().count("|") == page.count("|")
+
+
+def test_a_seed_with_fewer_thresholds_has_its_last_one_in_their_place(measured, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "experiments")
+    program = script(PROGRAM)
+    report = BudgetReport.from_dict(json.loads((measured / "records.jsonl").read_text().splitlines()[0])["report"])
+
+    def points(**costs):
+        labels = {name: name.replace("_", " ").replace("Q", "(Q-exit)") for name in costs}
+        return [replace(report.whole, policy="p", label=labels[name], multiply_adds=costs[name]) for name in costs]
+
+    more = replace(report, points=points(threshold_7=20.0, threshold_3=10.0, threshold_5_Q=5.0, patience_2=1.0))
+    fewer = replace(report, points=points(threshold_9=12.0, threshold_5_Q=7.0, patience_2=3.0, patience_3=4.0))
+    mean, groups = program.means_of([more, fewer])
+    # What a seed lacks otherwise is left out, here patience 3
+    expected = {"threshold 1 of 2": 11.0, "threshold 2 of 2": 16.0, "threshold 5 (Q-exit)": 6.0, "patience 2": 2.0}
+    assert {point.label: point.multiply_adds for point in mean.points} == expected
+    assert [each.label for each in groups["p", "threshold 2 of 2"]] == ["threshold 7", "threshold 9"]
 
 
 def test_what_is_missing_is_said(tmp_path):
