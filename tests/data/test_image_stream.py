@@ -270,6 +270,14 @@ def test_labels_that_are_no_classes_are_named(dataset):
         images.__getitems__(samples[:1])
 
 
+def test_who_asks_for_images_by_number_is_told_how_to_get_them(dataset):
+    """As another Trainer does."""
+    images = stream(dataset)
+    for ask in (lambda: images[0], lambda: next(iter(DataLoader(images, batch_size=2, collate_fn=list)))):
+        with pytest.raises(TypeError, match="drawn by LayerShuffleTrainer"):
+            ask()
+
+
 def test_arguments_are_checked(dataset):
     with pytest.raises(ValueError, match="`num_samples` is 0"):
         stream(dataset, num_samples=0)

@@ -170,6 +170,11 @@ class ImageStream(torch.utils.data.Dataset):
 
     def __getitems__(self, samples: list[Sample]) -> ImageBatch:
         """A batch of images, decoded and with what is drawn for them."""
+        if not all(isinstance(sample, Sample) for sample in samples):
+            raise TypeError(
+                "Images of a stream have no numbers: they come one after the other, drawn by LayerShuffleTrainer. "
+                "Train with that, take them by `samples`, or read the dataset as a whole (`load_image_datasets`)."
+            )
         try:
             return self._batch(samples)
         except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
