@@ -18,8 +18,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +100,18 @@ def train_missing(args: argparse.Namespace, seed: int, folders: dict[str, Path])
         name, _, layers = kind.partition(" ")
         if name not in recipes or (folder / "all_results.json").is_file():
             continue
-        print(f"Training {folder.name}", flush=True)
         arguments = [part.format(free=folders["free"], layers=layers) for part in recipes[name]]
-        command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
-        command += ["--eval_fraction", str(DIGITS_HELD_OUT), "--seed", str(seed), "--output_dir", str(folder), *TRAIN]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{folder}.log", "a", encoding="utf-8") as log:
-            subprocess.run([*command, *arguments, *args.train_arguments.split()], check=True, stdout=log, stderr=log)
+        train(args, seed, folder, ["--eval_fraction", str(DIGITS_HELD_OUT), *arguments])
+
+
+def train(args: argparse.Namespace, seed: int, folder: Path, arguments: list[str]) -> None:
+    """Trains a model, or goes on with its training; a log is beside its folder."""
+    print(f"Training {folder.name}", file=sys.stderr, flush=True)
+    command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name, *TRAIN]
+    command += [*arguments, "--seed", str(seed), "--output_dir", str(folder), *args.train_arguments.split()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 def datasets_of(args: argparse.Namespace, config: Any) -> tuple[Any, Any]:
@@ -194,49 +199,45 @@ def add_record(path: Path, record: dict) -> None:
     write_text(path, "".join(json.dumps(each) + "\n" for each in records))
 
 
-def settings_of(points: Sequence[BudgetPoint], most: dict[str, int]) -> list[tuple[str, BudgetPoint]]:
-    """The settings of a policy with what tells each from others in every seed: its label, or the rank of a number that
-    is of one seed. A seed has fewer numbers than others where its examples leave early even at the highest threshold;
-    its last one stands in the place of those that it lacks.
+def is_of_one_seed(point: BudgetPoint) -> bool:
+    """Whether a setting's label is a number that is chosen anew for each seed."""
+    return point.label.startswith(("threshold", "cost weight")) and "Q-exit" not in point.label
 
-    Args:
-        points: The settings.
-        most: How many numbers of each kind (see [`ranked`]) a seed has at most.
+
+def aligned(seeds: list[list[BudgetPoint]]) -> list[list[tuple[str, BudgetPoint]]]:
+    """The settings of one policy with names under which the seeds have the same ones.
+
+    A name is the label. Where that is a number of one seed, it is the rank among the numbers of layers for which such
+    numbers were chosen. A seed in which two numbers of layers gave the same setting has it under both. Without these
+    numbers of layers (reports of earlier versions) it is the rank among the seed's own.
     """
-    found = [(point.label, point) for point in points if kind_of(point) is None]
-    for kind, of_kind in ranked(points).items():
-        of_kind += of_kind[-1:] * (most[kind] - len(of_kind))
-        found += [(f"{kind} {rank} of {most[kind]}", point) for rank, point in enumerate(of_kind, 1)]
-    return found
-
-
-def kind_of(point: BudgetPoint) -> str | None:
-    """What a setting's number is, if it is chosen anew for each seed."""
-    is_fixed = "Q-exit" in point.label
-    return next((kind for kind in ("threshold", "cost weight") if point.label.startswith(kind) and not is_fixed), None)
-
-
-def ranked(points: Sequence[BudgetPoint]) -> dict[str, list[BudgetPoint]]:
-    """The settings with such a number by its kind, those that cost least first."""
-    found: dict[str, list[BudgetPoint]] = {}
-    for point in sorted(points, key=lambda each: each.multiply_adds):
-        kind = kind_of(point)
-        if kind is not None:
-            found.setdefault(kind, []).append(point)
-    return found
+    chosen = [[point for point in points if is_of_one_seed(point)] for points in seeds]
+    limits = [[point.chosen.get("max_mean_layers") for point in points] for points in chosen]
+    ranked = sorted({limit for each in limits for limit in each if limit is not None})
+    named = []
+    for points, of_seed, limits_of_seed in zip(seeds, chosen, limits):
+        found = [(point.label, point) for point in points if not is_of_one_seed(point)]
+        kind = " ".join(of_seed[0].label.split()[:-1]) if of_seed else ""
+        if None in limits_of_seed:
+            by_cost = sorted(of_seed, key=lambda point: point.multiply_adds)
+            found += [(f"{kind} {rank} of {len(by_cost)}", point) for rank, point in enumerate(by_cost, 1)]
+        else:
+            for rank, limit in enumerate(ranked, 1):
+                within = [pair for pair in zip(limits_of_seed, of_seed) if pair[0] <= limit]
+                if within:
+                    found.append((f"{kind} {rank} of {len(ranked)}", max(within, key=itemgetter(0))[1]))
+        named.append(sorted(found, key=lambda pair: pair[1].multiply_adds))
+    return named
 
 
 def means_of(reports: list[BudgetReport]) -> tuple[BudgetReport, dict[tuple[str, str], list[BudgetPoint]]]:
     """A report of the means over seeds, and the points of each mean. Settings that a seed lacks are left out."""
     groups: dict[tuple[str, str], list[BudgetPoint]] = {}
     policies = [{report.whole.policy: [report.whole]} | report.by_policy() for report in reports]
-    for name in dict.fromkeys(name for each in policies for name in each):
-        of_seeds = [each[name] for each in policies if name in each]
-        kinds = [ranked(points) for points in of_seeds]
-        most = {kind: max(len(each.get(kind, [])) for each in kinds) for kind in set().union(*kinds)}
-        for points in of_seeds:
-            for label, point in settings_of(points, most):
-                groups.setdefault((name, label), []).append(point)
+    for policy in dict.fromkeys(name for each in policies for name in each):
+        for named in aligned([each[policy] for each in policies if policy in each]):
+            for name, point in named:
+                groups.setdefault((policy, name), []).append(point)
     groups = {key: points for key, points in groups.items() if len(points) == len(reports)}
     found = [_mean_point(label, points) for (_, label), points in groups.items()]
     first = reports[0]

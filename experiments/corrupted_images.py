@@ -20,82 +20,96 @@ from typing import Any
 
 import numpy as np
 import torch
-from adaptive import DATASETS, DIGITS_HELD_OUT, REPOSITORY, TRAIN, datasets_of, folders_of, train_missing
+from adaptive import DATASETS, DIGITS_HELD_OUT, REPOSITORY, datasets_of, folders_of, train, train_missing
 
 from hf_layershuffle.adaptive.budget_evaluation import evaluate_budget
+from hf_layershuffle.checkpoints.identity import weights_digest
 from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.checkpoints.processing_classes import load_processing_class
 from hf_layershuffle.common.files import write_text
 from hf_layershuffle.data.corruptions import CORRUPTIONS, corrupted
+from hf_layershuffle.layerwise import as_layerwise
 
 
 POLICIES = ("layer-controller", "layer-controller-for-all", "evenly-spaced", "random-layers")
 CONTROLLERS = {"clean": "trained on clean images", "corruptions": "trained on corrupted images too"}
 # How the controllers of `experiments/adaptive.py` are trained
 RECIPES = {
-    "digits": f"--eval_fraction {DIGITS_HELD_OUT} --num_train_epochs 10 --learning_rate 1e-3".split(),
+    "digits": [*DATASETS["digits"]["train"]["controller"], "--eval_fraction", str(DIGITS_HELD_OUT)],
     "fashion-mnist": (
-        "--eval_split train --eval_fraction 0.1 --max_train_samples 10000 --num_train_epochs 10 "
-        "--per_device_train_batch_size 128 --learning_rate 1e-3 --warmup_steps 0.05 --bf16 --save_strategy no "
-        "--attn_implementation eager --max_eval_samples 250"
+        "--layer_controller True --model_name_or_path {free} --eval_split train --eval_fraction 0.1 "
+        "--max_train_samples 10000 --num_train_epochs 10 --per_device_train_batch_size 128 --learning_rate 1e-3 "
+        "--warmup_steps 0.05 --bf16 --save_strategy no --attn_implementation eager --max_eval_samples 250"
     ).split(),
 }
 
 
-def train_on_corruptions(args: argparse.Namespace, seed: int, free: Path, folder: Path) -> None:
-    """Trains the second controller, if it is not there."""
-    if (folder / "all_results.json").is_file():
-        return
-    print(f"Training {folder.name}", file=sys.stderr, flush=True)
-    command = [sys.executable, str(REPOSITORY / "examples" / "train.py"), "--dataset_name", args.dataset_name]
-    command += ["--model_name_or_path", str(free), "--layer_controller", "True", *RECIPES[args.dataset], *TRAIN]
-    command += ["--augmentation_policy", "corruptions", "--seed", str(seed), "--output_dir", str(folder)]
-    with open(f"{folder}.log", "a", encoding="utf-8") as log:
-        subprocess.run([*command, *args.train_arguments.split()], check=True, stdout=log, stderr=log)
+def controllers_of(args: argparse.Namespace, seed: int) -> dict[str, Path]:
+    """Folders of the models with both controllers, trained if they are not there.
 
-
-def accuracies_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """By controller, images and policy: accuracies, a value for each number of layers; "whole" is all layers'."""
+    Raises:
+        `ValueError`: if a model is not there that is not trained here.
+    """
     folders = folders_of(args, seed)
     train_missing(args, seed, {kind: folders[kind] for kind in ("free", "controller")})
-    second = folders["controller"].with_name(folders["controller"].name + "-corruptions")
-    train_on_corruptions(args, seed, folders["free"], second)
-    found: dict[str, Any] = {}
-    for kind, folder in zip(CONTROLLERS, (folders["controller"], second)):
-        model: Any = load_classifier(str(folder)).eval()
-        data, held_out = datasets_of(args, model.config)
-        if args.max_eval_samples is not None:
-            data = data.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(data))))
-        for name in ("clean", *CORRUPTIONS):
-            print(f"Seed {seed}, controller {CONTROLLERS[kind]}: {name} images", file=sys.stderr, flush=True)
-            report = evaluate_budget(
-                model,
-                data if name == "clean" else corrupted(data, name, seed),
-                held_out,
-                policies=POLICIES,
-                num_layers_run=args.layers,
-                processing_class=load_processing_class(str(folder), model.config),
-                max_calibration_samples=2000,
-                measure_time=False,
-                seed=seed,
-                progress=False,
+    for kind in ("free", "controller"):
+        if not (folders[kind] / "config.json").is_file():
+            raise ValueError(
+                f"There is no {kind} model in '{folders[kind]}'; docs/adaptive-results.md says how to train it, and "
+                f"--{kind} where it is."
             )
-            values = {policy: [each.accuracy for each in points] for policy, points in report.by_policy().items()}
-            found.setdefault(kind, {})[name] = values | {"whole": [report.whole.accuracy] * len(args.layers)}
+    second = folders["controller"].with_name(folders["controller"].name + "-corruptions")
+    if not (second / "all_results.json").is_file():
+        recipe = [part.format(free=folders["free"]) for part in RECIPES[args.dataset]]
+        train(args, seed, second, [*recipe, "--augmentation_policy", "corruptions"])
+    return dict(zip(CONTROLLERS, (folders["controller"], second)))
+
+
+def accuracies_of(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """By images and policy: accuracies, a value for each number of layers; "whole" is all layers'."""
+    model: Any = load_classifier(str(folder)).eval()
+    processor: Any = load_processing_class(str(folder), model.config)
+    data, held_out = datasets_of(args, model.config)
+    if args.max_eval_samples is not None:
+        data = data.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(data))))
+    num_channels = as_layerwise(model).num_channels
+    found: dict[str, Any] = {}
+    for name in ("clean", *CORRUPTIONS):
+        print(f"{folder.name}: {name}", file=sys.stderr, flush=True)
+        is_clean = name == "clean"
+        report = evaluate_budget(
+            model,
+            data if is_clean else corrupted(data, processor, name, seed=seed, num_channels=num_channels),
+            held_out,
+            policies=POLICIES,
+            num_layers_run=args.layers,
+            processing_class=processor,
+            max_calibration_samples=2000,
+            measure_time=False,
+            seed=seed,
+            progress=False,
+        )
+        found[name] = {policy: [each.accuracy for each in points] for policy, points in report.by_policy().items()}
+        found[name]["whole"] = [report.whole.accuracy] * len(args.layers)
     return found
 
 
 def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The accuracies of all seeds; those that a file holds are not measured again."""
+    """The accuracies of all seeds by controller. What a file holds of the same weights is not measured again."""
     path = args.folders / f"corrupted-images-{args.dataset}.json"
-    settings = [args.layers, args.max_eval_samples]
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = []
     for seed in args.seeds:
-        key = json.dumps([seed, *settings])
-        if key not in known:
-            known[key] = accuracies_of(args, seed)
-            write_text(path, json.dumps(known, indent=1))
-    return [known[json.dumps([seed, *settings])] for seed in args.seeds]
+        of_seed = {}
+        for kind, folder in controllers_of(args, seed).items():
+            weights = weights_digest(load_classifier(str(folder)))
+            key = json.dumps([weights, args.dataset_name, seed, args.layers, args.max_eval_samples])
+            if key not in known:
+                known[key] = accuracies_of(args, seed, folder)
+                write_text(path, json.dumps(known, indent=1))
+            of_seed[kind] = known[key]
+        found.append(of_seed)
+    return found
 
 
 def cell(values: list[float]) -> str:
@@ -118,18 +132,18 @@ def table(found: list[dict[str, Any]], layers: list[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=tuple(DATASETS))
-    parser.add_argument("--dataset_name", help="Where it lies. Defaults to its name.")
+    parser.add_argument("--dataset_name", help="Folder or Hub id of the dataset. Defaults to its name.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--layers", type=int, nargs="+", help="Defaults to a half of the layers.")
-    parser.add_argument("--folders", type=Path, default=REPOSITORY / "outputs" / "adaptive", help="Of the models.")
-    parser.add_argument("--max_eval_samples", type=int, help="Test images; all by default.")
-    parser.add_argument("--train_arguments", default="", help="Further arguments of examples/train.py.")
-    for kind in ("free", "controller", "plain"):
-        parser.add_argument(f"--{kind}", help="Folder of the models, with {seed} in it.")
+    parser.add_argument("--layers", type=int, nargs="+", help="Numbers of layers. Defaults to half of the model's.")
+    parser.add_argument("--folders", type=Path, default=REPOSITORY / "outputs" / "adaptive", help="Where models are.")
+    parser.add_argument("--max_eval_samples", type=int, help="Test images, drawn by seed; all by default.")
+    parser.add_argument("--train_arguments", default="", help="Further arguments for train.py, in one string.")
+    for kind in ("free", "controller"):
+        parser.add_argument(f"--{kind}", help="Folder in --folders, or a path, with {seed}.")
+    parser.set_defaults(exits=None, plain=None)
     args = parser.parse_args()
-    args.exits = None
     args.dataset_name = args.dataset_name or args.dataset
-    args.layers = args.layers or {"digits": [3], "fashion-mnist": [6]}[args.dataset]
+    args.layers = sorted(set(args.layers or {"digits": [3], "fashion-mnist": [6]}[args.dataset]))
     torch.set_num_threads(1)
     try:
         print(table(finished(args), args.layers))

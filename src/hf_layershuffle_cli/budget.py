@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from hf_layershuffle.data.image_dataset import ImageClassificationDataset
+
 
 def budget(
     context: typer.Context,
@@ -85,16 +87,13 @@ def budget(
     """
     from hf_layershuffle import evaluate_budget
     from hf_layershuffle.adaptive.budget_evaluation import check_policy_names
-    from hf_layershuffle.common.checks import check_integers
 
     paths = named_models(rivals)
     numbers = numbers_of(layers)
-    at_least_one = {"max_eval_samples": max_eval_samples, "max_calibration_samples": max_calibration_samples}
-    check_integers(**{name: (1 if value is None else value, 1) for name, value in at_least_one.items()})
+    check_options(corruption, max_eval_samples=max_eval_samples, max_calibration_samples=max_calibration_samples)
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
-    check_corruption_fits(corruption, loaded)
     names = None if policies is None else [name.strip() for name in policies.split(",")]
     check_policy_names(names, loaded.model)
     others = {name: inputs.load_model(path, device, dtype, None, trust_remote_code) for name, path in paths.items()}
@@ -135,26 +134,35 @@ def budget(
         report.save(output_dir)
 
 
-def check_corruption_fits(corruption: str | None, loaded: inputs.LoadedModel) -> None:
-    """Raises a `ValueError` if there is no such corruption, or the model's inputs are texts. None is none."""
-    from hf_layershuffle.checkpoints.tokenizers import takes_texts
+def check_options(corruption: str | None, **counts: int | None) -> None:
+    """Raises a `ValueError` if there is no such corruption, or a number is below 1. None is none."""
+    from hf_layershuffle.common.checks import check_integers
     from hf_layershuffle.data.corruptions import check_corruption
 
-    if corruption is None:
-        return
-    check_corruption(corruption)
-    if takes_texts(loaded.model.config):
-        raise ValueError(f"`corruption` is '{corruption}', but '{loaded.name}' is a model of texts; leave it out.")
+    check_integers(**{name: (1 if value is None else value, 1) for name, value in counts.items()})
+    if corruption is not None:
+        check_corruption(corruption)
 
 
 def of_lower_quality(
     data: "Dataset", loaded: inputs.LoadedModel, corruption: str, max_samples: int | None, seed: int
-) -> "Dataset":
-    """The images, corrupted, of all or of as many as `seed` draws."""
-    from hf_layershuffle.data.corruptions import corrupted
+) -> "ImageClassificationDataset":
+    """The images, corrupted, of all or of as many as `seed` draws.
 
-    loader: Any = loaded.batches(data, max_samples=max_samples, seed=seed)
-    return corrupted(loader.dataset.dataset, corruption, seed)
+    Raises:
+        `ValueError`: if the model's inputs are texts.
+    """
+    from hf_layershuffle.checkpoints.tokenizers import takes_texts
+    from hf_layershuffle.data.corruptions import corrupted
+    from hf_layershuffle.data.image_reading import draw_rows
+    from hf_layershuffle.layerwise import as_layerwise
+
+    if takes_texts(loaded.model.config):
+        raise ValueError(f"`corruption` is '{corruption}', but '{loaded.name}' is a model of texts; leave it out.")
+    processor: Any = loaded.processing_class
+    num_channels = as_layerwise(loaded.model).num_channels
+    rows = draw_rows(len(data), max_samples, seed)
+    return corrupted(data.select(rows), processor, corruption, seed=seed, num_channels=num_channels)
 
 
 def named_models(rivals: list[str] | None) -> dict[str, str]:

@@ -33,14 +33,18 @@ def test_the_threshold_is_that_whose_mean_depth_comes_closest(early_exit):
     assert early_exit.choose_threshold(confidence, 1) == pytest.approx(0.2)
 
 
-def test_logits_that_are_not_those_of_the_depth_are_noticed(early_exit, monkeypatch):
-    model = early_exit.build_model(32, "cpu")
-    images = torch.randn(4, 3, 224, 224)
+def test_each_image_is_held_against_the_layers_that_it_ran(early_exit):
+    model = early_exit.build_model(32)
+    images = early_exit.draw_images(6)
     confidence = early_exit.confidence_after_each_layer(model, images)
     threshold = early_exit.choose_threshold(confidence, 6)
-    lengths = early_exit.check_logits(model, images, threshold)
+    layers = early_exit.layers_by_threshold(model, images, threshold)
     sure = confidence >= threshold
-    assert lengths == [int(column.nonzero()[0]) + 1 if column.any() else 12 for column in sure.T]
-    monkeypatch.setattr(early_exit, "TOLERANCE", -1)
-    with pytest.raises(AssertionError, match="the logits differ"):
-        early_exit.check_logits(model, images, threshold)
+    assert list(map(len, layers)) == [int(column.nonzero()[0]) + 1 if column.any() else 12 for column in sure.T]
+    chosen = early_exit.layers_by_controller(model, images, 5)
+    assert all(len(set(each)) == 5 for each in chosen) and len(set(chosen)) > 1
+    for each, options in ((layers, {"exit_threshold": threshold}), (chosen, {"layer_budget": 5})):
+        early_exit.check_logits(model, images, each, **options)
+        wrong = [*each[:-1], each[-1][:-1] if len(each[-1]) > 1 else (0, 1)]
+        with pytest.raises(AssertionError, match="the logits differ"):
+            early_exit.check_logits(model, images, wrong, **options)

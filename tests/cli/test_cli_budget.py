@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 from conftest import Architecture, assert_all_refused, run_cli
 from datasets import DatasetDict
@@ -12,9 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, ViTImageProc
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive import budget_evaluation
-from hf_layershuffle.data.corruptions import corrupted
 from hf_layershuffle.hub.folder_records import record_training
-from hf_layershuffle_cli.budget import calibration_data, check_corruption_fits, of_lower_quality
+from hf_layershuffle_cli.budget import calibration_data, of_lower_quality
 from hf_layershuffle_cli.inputs import LoadedModel, load_model
 
 
@@ -149,16 +147,25 @@ def test_a_report_on_images_of_lower_quality(folders, tmp_path):
 def test_the_corrupted_images_are_those_that_would_be_drawn(folders):
     loaded = load_model(str(folders / "free"), "cpu")
     digits = ls.load_image_datasets("digits")["test"]
-    drawn = loaded.batches(digits, max_samples=12, seed=3).dataset.dataset
+    drawn = loaded.batches(digits, max_samples=12, seed=3).dataset
     changed = of_lower_quality(digits, loaded, "low_contrast", 12, 3)
-    assert changed["label"] == drawn["label"][:] and len(changed) == 12
-    expected = corrupted(drawn, "low_contrast", 3)
-    assert all(np.array_equal(one, other) for one, other in zip(changed["image"], expected["image"]))
+    ours, others = changed.__getitems__(list(range(12))), drawn.__getitems__(list(range(12)))
+    assert ours.unfinished["pixel_values"].equal(others.unfinished["pixel_values"]) and len(changed) == 12
+    assert ours.unfinished["labels"].equal(others.unfinished["labels"])
+
+
+def test_corrupted_images_on_which_rules_were_chosen_are_refused(folders, tmp_path):
+    """They are told by what they were before."""
+    data = ls.load_image_datasets("digits")["test"].select(range(20))
+    DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "data")
+    command = ["budget", folders / "free", "--dataset_name", tmp_path / "data", *FEW, "--corruption", "noise"]
+    result = run_cli(*command, "--output_dir", tmp_path / "out")
+    assert result.returncode == 2 and "are among those that are reported on" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_texts_are_not_blurred():
     config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     loaded = LoadedModel("texts", BertForSequenceClassification(config), None)
-    check_corruption_fits(None, loaded)
     with pytest.raises(ValueError, match="`corruption` is 'blur', but 'texts' is a model of texts; leave it out"):
-        check_corruption_fits("blur", loaded)
+        of_lower_quality(None, loaded, "blur", None, 0)

@@ -244,7 +244,10 @@ def test_one_kind_of_mixture_is_all_there_is_of_one():
         ({"resized_crop_scale": 0.5}, "`resized_crop_scale` is 0.5; it must be two numbers"),
         ({"resized_crop_ratio": (2, 1)}, "two rising numbers above 0, and at most 100"),
         ({"policy": ["randaugment"]}, r"`policy` is \['randaugment'\]; choose from randaugment, "),
-        ({"policy": "autoaugment"}, "`policy` is 'autoaugment'; choose from .*, trivialaugment, corruptions, or None"),
+        (
+            {"policy": "autoaugment"},
+            "`policy` is 'autoaugment'; choose from .*, corruptions, .*, or None",
+        ),
         ({"num_operations": 0}, "`num_operations` is 0; it must be an integer of at least 1"),
         ({"num_operations": 9}, "`num_operations` is 9; it must be a number from 1 to 8"),
         ({"magnitude": 11}, "`magnitude` is 11; it must be a number from 0 to 10"),
@@ -270,9 +273,9 @@ def test_an_unknown_preset_is_refused():
 
 
 def test_corruptions_leave_a_quarter_of_the_images_alone_and_draw_strengths_up_to_the_strongest():
-    batch = draw(policy="corruptions", shape=(3, 56, 70))
+    batch = draw(policy="corruptions", shape=(3, 112, 140))
     codes, magnitudes = batch["operations"][:, 0], batch["magnitudes"][:, 0]
-    strongest = {"identity": 0, "blur": 2, "noise": 51, "contrast": -0.7}  # blur: of the shorter side, in pixels
+    strongest = {"identity": 0, "blur": 2, "noise": 51, "contrast": -0.7}
     for name, value in strongest.items():
         of_name = magnitudes[codes == OPERATIONS.index(name)]
         assert len(of_name) / len(MANY) == pytest.approx(0.25, abs=0.01), name
@@ -280,8 +283,23 @@ def test_corruptions_leave_a_quarter_of_the_images_alone_and_draw_strengths_up_t
         assert of_name.abs().max() == pytest.approx(abs(value), rel=1e-5), name
     seeds = batch["noise_seeds"]
     assert len(seeds.unique()) == len(MANY) and seeds.dtype == torch.int64
-    again = draw(policy="corruptions", indices=[5, 3], shape=(3, 56, 70))["noise_seeds"]
+    again = draw(policy="corruptions", indices=[5, 3])["noise_seeds"]
     assert again.equal(seeds[[5, 3]]) and not draw(policy="corruptions", epoch=1)["noise_seeds"].equal(seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "operation", "magnitude"),
+    [
+        ("blur", (1, 8, 8), "blur", 1),  # pixels
+        ("blur", (3, 224, 300), "blur", 4),
+        ("noise", SHAPE, "noise", 51),
+        ("low_contrast", SHAPE, "contrast", -0.7),
+    ],
+)
+def test_each_corruption_in_full_strength(name, shape, operation, magnitude):
+    batch = draw(policy=name, shape=shape, indices=range(50))
+    assert (batch["operations"] == OPERATIONS.index(operation)).all()
+    assert batch["magnitudes"].numpy() == pytest.approx(magnitude)
 
 
 def test_only_policies_with_noise_draw_seeds():

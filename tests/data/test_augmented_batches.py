@@ -2,18 +2,17 @@
 
 import pytest
 import torch
-from support.images import image_dataset, processor
+from support.images import AUGMENTATIONS, augmentation_named, image_dataset, processor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from hf_layershuffle.data import Augmentation, ImageClassificationDataset
 from hf_layershuffle.data.augmentation import erase, finish_batch, finish_images_together, mix
-from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS
 from hf_layershuffle.data.image_dataset import collate_for_device, collate_images
 from hf_layershuffle.data.operation_policies import OPERATIONS
 
 
 def dataset(preset: str = "cifar", num_images: int = 20, **changes) -> ImageClassificationDataset:
-    augmentation = Augmentation.from_preset(preset, **changes)
+    augmentation = augmentation_named(preset, **changes)
     return ImageClassificationDataset(image_dataset(num_images), processor(), augmentation=augmentation, seed=5)
 
 
@@ -98,7 +97,7 @@ def test_images_that_get_noise_get_their_own():
 # --- The same, however they are read ---
 
 
-@pytest.mark.parametrize("preset", AUGMENTATION_PRESETS)
+@pytest.mark.parametrize("preset", AUGMENTATIONS)
 def test_pixels_do_not_depend_on_the_number_of_workers(preset):
     data = dataset(preset)
     data.set_epoch(2)
@@ -111,7 +110,7 @@ def test_pixels_do_not_depend_on_the_number_of_workers(preset):
             assert_equal_batches(finished, finish_batch(other))
 
 
-@pytest.mark.parametrize("preset", AUGMENTATION_PRESETS)
+@pytest.mark.parametrize("preset", AUGMENTATIONS)
 def test_pixels_do_not_depend_on_the_batch_but_for_mixing(preset):
     data = dataset(preset, mixing_probability=0.0)
     data.set_epoch(1)
@@ -149,12 +148,12 @@ def test_wrapped_datasets_give_the_same_mixed_batches(wrap, collate):
 
 
 def test_grey_images_are_augmented_with_every_preset():
-    for preset in AUGMENTATION_PRESETS:
+    for preset in AUGMENTATIONS:
         data = ImageClassificationDataset(
             image_dataset(8),
             processor(channels=1),
             num_channels=1,
-            augmentation=Augmentation.from_preset(preset),
+            augmentation=augmentation_named(preset),
         )
         finished = collate_images(data.__getitems__(list(range(8))))["pixel_values"]
         assert finished.shape == (8, 1, 8, 8) and finished.isfinite().all(), preset

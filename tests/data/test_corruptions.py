@@ -1,71 +1,56 @@
-import numpy as np
 import pytest
-from support.images import image_dataset
+import torch
+from support.images import image_dataset, processor
 
-from hf_layershuffle.data import load_image_datasets
-from hf_layershuffle.data.corruptions import CORRUPTIONS, blur, corrupted, low_contrast, noise
-
-
-GREY = np.random.default_rng(0).integers(0, 256, (3, 9, 11), dtype=np.uint8)
-COLOUR = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_image_is_changed_and_stays_one(name, images):
-    before = images.copy()
-    changed = CORRUPTIONS[name](images)
-    assert changed.dtype == np.uint8 and changed.shape == images.shape
-    assert all((one != other).any() for one, other in zip(changed, images)) and (images == before).all()
+from hf_layershuffle.data.augmentation import finish_batch
+from hf_layershuffle.data.corruptions import CORRUPTIONS, corrupted
+from hf_layershuffle.data.image_dataset import ImageClassificationDataset
+from hf_layershuffle.data.image_filters import blurred
+from hf_layershuffle.evaluation.fingerprint import data_digest, example_digests
+from hf_layershuffle.layerwise import as_layerwise, batches_for
 
 
-def test_blur_is_a_gaussian():
-    image = np.zeros((1, 21, 21), dtype=np.uint8)
-    image[0, 10, 10] = 255
-    x = np.arange(-10, 11)
-    kernel = np.exp(-0.5 * (x / 1.5) ** 2)
-    expected = 255 * np.outer(kernel, kernel) / kernel.sum() ** 2
-    assert np.abs(blur(image, sigma=1.5)[0] - expected).max() <= 1.5  # rounding, and what is beyond 3 sigma
-    flat = np.full((1, 6, 6), 77, dtype=np.uint8)
-    assert (blur(flat, sigma=4) == 77).all()  # edges are continued
+def pixels(dataset, rows=(0, 1, 2)) -> torch.Tensor:
+    """Levels from 0 to 255."""
+    batch = dataset.__getitems__(list(rows)).unfinished
+    scale, shift = batch["normalization"].unbind(1)
+    return (finish_batch(batch)["pixel_values"] - shift[:, :, None, None]) / scale[:, :, None, None]
 
 
-def test_noise_has_its_strength_and_its_seed():
-    flat = np.full((4, 50, 50), 128, dtype=np.uint8)
-    changed = noise(flat, std=0.1, seed=1)
-    assert abs(changed.astype(float).std() - 25.5) < 1 and abs(changed.mean() - 128) < 1
-    assert (changed == noise(flat, std=0.1, seed=1)).all() and (changed != noise(flat, std=0.1, seed=2)).any()
-    assert (noise(flat, std=0) == flat).all()
-
-
-def test_low_contrast_by_hand():
-    image = np.array([[[0, 100], [200, 100]]], dtype=np.uint8)
-    assert low_contrast(image, factor=0.5).tolist() == [[[50, 100], [150, 100]]]
-    assert (low_contrast(GREY, factor=1) == GREY).all()
+CLEAN = ImageClassificationDataset(image_dataset(6), processor())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_datasets(name):
-    dataset = image_dataset(6)
-    changed = corrupted(dataset, name, seed=3)
-    assert changed["label"] == dataset["label"] and changed.features["label"] == dataset.features["label"]
-    pairs = [(np.asarray(one), np.asarray(other)) for one, other in zip(changed["image"], dataset["image"])]
-    assert all(one.shape == other.shape and (one != other).any() for one, other in pairs)
-    again = corrupted(dataset, name, seed=3)
-    assert all((np.asarray(one) == np.asarray(other)).all() for one, other in zip(again["image"], changed["image"]))
+def test_each_image_is_changed_always_in_the_same_way(name):
+    dataset = corrupted(image_dataset(6), processor(), name, seed=3)
+    changed = pixels(dataset)
+    assert all((one - other).abs().max() > 1 for one, other in zip(changed, pixels(CLEAN)))
+    assert changed.min() >= -0.01 and changed.max() <= 255.01
+    again = pixels(corrupted(image_dataset(6), processor(), name, seed=3), rows=(2, 0))
+    torch.testing.assert_close(again, changed[[2, 0]])
 
 
-def test_the_noise_of_each_image_is_its_own():
-    digits = load_image_datasets("digits")["test"].select([0, 0])  # arrays, and not image files
-    first, second = (np.asarray(image) for image in corrupted(digits, "noise")["image"])
-    assert (first != second).any()
+def test_the_strengths():
+    clean, of = pixels(CLEAN), {name: pixels(corrupted(image_dataset(6), processor(), name)) for name in CORRUPTIONS}
+    torch.testing.assert_close(of["blur"], blurred(clean, torch.ones(3), 1.0), atol=1e-2, rtol=0)
+    inside = (clean > 110) & (clean < 145)  # where nothing is cut off
+    assert (of["noise"] - clean)[inside].std() == pytest.approx(51, rel=0.2)
+    assert (of["low_contrast"].std() / clean.std()).item() == pytest.approx(0.3, abs=0.03)
+    other = pixels(corrupted(image_dataset(6), processor(), "noise", seed=1))
+    assert not other.equal(of["noise"])
 
 
-def test_bad_values():
+def test_digests_tell_corrupted_data_apart_and_know_its_images(vit):
+    """Also of a part of the data."""
+    parts = as_layerwise(vit.classifier(num_labels=2))
+    named = {name: corrupted(image_dataset(6), processor(), name) for name in CORRUPTIONS} | {"clean": CLEAN}
+    for options in ({}, {"max_samples": 4}):
+        loaders = {name: batches_for(parts, data, processor(), **options) for name, data in named.items()}
+        assert len({data_digest(loader) for loader in loaders.values()}) == 4
+        assert all(example_digests(loader) == example_digests(loaders["clean"]) for loader in loaders.values())
+    assert data_digest(loaders["noise"]) == data_digest(batches_for(parts, named["noise"], processor(), max_samples=4))
+
+
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="`corruption` is 'fog'; choose from blur, noise, low_contrast"):
-        corrupted(image_dataset(2), "fog")
-    for function, values in ((blur, {"sigma": 0}), (noise, {"std": 1.5}), (low_contrast, {"factor": -0.1})):
-        with pytest.raises(ValueError, match=f"`{next(iter(values))}` is"):
-            function(GREY, **values)
-    with pytest.raises(ValueError, match=r"`images` is float64 of shape \(3, 9, 11\); pass uint8"):
-        blur(GREY / 255)
+        corrupted(image_dataset(2), processor(), "fog")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from support.filters import blur
 
 from hf_layershuffle.data import image_operations
-from hf_layershuffle.data.corruptions import blur
 from hf_layershuffle.data.image_operations import apply_operations
 from hf_layershuffle.data.operation_policies import BLENDS, FILTERS, MOVES, OPERATIONS, POLICIES, TABLES
 
@@ -55,7 +55,7 @@ BY_PILLOW = {
     "translate_x": (7.25, lambda image, pixels: moved(image, 1, 0, pixels, 0, 1, 0)),
     "translate_y": (-5.0, lambda image, pixels: moved(image, 1, 0, 0, 0, 1, pixels)),
     # Pillow's Gaussian is made of boxes, so by NumPy
-    "blur": (1.07, lambda image, std: blur(np.asarray(image)[None], std)[0]),
+    "blur": (1.07, lambda image, std: blur(np.asarray(image), std)),
 }
 
 
@@ -80,8 +80,7 @@ def test_each_image_gets_its_own_operations_one_after_the_other(policy, num_chan
     magnitudes = torch.tensor(
         [[POLICIES[policy][OPERATIONS[code]].strongest * 0.7 for code in row] for row in operations]
     )
-    if policy == "corruptions":
-        magnitudes[operations == OPERATIONS.index("blur")] = 0.3  # a fraction of the side in the policy
+    magnitudes[operations == OPERATIONS.index("blur")] = 0.3
     fill = 255 * torch.rand(len(codes), num_channels, generator=generator)
     seeds = torch.arange(len(codes))
     together = apply_operations(pixels.clone(), operations, magnitudes, fill, seeds)

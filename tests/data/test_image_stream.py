@@ -274,7 +274,7 @@ def test_who_asks_for_images_by_number_is_told_how_to_get_them(dataset):
     """As another Trainer does."""
     images = stream(dataset)
     for ask in (lambda: images[0], lambda: next(iter(DataLoader(images, batch_size=2, collate_fn=list)))):
-        with pytest.raises(TypeError, match="drawn by LayerShuffleTrainer"):
+        with pytest.raises(ValueError, match=r"asked for image \d, but .* as LayerShuffleTrainer draws them"):
             ask()
 
 

@@ -74,22 +74,60 @@ def test_the_page_holds_means_and_the_picture_is_beside_it(measured):
     assert (measured / "page.md").read_text().count("|") == page.count("|")
 
 
-def test_a_seed_with_fewer_thresholds_has_its_last_one_in_their_place(measured, monkeypatch):
+@pytest.fixture
+def point(measured):
+    line = (measured / "records.jsonl").read_text().splitlines()[0]
+    whole = BudgetReport.from_dict(json.loads(line)["report"]).whole
+
+    def made(label: str, cost: float, limit: int | None = None):
+        chosen = {} if limit is None else {"max_mean_layers": limit}
+        return replace(whole, policy="p", label=label, multiply_adds=cost, chosen=chosen)
+
+    return made
+
+
+@pytest.fixture
+def aligned(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "experiments")
-    program = script(PROGRAM)
+
+    def names(*seeds):
+        return [{name: each.label for name, each in named} for named in script(PROGRAM).aligned(list(seeds))]
+
+    return names
+
+
+def test_seeds_are_aligned_by_the_numbers_of_layers(point, aligned):
+    """The second has one threshold for two and three layers, the third nothing for two."""
+    all_three = [point("threshold 0.3", 1, 2), point("threshold 0.7", 3, 4), point("threshold 0.5", 2, 3)]
+    two = [point("threshold 0.4", 1, 2), point("threshold 0.6", 3, 4)]
+    late = [point("threshold 0.8", 2, 3), point("threshold 0.9", 3, 4), point("threshold 0.5 (Q-exit)", 9)]
+    first, second, third = aligned(all_three, two, late)
+    names = ["threshold 1 of 3", "threshold 2 of 3", "threshold 3 of 3"]
+    assert first == dict(zip(names, ("threshold 0.3", "threshold 0.5", "threshold 0.7")))
+    assert second == dict(zip(names, ("threshold 0.4", "threshold 0.4", "threshold 0.6")))
+    fixed = {"threshold 0.5 (Q-exit)": "threshold 0.5 (Q-exit)"}
+    assert third == dict(zip(names[1:], ("threshold 0.8", "threshold 0.9"))) | fixed
+
+
+def test_without_numbers_of_layers_the_rank_of_a_seed_counts(point, aligned):
+    first, second = aligned(
+        [point("cost weight 0.2", 1), point("cost weight 0.1", 4)],
+        [point("cost weight 0.3", 2), point("patience 2", 1)],
+    )
+    assert first == {"cost weight 1 of 2": "cost weight 0.2", "cost weight 2 of 2": "cost weight 0.1"}
+    assert second == {"patience 2": "patience 2", "cost weight 1 of 1": "cost weight 0.3"}
+
+
+def test_a_setting_that_a_seed_lacks_is_left_out_of_the_means(measured, point, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "experiments")
     report = BudgetReport.from_dict(json.loads((measured / "records.jsonl").read_text().splitlines()[0])["report"])
-
-    def points(**costs):
-        labels = {name: name.replace("_", " ").replace("Q", "(Q-exit)") for name in costs}
-        return [replace(report.whole, policy="p", label=labels[name], multiply_adds=costs[name]) for name in costs]
-
-    more = replace(report, points=points(threshold_7=20.0, threshold_3=10.0, threshold_5_Q=5.0, patience_2=1.0))
-    fewer = replace(report, points=points(threshold_9=12.0, threshold_5_Q=7.0, patience_2=3.0, patience_3=4.0))
-    mean, groups = program.means_of([more, fewer])
-    # What a seed lacks otherwise is left out, here patience 3
-    expected = {"threshold 1 of 2": 11.0, "threshold 2 of 2": 16.0, "threshold 5 (Q-exit)": 6.0, "patience 2": 2.0}
-    assert {point.label: point.multiply_adds for point in mean.points} == expected
-    assert [each.label for each in groups["p", "threshold 2 of 2"]] == ["threshold 7", "threshold 9"]
+    reports = [
+        replace(report, points=[point("patience 2", 2.0), point("patience 3", 3.0)]),
+        replace(report, points=[point("patience 2", 4.0)]),
+    ]
+    mean, groups = script(PROGRAM).means_of(reports)
+    assert [(each.label, each.multiply_adds) for each in mean.points] == [("patience 2", 3.0)]
+    assert len(groups["p", "patience 2"]) == 2
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from conftest import REPOSITORY, run_here, script
 
 import hf_layershuffle as ls
@@ -13,9 +14,8 @@ def experiment(monkeypatch):
 
 
 def test_both_controllers_are_measured_on_all_images_and_not_again(experiment, tmp_path):
-    ls.load_classifier(ls.example_model(), layer_controller=True).save_pretrained(tmp_path / "digits-free-0")
     train = "--max_steps 2 --num_train_epochs 1 --max_train_samples 64 --max_eval_samples 32 --final_eval_orders 8"
-    options = ["--seeds", 0, "--folders", tmp_path, "--layers", 2, 3, "--max_eval_samples", 40]
+    options = ["--seeds", 0, "--folders", tmp_path, "--layers", 3, 2, "--max_eval_samples", 40]
     command = ["corrupted_images.py", "digits", *options, "--train_arguments", train]
     for name in ("digits-free-0", "digits-controller-0"):
         model = ls.load_classifier(ls.example_model(), layer_controller="controller" in name)
@@ -35,7 +35,15 @@ def test_both_controllers_are_measured_on_all_images_and_not_again(experiment, t
     assert float(rows[0][3]) > float(rows[6][3])
     again = run_here(experiment.main, *command)
     assert again.stdout.splitlines() == [line for line in first.stdout.splitlines() if line.startswith("|")]
-    assert "images" not in again.stderr
+    assert "clean" not in again.stderr
+    # Other weights are measured
+    model = ls.load_classifier(tmp_path / "digits-controller-0")
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path / "digits-controller-0")
+    other = run_here(experiment.main, *command)
+    assert other.returncode == 0 and "digits-controller-0: clean" in other.stderr
+    lines = [line.strip("| ").split(" | ") for line in other.stdout.splitlines() if line.startswith("|")]
+    assert lines[2:10] != rows[:8] and lines[10:] == rows[8:]
 
 
 def test_cells_are_means_and_spreads_in_percent(experiment):
@@ -47,4 +55,5 @@ def test_a_missing_model_is_named(experiment, tmp_path):
         experiment.main, "corrupted_images.py", "fashion-mnist", "--dataset_name", "digits", "--seeds", 0, "--folders",
         tmp_path,
     )  # fmt: skip
-    assert result.returncode == 2 and "fashion-mnist-order-free-finetuned-distilled-0-held_out" in result.stderr
+    assert result.returncode == 2 and "There is no free model in" in result.stderr and "--free" in result.stderr
+    assert not any(tmp_path.iterdir())

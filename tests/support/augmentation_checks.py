@@ -7,12 +7,11 @@ import tempfile
 
 import torch
 import torch.distributed as dist
-from images import image_dataset, processor
+from images import AUGMENTATIONS, augmentation_named, image_dataset, processor
 
 import hf_layershuffle as ls
-from hf_layershuffle.data import Augmentation, ImageClassificationDataset
+from hf_layershuffle.data import ImageClassificationDataset
 from hf_layershuffle.data.augmentation import finish_batch
-from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS
 
 
 def fed_batches(folder: str, preset: str) -> list[dict]:
@@ -20,9 +19,7 @@ def fed_batches(folder: str, preset: str) -> list[dict]:
     config = ls.LayerShuffleViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
     )
-    data = ImageClassificationDataset(
-        image_dataset(16), processor(), augmentation=Augmentation.from_preset(preset), seed=4
-    )
+    data = ImageClassificationDataset(image_dataset(16), processor(), augmentation=augmentation_named(preset), seed=4)
     args = ls.LayerShuffleTrainingArguments(
         folder, num_train_epochs=2, per_device_train_batch_size=4, use_cpu=True, report_to=[], save_strategy="no",
         disable_tqdm=True, train_sampling_strategy="sequential", logging_strategy="no",
@@ -38,9 +35,7 @@ def fed_batches(folder: str, preset: str) -> list[dict]:
 def check(rank: int, preset: str, folder: str) -> None:
     batches = fed_batches(folder, preset)
     assert len(batches) == 4
-    data = ImageClassificationDataset(
-        image_dataset(16), processor(), augmentation=Augmentation.from_preset(preset), seed=4
-    )
+    data = ImageClassificationDataset(image_dataset(16), processor(), augmentation=augmentation_named(preset), seed=4)
     for number, batch in enumerate(batches):
         data.set_epoch(number // 2)
         first = 8 * (number % 2) + 4 * rank  # each step takes eight images, the first four on process 0
@@ -52,7 +47,7 @@ def check(rank: int, preset: str, folder: str) -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    for name in AUGMENTATION_PRESETS:
+    for name in AUGMENTATIONS:
         with tempfile.TemporaryDirectory() as temporary:
             check(dist.get_rank(), name, temporary)
     print(f"rank {dist.get_rank()}: passed", flush=True)

@@ -8,6 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
+from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS, Augmentation
+
 
 def random_images(count: int, size=(8, 8), mode: str = "RGB", seed: int = 0) -> list[PILImage.Image]:
     rng = np.random.default_rng(seed)
@@ -46,3 +48,13 @@ def in_classes(*classes: str, count: int = 3) -> list[str]:
 def save(folder, **splits):
     DatasetDict(splits).save_to_disk(folder / "data")
     return str(folder / "data")
+
+
+AUGMENTATIONS = (*AUGMENTATION_PRESETS, "corruptions")  # the presets, and the one policy that draws pixels
+
+
+def augmentation_named(name: str, **changes) -> Augmentation:
+    """A preset, or a policy and nothing else."""
+    if name in AUGMENTATION_PRESETS:
+        return Augmentation.from_preset(name, **changes)
+    return Augmentation.from_preset("none", policy=name, **changes)

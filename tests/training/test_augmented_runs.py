@@ -7,13 +7,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_command
 from safetensors.torch import load_file
-from support.images import image_dataset, processor
+from support.images import AUGMENTATIONS, augmentation_named, image_dataset, processor
 from support.trainers import Stop, arguments
 
 import hf_layershuffle as ls
 from hf_layershuffle.data import Augmentation, ImageClassificationDataset
 from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS
-from hf_layershuffle.data.operation_policies import POLICIES
 from hf_layershuffle.training import session
 from hf_layershuffle.training.argument_parser import parse_arguments
 from hf_layershuffle.training.augmentation_arguments import (
@@ -24,9 +23,7 @@ from hf_layershuffle.training.augmentation_arguments import (
 
 
 def images(preset: str) -> ImageClassificationDataset:
-    is_policy = preset in POLICIES
-    augmentation = Augmentation(policy=preset) if is_policy else Augmentation.from_preset(preset)
-    return ImageClassificationDataset(image_dataset(24), processor(), augmentation=augmentation, seed=2)
+    return ImageClassificationDataset(image_dataset(24), processor(), augmentation=augmentation_named(preset), seed=2)
 
 
 def train(vit, folder, preset, callbacks=(), resume=None, seed=0, **options):
@@ -44,7 +41,7 @@ def assert_same_weights(model, other):
         assert torch.equal(parameter, expected), name
 
 
-@pytest.mark.parametrize("preset", [*AUGMENTATION_PRESETS, "corruptions"])
+@pytest.mark.parametrize("preset", AUGMENTATIONS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vit, tmp_path, preset):
     """Stopped within the second of three passes, and gone on with other workers."""
     whole = train(vit, tmp_path / "whole", preset)

@@ -13,12 +13,11 @@ import torch
 from conftest import ENVIRONMENT, REPOSITORY, run_cli, run_command
 from datasets import load_dataset
 from safetensors.torch import load_file
-from support.images import processor
+from support.images import AUGMENTATIONS, augmentation_named, processor
 from support.streams import write_parquet, write_tars
 from support.trainers import Stop, arguments
 
 import hf_layershuffle as ls
-from hf_layershuffle.data.augmentation_settings import AUGMENTATION_PRESETS, Augmentation
 from hf_layershuffle.data.image_stream import ImageStream
 from hf_layershuffle.training.argument_parser import parse_arguments
 
@@ -42,7 +41,7 @@ def trainer_of(folder, output, vit, *, num_samples: int | None = TOTAL, preset: 
         load_dataset("parquet", data_files=paths, split="train", streaming=True),
         processor(),
         num_samples=num_samples,
-        augmentation=Augmentation.from_preset(preset),
+        augmentation=augmentation_named(preset),
         shuffle_buffer_size=6,
     )
     model = vit.classifier(num_labels=2, shuffle_mode="arbitrary", layerdrop=0.2)
@@ -61,9 +60,7 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 # An epoch is seven steps
-@pytest.mark.parametrize(
-    ("preset", "step"), [*((preset, 9) for preset in AUGMENTATION_PRESETS), ("none", 7), ("none", 3)]
-)
+@pytest.mark.parametrize(("preset", "step"), [*((preset, 9) for preset in AUGMENTATIONS), ("none", 7), ("none", 3)])
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(folder, tmp_path, vit, preset, step):
     whole = trainer_of(folder, tmp_path / "whole", vit, preset=preset)
     whole.train()

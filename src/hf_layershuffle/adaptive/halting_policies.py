@@ -27,16 +27,20 @@ class HaltingExit(_OfHaltingHead):
     name = "exit-halting"
 
     def settings(self) -> list[Setting]:
-        calibration = self.calibration
-        found = [best_rule(calibration.answers, HALTING, max_mean_layers=n)[0] for n in calibration.num_layers_run]
+        counts: dict[float, int | None] = {}  # different numbers of layers may give the same threshold
+        for count in self.calibration.num_layers_run:
+            rule, _ = best_rule(self.calibration.answers, HALTING, max_mean_layers=count)
+            if rule.threshold is not None:
+                counts.setdefault(rule.threshold, count)
+        counts.setdefault(0.5, None)
         # A higher threshold lets examples leave later
-        thresholds = sorted({0.5, *(rule.threshold for rule in found if rule.threshold is not None)})
-        return [self._setting(threshold) for threshold in thresholds]
+        return [self._setting(threshold, counts[threshold]) for threshold in sorted(counts)]
 
-    def _setting(self, threshold: float) -> Setting:
-        chosen = {"exit_threshold": threshold, "exit_criterion": HALTING}
+    def _setting(self, threshold: float, count: int | None) -> Setting:
+        fields = {"exit_threshold": threshold, "exit_criterion": HALTING}
         label = f"threshold {threshold:g}" + (" (Q-exit)" if threshold == 0.5 else "")
-        return Setting(label, partial(run_with, self.calibration.model, chosen), chosen)
+        chosen = fields if count is None else fields | {"max_mean_layers": count}
+        return Setting(label, partial(run_with, self.calibration.model, fields), chosen)
 
 
 class HaltingDraws(_OfHaltingHead):

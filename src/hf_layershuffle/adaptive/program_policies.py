@@ -30,11 +30,12 @@ class PredictedPrograms(CalibratedPolicy):
 
     def settings(self) -> list[Setting]:
         predictor, answers = _trained(self.calibration)
-        weights = {}
+        weights: dict[float, Setting] = {}  # different numbers of layers may give the same weight
         for count in self.calibration.num_layers_run:
             if count >= answers.num_layers_run.min():
                 weight = cost_weight_for(predictor, answers.features, count)
-                weights[weight] = Setting(f"cost weight {weight:.2g}", self._running(weight), {"cost_weight": weight})
+                chosen = {"cost_weight": weight, "max_mean_layers": count}
+                weights.setdefault(weight, Setting(f"cost weight {weight:.2g}", self._running(weight), chosen))
         return list(weights.values())
 
     def _running(self, cost_weight: float) -> Any:

@@ -39,7 +39,8 @@ class Augmentation:
             of Beyer et al. (arXiv 2205.01580), which are weaker. Or "trivialaugment" (arXiv 2103.10158): one
             operation for each image, always, whose strength is drawn; the next four fields count for nothing. Or
             "corruptions", in the same way: a quarter of the images stay as they are, the others are blurred, noisy or
-            of low contrast. None for none of them.
+            of low contrast (arXiv 1903.12261). "blur", "noise" and "low_contrast" are one of these for all images, in
+            full strength (see [`corrupted`]). None for no policy.
         num_operations: Operations that an image gets from RandAugment, from 1 to 8.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude, which is drawn for each operation, at least 0.
@@ -176,10 +177,10 @@ class Augmentation:
             Tensors whose first dimension is `num_images`, and no key for what is not done:
             `crop_rows` and `crop_columns` (see [`crop_indices`]); `operations`, int64 codes of shape `(num_images,
             num_operations)`, with one where the policy gives one, and `magnitudes`, float32 of the same shape (see
-            [`chosen_operations`]); `noise_seeds`, int64 of shape `(num_images,)`; `erased`, int64 boxes of shape
-            `(num_images, 4)` (top, left, height, width; no height where nothing is erased); `mixing`, float32 of
-            shape `(num_images,)`, the weight of the image itself; `mixing_boxes`, int64 boxes of the other image
-            (CutMix), with no height for mixup.
+            [`chosen_operations`]); `noise_seeds`, int64 in [0, 2^53) of shape `(num_images,)`; `erased`, int64 boxes
+            of shape `(num_images, 4)` (top, left, height, width; no height where nothing is erased); `mixing`,
+            float32 of shape `(num_images,)`, the weight of the image itself; `mixing_boxes`, int64 boxes of the other
+            image (CutMix), with no height for mixup.
         """
         draws = ImageDraws(seed, epoch, indices)
         size = image_shape[1:]

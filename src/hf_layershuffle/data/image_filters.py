@@ -19,11 +19,12 @@ def blurred(pixels: torch.Tensor, stds: torch.Tensor, largest: float) -> torch.T
     Args:
         pixels: float32 of shape `(num_images, num_channels, height, width)`.
         stds: Standard deviations in pixels, at least 0, of shape `(num_images,)`. With 0 an image stays as it is.
-        largest: A number that none of them exceeds. The host knows it, and so need not wait for the device.
+        largest: A number that none of them exceeds: Gaussians end where one of this standard deviation does. The host
+            knows it, and so need not wait for the device.
     """
     radius = max(1, math.ceil(_REACH * largest))
-    places = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
-    weights = (-0.5 * (places / stds.clamp(min=1e-3)[:, None]).square()).exp()
+    offsets = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
+    weights = (-0.5 * (offsets / stds.clamp(min=1e-3)[:, None]).square()).exp()
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(pixels.shape[1], dim=0)
     images = pixels.flatten(0, 1)[None]  # each channel of each image with the weights of its own
     rows, columns = weights[:, None, None, :], weights[:, None, :, None]

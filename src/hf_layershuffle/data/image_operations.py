@@ -1,10 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""The operations of the policies on batches: they do what Pillow does, on any device.
+"""The operations of the policies on batches, on any device. But for blur and noise they do what Pillow does.
 
-An operation maps levels of grey to others, blends an image with another one made of it, moves pixels, or makes them
-worse by blur or noise. All images
-that get one of a kind are changed together, which starts fewer kernels than one operation at a time: for small images
-a GPU takes longer to start them than to run them.
+An operation maps levels of grey to others, blends an image with another one made of it, moves pixels, blurs or adds
+noise. All images that get one of a kind are changed together, which starts fewer kernels than one operation at a time:
+for small images a GPU takes longer to start them than to run them.
 """
 
 import functools
@@ -14,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .image_filters import blurred, noisy
-from .operation_policies import BLENDS, FILTERS, MOVES, OPERATIONS, TABLES, widest_blur
+from .operation_policies import BLENDS, FILTERS, MOVES, OPERATIONS, TABLES, strongest_blur
 
 
 _KINDS = (TABLES, BLENDS, MOVES, FILTERS)
@@ -44,7 +43,11 @@ def apply_operations(
         operations: int64 codes of shape `(num_images, num_operations)`, see `OPERATIONS`.
         magnitudes: float32 of the same shape, in the units of [`Range`].
         fill: Colour of what lies outside an image, levels of shape `(num_images, num_channels)`.
-        noise_seeds: int64 of shape `(num_images,)`, for operations that add noise.
+        noise_seeds: int64 of shape `(num_images,)`, for operations that add noise. To these the operation's place
+            among those of its image is added.
+
+    Raises:
+        `ValueError`: if an operation adds noise, and there are no seeds.
     """
     codes = _constant(tuple(range(len(OPERATIONS))), pixels.device)
     counts = (operations[:, :, None] == codes).sum(0).tolist()
@@ -66,8 +69,9 @@ def apply_operations(
             matrix, colour = matrices[:, slot].index_select(0, moved), fill.index_select(0, moved)
             pixels.index_copy_(0, moved, _moved(pixels.index_select(0, moved), matrix, colour))
         if len(filtered):
-            seeds = torch.zeros_like(order) if noise_seeds is None else noise_seeds
-            seeds = seeds.index_select(0, filtered) + slot
+            if count["noise"] and noise_seeds is None:
+                raise ValueError("`operations` holds 'noise', and `noise_seeds` is None; pass a seed for each image.")
+            seeds = filtered if noise_seeds is None else noise_seeds.index_select(0, filtered) + slot
             counts_of_filters = [count[name] for name in FILTERS]
             changed = _filtered(pixels.index_select(0, filtered), counts_of_filters, of_filtered[:, 0], seeds)
             pixels.index_copy_(0, filtered, changed)
@@ -220,9 +224,9 @@ def _moved(pixels: torch.Tensor, matrices: torch.Tensor, fill: torch.Tensor) -> 
 
 def _filtered(pixels: torch.Tensor, counts: list[int], magnitudes: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
     """Images under blur or noise. Sorted by operation; `magnitudes` and `seeds` have shape `(num_images,)`."""
-    to_blur, to_disturb = pixels.split(counts)
+    to_blur, to_add_noise = pixels.split(counts)
     of_blur, of_noise = magnitudes.split(counts)
-    largest = widest_blur(min(pixels.shape[-2:]))
+    largest = strongest_blur(min(pixels.shape[-2:]))
     parts = [blurred(to_blur, of_blur, largest)] if len(to_blur) else []
-    parts += [noisy(to_disturb, of_noise, seeds[counts[0] :])] if len(to_disturb) else []
+    parts += [noisy(to_add_noise, of_noise, seeds[counts[0] :])] if len(to_add_noise) else []
     return torch.cat(parts)

@@ -170,10 +170,12 @@ class ImageStream(torch.utils.data.Dataset):
 
     def __getitems__(self, samples: list[Sample]) -> ImageBatch:
         """A batch of images, decoded and with what is drawn for them."""
-        if not all(isinstance(sample, Sample) for sample in samples):
-            raise TypeError(
-                "Images of a stream have no numbers: they come one after the other, drawn by LayerShuffleTrainer. "
-                "Train with that, take them by `samples`, or read the dataset as a whole (`load_image_datasets`)."
+        other = next((sample for sample in samples if not isinstance(sample, Sample)), None)
+        if other is not None:
+            raise ValueError(
+                f"An ImageStream was asked for image {other!r}, but it gives its images one after the other, as "
+                "LayerShuffleTrainer draws them to train. Train with that. For all else, as to evaluate, load the "
+                "split as a whole (`load_image_datasets`)."
             )
         try:
             return self._batch(samples)

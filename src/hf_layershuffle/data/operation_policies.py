@@ -25,24 +25,26 @@ class Range(NamedTuple):
 
     The units are degrees (rotate), bits that are kept (posterize), the level of grey from which on is inverted
     (solarize), levels of grey (solarize_add, and noise's standard deviation), what a factor differs by from 1 (color,
-    contrast, brightness, sharpness), pixels sideways for each pixel across (shear) and pixels, or fractions of the
-    side (translate, and blur's standard deviation, where it is the shorter one).
+    contrast, brightness, sharpness), pixels sideways for each pixel across (shear), pixels or fractions of the side
+    (translate), and fractions of [`strongest_blur`] (blur's standard deviation).
     """
 
     weakest: float = 0.0
     strongest: float = 0.0
     has_sign: bool = False  # half of the images get the negative
     is_whole: bool = False
-    of_side: bool = False
+    by_size: bool = False  # it is a fraction of what an image's size says
 
 
 _FACTOR = Range(0, 0.9, has_sign=True)
 _ONLY_MORE = Range(0, 0.9)
 _SHEAR = Range(0, 0.3, has_sign=True)
-_SHIFT = Range(0, 0.45, has_sign=True, of_side=True)
+_SHIFT = Range(0, 0.45, has_sign=True, by_size=True)
 _WIDE_FACTOR = Range(0, 0.99, has_sign=True)
 _WIDE_SHEAR = Range(0, 0.99, has_sign=True)
 _WIDE_SHIFT = Range(0, 32, has_sign=True)
+_NOISE = 51.0  # a fifth of the range
+_LOWER_CONTRAST = -0.7
 POLICIES: dict[str, dict[str, Range]] = {
     # Cubuk et al., arXiv 1909.13719, with the ranges that grow with the level, as DeiT was trained with
     "randaugment": {
@@ -98,16 +100,21 @@ POLICIES: dict[str, dict[str, Range]] = {
         "translate_x": _WIDE_SHIFT,
         "translate_y": _WIDE_SHIFT,
     },
-    # Lower quality, as in arXiv 1903.12261. On images of 28 pixels the strongest are those of `CORRUPTIONS`
+    # Lower quality, as in arXiv 1903.12261: at random, to train with, or each in full strength, to measure on
     "corruptions": {
         "identity": Range(),
-        "blur": Range(0, 1 / 28, of_side=True),
-        "noise": Range(0, 0.2 * 255),
-        "contrast": Range(0, -0.7),
+        "blur": Range(0, 1, by_size=True),
+        "noise": Range(0, _NOISE),
+        "contrast": Range(0, _LOWER_CONTRAST),
     },
+    "blur": {"blur": Range(1, 1, by_size=True)},
+    "noise": {"noise": Range(_NOISE, _NOISE)},
+    "low_contrast": {"contrast": Range(_LOWER_CONTRAST, _LOWER_CONTRAST)},
 }
+CORRUPTIONS = ("blur", "noise", "low_contrast")
 COLOUR_OPERATIONS = ("color",)  # which do nothing to grey images
-ONE_OPERATION = ("trivialaugment", "corruptions")  # give an image one, always, of one of these strengths
+# These give an image one operation, always, of one of so many strengths
+ONE_OPERATION = ("trivialaugment", "corruptions", *CORRUPTIONS)
 NUM_STRENGTHS = 31
 
 
@@ -116,10 +123,9 @@ def policies_with_strength() -> list[str]:
     return [name for name in POLICIES if name not in ONE_OPERATION]
 
 
-def widest_blur(shorter_side: int) -> float:
-    """The largest standard deviation of blur, in pixels, that any policy gives to images of this shorter side."""
-    ranges = [space["blur"] for space in POLICIES.values() if "blur" in space]
-    return max(each.strongest for each in ranges) * shorter_side
+def strongest_blur(shorter_side: int) -> float:
+    """The largest standard deviation of blur, in pixels, for images of this shorter side: 4 at 224, and 1 at least."""
+    return max(1.0, shorter_side / 56)
 
 
 def chosen_operations(
@@ -144,8 +150,8 @@ def chosen_operations(
     names = [name for name in space if num_channels > 1 or name not in COLOUR_OPERATIONS]
     places = (choices * len(names)).astype(np.int64)
     codes = np.array([OPERATIONS.index(name) for name in names])[places]
-    sides = {"translate_x": width, "translate_y": height, "blur": min(height, width)}
-    scale = np.array([sides.get(name, 1) if space[name].of_side else 1 for name in names])[places]
+    sides = {"translate_x": width, "translate_y": height, "blur": strongest_blur(min(height, width))}
+    scale = np.array([sides.get(name, 1) if space[name].by_size else 1 for name in names])[places]
     weakest, strongest = (
         np.array([getattr(space[name], end) for name in names])[places] for end in ("weakest", "strongest")
     )

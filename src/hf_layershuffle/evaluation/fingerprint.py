@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints.identity import weights_digest
@@ -55,7 +55,7 @@ def data_digest(loader: DataLoader) -> str:
     labels = 0
     normalization = torch.zeros(0)
     for batch in _unfinished_batches(loader):
-        for name in ("pixel_values",) if "pixel_values" in batch else sorted(batch.keys() - {"labels"}):
+        for name in _told_apart_by(batch):
             inputs[name] = zlib.crc32(_bytes(batch[name]), inputs.get(name, 0))
         labels = zlib.crc32(_bytes(torch.as_tensor(batch["labels"]).long()), labels)
         normalization = batch.get("normalization", [normalization])[0]
@@ -65,8 +65,18 @@ def data_digest(loader: DataLoader) -> str:
     return f"{digest.hex()}{labels:08x}"
 
 
+def _told_apart_by(batch: dict[str, Any]) -> list[str]:
+    """Names of the inputs, and of what is drawn for images."""
+    if "pixel_values" not in batch:
+        return sorted(batch.keys() - {"labels"})
+    drawn = batch.keys() - {"labels", "normalization", "pixel_values"} if "normalization" in batch else ()
+    return ["pixel_values", *sorted(drawn)]
+
+
 def example_digests(loader: DataLoader) -> list[bytes]:
-    """A digest of each example's pixels or tokens as the model gets them, without padding and without its label.
+    """A digest of each example's pixels or tokens, without padding and without its label.
+
+    Of images in an [`ImageClassificationDataset`], whatever is drawn for them, it is that of the images themselves.
 
     Args:
         loader: Batches as for [`data_digest`]. They are read once.
@@ -97,16 +107,19 @@ def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
 
     Texts come one by one, since their padding depends on the size of a batch.
     """
-    dataset = loader.dataset
+    dataset: Any = loader.dataset
     if isinstance(dataset, TextClassificationDataset):
         for item in map(dataset.__getitem__, range(len(dataset))):
             yield {name: torch.tensor(value, dtype=torch.int64) for name, value in item.items()}
         return
+    rows: Any = range(len(dataset))
+    if isinstance(dataset, Subset):
+        dataset, rows = dataset.dataset, dataset.indices
     if not isinstance(dataset, ImageClassificationDataset):
         yield from loader
         return
-    for start in range(0, len(dataset), 256):
-        yield dataset.__getitems__(list(range(start, min(start + 256, len(dataset))))).unfinished
+    for start in range(0, len(rows), 256):
+        yield dataset.__getitems__(list(rows[start : start + 256])).unfinished
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
