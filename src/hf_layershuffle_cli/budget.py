@@ -42,7 +42,10 @@ def budget(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option("--layers", help="Numbers of layers to run, such as 3,6. Defaults to a 1/4, 1/3, 1/2 and 3/4."),
+        typer.Option(
+            "--layers",
+            help="Numbers of layers to run, such as 3,6. Defaults to a quarter, a third, a half and three quarters.",
+        ),
     ] = None,
     image_column_name: options.ImageColumn = None,
     text_column_name: options.TextColumn = None,
@@ -126,7 +129,7 @@ def budget(
         measure_time=measure_time,
         seed=seed,
         model_name=outputs.short_name(model),
-        dataset_name=outputs.short_name(dataset_name) + ("" if corruption is None else f", {corruption}"),
+        dataset_name=outputs.short_name(dataset_name) + ("" if corruption is None else f" (corruption: {corruption})"),
         progress_file=output_dir / ".budget.json",
     )
     with outputs.shown_before(report.table(), output_dir):

@@ -108,6 +108,17 @@ def test_a_random_control_is_drawn_for_many_batches_and_averaged():
     assert min(found.values()) < report.points[0].accuracy < max(found.values())
 
 
+def test_what_a_model_learns_in_its_first_call_is_not_counted():
+    """How its layers hand on, where images run different ones."""
+    costs = {
+        count: evaluated(free_model(layer_controller=True), ["layer-controller"], num_layers_run=counts)
+        .by_policy()["layer-controller"][-1]
+        .multiply_adds
+        for count, counts in ((3, [2, 3]), ("first", [3]))
+    }
+    assert costs[3] == costs["first"]
+
+
 def test_what_the_configuration_says_is_one_point_and_does_not_touch_the_others():
     model = free_model()
     plain = evaluated(model, ["evenly-spaced"])

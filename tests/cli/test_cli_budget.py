@@ -140,7 +140,7 @@ def test_a_report_on_images_of_lower_quality(folders, tmp_path):
         assert run_cli(*command, *options, "--output_dir", tmp_path / name).returncode == 0
         reports.append(ls.BudgetReport.load(tmp_path / name))
     clean, noisy = reports
-    assert (clean.dataset, noisy.dataset, noisy.num_images) == ("digits", "digits, noise", 40)
+    assert (clean.dataset, noisy.dataset, noisy.num_images) == ("digits", "digits (corruption: noise)", 40)
     assert clean.config["data"] != noisy.config["data"] and clean.config["calibration"] == noisy.config["calibration"]
 
 

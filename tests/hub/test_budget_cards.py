@@ -69,6 +69,14 @@ def test_a_budget_of_other_weights_is_refused(folder):
         card_of(folder)
 
 
+def test_a_card_says_that_a_controller_was_trained_and_nothing_else(folder):
+    assert "controller" not in card_of(folder)
+    ls.load_classifier(folder, layer_controller=True).save_pretrained(folder)
+    (folder / "budget.json").unlink()
+    text = card_of(folder)
+    assert "a layer controller, with all else frozen" in text
+
+
 def test_names_of_others_do_not_break_the_table(folder):
     report = ls.BudgetReport.load(folder)
     point = dataclasses.replace(report.points[0], policy="a | b", label="x\n<script>")

@@ -130,6 +130,9 @@ class BudgetMeasurement:
     def _measured(self, setting: Setting, description: str) -> tuple[np.ndarray, float | None, float]:
         """Whether each answer is right, as a fraction of the passes, and the layers and multiply-adds an example."""
         num_passes = -(-MIN_RANDOM_BATCHES // len(self.loader)) if setting.is_random else 1
+        if not setting.is_random:  # the first call of a model may do more than later ones, to learn its layers' form
+            with self._seeded():
+                setting.run(self._inputs(spread_batches(self.loader, 1, 1)[0]))
         with self._seeded():
             return self._measured_in_passes(setting, description, num_passes)
 

@@ -169,7 +169,8 @@ class BudgetReport(Report):
     @property
     def _caption(self) -> str:
         time = "Time: a fraction of the whole model's. " if self.whole.time_ratio else ""
-        return f"lost: accuracy of the whole model minus this one. {time}*: on the Pareto front of this cost"
+        star = "*: on the Pareto front of this cost, controls apart"
+        return f"lost: accuracy of the whole model minus this one. {time}{star}"
 
     def _cells(self, point: BudgetPoint) -> list[str]:
         low, high = point.accuracy_interval

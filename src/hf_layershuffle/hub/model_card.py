@@ -42,6 +42,7 @@ _METHOD_FIELDS = (
     "depth_embedding",
     "position_predictor",
     "halting_head",
+    "layer_controller",
     "residual_init_scale",
     "initializer_range",
 )
@@ -313,5 +314,6 @@ def _describe_training(config: SimpleNamespace) -> str:
     extras = ["a depth embedding"] if config.depth_embedding else []
     extras += ["a position predictor"] if config.position_predictor else []
     extras += ["trained exits (a halting head)"] if getattr(config, "halting_head", False) else []
+    extras += ["a layer controller, with all else frozen"] if getattr(config, "layer_controller", False) else []
     extras += [f"LayerDrop {config.layerdrop}"] if config.layerdrop else []
     return " and ".join([method, *extras])

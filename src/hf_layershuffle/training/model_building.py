@@ -4,7 +4,9 @@
 import difflib
 import importlib.util
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,7 @@ from transformers import (
 from transformers.utils import is_timm_available
 
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
+from ..checkpoints.hub_errors import explained_download
 from ..checkpoints.identity import weights_digest
 from ..checkpoints.image_processors import (
     check_fits,
@@ -138,10 +141,10 @@ def _config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfi
 
 def stored_config(args: ModelArguments) -> dict:
     """The values of the checkpoint's `config.json`."""
-    with explained_reading(f"'{args.model_name_or_path}'"):
-        stored, _ = PreTrainedConfig.get_config_dict(
-            str(args.model_name_or_path), revision=args.model_revision, token=args.token
-        )
+    name = str(args.model_name_or_path)
+    download = nullcontext() if Path(name).is_dir() else explained_download(name, args.model_revision)
+    with explained_reading(f"'{name}'"), download:
+        stored, _ = PreTrainedConfig.get_config_dict(name, revision=args.model_revision, token=args.token)
         return dict(stored.items())  # JSON of another kind has none
 
 
