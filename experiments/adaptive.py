@@ -48,6 +48,7 @@ PAGE = REPOSITORY / "docs" / "adaptive-results.md"
 PICTURE = "adaptive-budget"
 MARKERS = [f"<!-- {word} adaptive: rendered by experiments/adaptive.py -->" for word in ("begin", "end")]
 SEARCH_SAMPLES = 256
+NUMBERED = ("threshold", "cost weight")  # how labels begin that are numbers
 # Kinds of further weights, with the policies of the free model that are measured with these too
 OTHER_WEIGHTS = {"exits": ("exit-probability",), "controller": ()}
 # Of each dataset: where its models are, and what trains those that are not there
@@ -201,7 +202,12 @@ def add_record(path: Path, record: dict) -> None:
 
 def is_of_one_seed(point: BudgetPoint) -> bool:
     """Whether a setting's label is a number that is chosen anew for each seed."""
-    return point.label.startswith(("threshold", "cost weight")) and "Q-exit" not in point.label
+    return point.label.startswith(NUMBERED) and "Q-exit" not in point.label
+
+
+def is_both(point: BudgetPoint) -> bool:
+    """Whether a fixed threshold is also the one that a number of layers gave."""
+    return point.label.startswith(NUMBERED) and not is_of_one_seed(point) and "max_mean_layers" in point.chosen
 
 
 def aligned(seeds: list[list[BudgetPoint]]) -> list[list[tuple[str, BudgetPoint]]]:
@@ -211,13 +217,13 @@ def aligned(seeds: list[list[BudgetPoint]]) -> list[list[tuple[str, BudgetPoint]
     numbers were chosen. A seed in which two numbers of layers gave the same setting has it under both. Without these
     numbers of layers (reports of earlier versions) it is the rank among the seed's own.
     """
-    chosen = [[point for point in points if is_of_one_seed(point)] for points in seeds]
+    chosen = [[point for point in points if is_of_one_seed(point) or is_both(point)] for points in seeds]
     limits = [[point.chosen.get("max_mean_layers") for point in points] for points in chosen]
     ranked = sorted({limit for each in limits for limit in each if limit is not None})
     named = []
     for points, of_seed, limits_of_seed in zip(seeds, chosen, limits):
         found = [(point.label, point) for point in points if not is_of_one_seed(point)]
-        kind = " ".join(of_seed[0].label.split()[:-1]) if of_seed else ""
+        kind = next((kind for kind in NUMBERED if of_seed and of_seed[0].label.startswith(kind)), "")
         if None in limits_of_seed:
             by_cost = sorted(of_seed, key=lambda point: point.multiply_adds)
             found += [(f"{kind} {rank} of {len(by_cost)}", point) for rank, point in enumerate(by_cost, 1)]

@@ -26,6 +26,7 @@ from hf_layershuffle.adaptive.budget_evaluation import evaluate_budget
 from hf_layershuffle.checkpoints.identity import weights_digest
 from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.checkpoints.processing_classes import load_processing_class
+from hf_layershuffle.common.checks import check_integers
 from hf_layershuffle.common.files import write_text
 from hf_layershuffle.data.corruptions import CORRUPTIONS, corrupted
 from hf_layershuffle.layerwise import as_layerwise
@@ -146,6 +147,7 @@ def main() -> None:
     args.layers = sorted(set(args.layers or {"digits": [3], "fashion-mnist": [6]}[args.dataset]))
     torch.set_num_threads(1)
     try:
+        check_integers(max_eval_samples=(1 if args.max_eval_samples is None else args.max_eval_samples, 1))
         print(table(finished(args), args.layers))
     except subprocess.CalledProcessError as error:
         parser.error(f"{' '.join(map(str, error.cmd[1:]))} failed; see the .log file beside its folder.")

@@ -93,7 +93,7 @@ def budget(
 
     paths = named_models(rivals)
     numbers = numbers_of(layers)
-    check_options(corruption, max_eval_samples=max_eval_samples, max_calibration_samples=max_calibration_samples)
+    check_options(corruption, seed, max_eval_samples=max_eval_samples, max_calibration_samples=max_calibration_samples)
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)
@@ -137,12 +137,12 @@ def budget(
         report.save(output_dir)
 
 
-def check_options(corruption: str | None, **counts: int | None) -> None:
-    """Raises a `ValueError` if there is no such corruption, or a number is below 1. None is none."""
+def check_options(corruption: str | None, seed: int, **counts: int | None) -> None:
+    """Raises a `ValueError` if there is no such corruption, the seed is below 0, or a count below 1. None is none."""
     from hf_layershuffle.common.checks import check_integers
     from hf_layershuffle.data.corruptions import check_corruption
 
-    check_integers(**{name: (1 if value is None else value, 1) for name, value in counts.items()})
+    check_integers(seed=(seed, 0), **{name: (1 if value is None else value, 1) for name, value in counts.items()})
     if corruption is not None:
         check_corruption(corruption)
 

@@ -1,6 +1,8 @@
 import itertools
 
 import pytest
+from conftest import Architecture
+from support.analysis import make_items, randomize
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive import program_search
@@ -79,3 +81,12 @@ def test_neighbours_by_hand():
 def test_bad_arguments(model, loader, arguments, message):
     with pytest.raises(ValueError, match=message):
         search_program(model, loader, **arguments)
+
+
+def test_a_program_is_searched_among_layers_with_their_mlps():
+    """The positions of `skipped_mlps` are those of another program."""
+    model = randomize(Architecture("vit").classifier()).eval()
+    items = make_items(24, seed=1)
+    expected = ls.search_program(model, items, 2, progress=False)
+    model.config.skipped_mlps = [0, 3]
+    assert ls.search_program(model, items, 2, progress=False) == expected and model.config.skipped_mlps == [0, 3]

@@ -107,6 +107,10 @@ def test_seeds_are_aligned_by_the_numbers_of_layers(point, aligned):
     assert second == dict(zip(names, ("threshold 0.4", "threshold 0.4", "threshold 0.6")))
     fixed = {"threshold 0.5 (Q-exit)": "threshold 0.5 (Q-exit)"}
     assert third == dict(zip(names[1:], ("threshold 0.8", "threshold 0.9"))) | fixed
+    # A number of layers whose threshold is the fixed one
+    both, _ = aligned([point("threshold 0.5 (Q-exit)", 1, 2), point("threshold 0.9", 3, 4)], all_three)
+    expected = ("threshold 0.5 (Q-exit)", "threshold 0.5 (Q-exit)", "threshold 0.9")
+    assert both == dict(zip(names, expected)) | fixed
 
 
 def test_without_numbers_of_layers_the_rank_of_a_seed_counts(point, aligned):

@@ -117,11 +117,11 @@ def test_a_preset_brings_label_smoothing_unless_it_is_given():
         ("--augmentation_magnitude 5", "`augmentation_magnitude` is 5.0 without a policy; leave it out, or add"),
         (
             "--augmentation deit --augmentation_policy trivialaugment --augmentation_operations 2",
-            "`augmentation_operations` is 2 with trivialaugment, which gives an image one operation of a strength",
+            "`augmentation_operations` is 2 with trivialaugment, which says itself how many operations",
         ),
         (
             "--augmentation_policy corruptions --augmentation_magnitude 2",
-            "`augmentation_magnitude` is 2.0 with corruptions, which gives an image one operation of a strength",
+            "`augmentation_magnitude` is 2.0 with corruptions, which says itself how many operations",
         ),
         (
             "--augmentation cifar --augmentation_magnitude 11",

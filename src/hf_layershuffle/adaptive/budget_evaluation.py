@@ -185,8 +185,9 @@ def _calibration(
 
 
 def _size(loader: DataLoader) -> int:
-    dataset: Any = loader.dataset
-    return len(dataset)
+    sampler: Any = getattr(loader.batch_sampler, "sampler", None)
+    rows: Any = loader.dataset if sampler is None else sampler
+    return len(rows)
 
 
 def _counts(given: Sequence[int] | None, num_layers: int) -> list[int]:

@@ -22,6 +22,7 @@ from ..compression.pruning import search_layers
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
+from ..models.early_exit import all_layers
 
 
 Program = tuple[int, ...]
@@ -47,6 +48,9 @@ def search_program(
     best ones with one layer replaced or two neighbours exchanged, as long as that lowers the loss. It also starts from
     the layers that [`search_layers`] keeps and from evenly spaced ones, so on the calibration set it is never worse
     than these. Each round is one pass over the data, in which programs that begin alike share their beginning.
+
+    Layers run with their MLPs: the configuration's `skipped_mlps` are positions of another program, and are to be
+    chosen anew for this one.
 
     Args:
         model: A classifier of images or texts.
@@ -85,7 +89,8 @@ def search_program(
         candidates = list(dict.fromkeys(programs))
         new = [program for program in candidates if program not in known]
         if new:
-            scores = score_execution_orders(parts, loader, new, progress=False)
+            with all_layers(parts.model, with_mlps=True):
+                scores = score_execution_orders(parts, loader, new, progress=False)
             # A loss that is not a number is the worst one
             known.update({p: s.loss if math.isfinite(s.loss) else math.inf for p, s in zip(new, scores)})
         return sorted(candidates, key=known.__getitem__)[:beam_width]

@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import ImageProcessingMixin
 
+from ..common.checks import check_integers
 from .augmentation_settings import Augmentation
 from .image_dataset import ImageClassificationDataset
 from .operation_policies import CORRUPTIONS
@@ -27,9 +28,19 @@ def corrupted(
         kwargs: `num_channels` and others, as for [`ImageClassificationDataset`].
 
     Raises:
-        `ValueError`: if there is no corruption of this name.
+        `ValueError`: if there is no corruption of this name, or an argument is of another kind.
     """
     check_corruption(corruption)
+    check_integers(seed=(seed, 0))
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"`dataset` is a {type(dataset).__name__}; pass a `datasets.Dataset` with the columns `image` and "
+            "`label`, such as `load_image_datasets(name)['test']`."
+        )
+    if not isinstance(image_processor, ImageProcessingMixin):
+        raise ValueError(
+            f"`image_processor` is a {type(image_processor).__name__}; pass the model's (`load_image_processor`)."
+        )
     settings = Augmentation(crop_padding=0, horizontal_flip=False, policy=corruption)
     return ImageClassificationDataset(dataset, image_processor, augmentation=settings, seed=seed, **kwargs)
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Batches to evaluate on, of anything that holds labelled images."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
@@ -95,12 +96,31 @@ def as_dataloader(
         items = ImageClassificationDataset(
             data, cast(Any, processing_class), num_channels=num_channels, skip_damaged=skip_damaged
         )
-    elif rows is not None:
-        items = torch.utils.data.Subset(items, rows)
+    else:
+        if isinstance(data, ImageClassificationDataset):
+            items = _evaluable(data, config)
+        items = items if rows is None else torch.utils.data.Subset(items, rows)
     collate: Any = collate_images
     if isinstance(processing_class, PreTrainedTokenizerBase):  # tokens, of texts that need not be equally long
         collate = padding_collator(processing_class)
     return torch.utils.data.DataLoader(items, batch_size=batch_size, collate_fn=collate)
+
+
+def _evaluable(images: ImageClassificationDataset, config: PreTrainedConfig | None) -> ImageClassificationDataset:
+    """The images with their labels numbered as the model's classes.
+
+    Raises:
+        `ValueError`: if images are mixed, so that each is of two classes.
+    """
+    if images.augmentation is not None and images.augmentation.mixes:
+        raise ValueError(
+            "`data` mixes images (mixup or CutMix), so each is of two classes; evaluate on images that are not mixed."
+        )
+    if config is None or not isinstance(images.dataset.features["label"], ClassLabel):
+        return images
+    matched = copy.copy(images)  # which shares the decoded images
+    matched.labels = torch.tensor(match_labels(images.dataset, config)["label"][:])
+    return matched
 
 
 def _check_processing_class(data: Dataset, processing_class: ProcessingClass | None) -> None:

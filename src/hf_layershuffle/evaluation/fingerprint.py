@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints.identity import weights_digest
@@ -76,7 +76,8 @@ def _told_apart_by(batch: dict[str, Any]) -> list[str]:
 def example_digests(loader: DataLoader) -> list[bytes]:
     """A digest of each example's pixels or tokens, without padding and without its label.
 
-    Of images in an [`ImageClassificationDataset`], whatever is drawn for them, it is that of the images themselves.
+    Of images in an [`ImageClassificationDataset`] it is that of the images before they are augmented, but for resized
+    crops.
 
     Args:
         loader: Batches as for [`data_digest`]. They are read once.
@@ -113,13 +114,19 @@ def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
             yield {name: torch.tensor(value, dtype=torch.int64) for name, value in item.items()}
         return
     rows: Any = range(len(dataset))
-    if isinstance(dataset, Subset):
-        dataset, rows = dataset.dataset, dataset.indices
-    if not isinstance(dataset, ImageClassificationDataset):
+    while isinstance(dataset, Subset):
+        dataset, rows = dataset.dataset, [dataset.indices[row] for row in rows]
+    if not (isinstance(dataset, ImageClassificationDataset) and _reads_all_in_order(loader)):
         yield from loader
         return
     for start in range(0, len(rows), 256):
         yield dataset.__getitems__(list(rows[start : start + 256])).unfinished
+
+
+def _reads_all_in_order(loader: DataLoader) -> bool:
+    """Whether no sampler decides which rows come."""
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    return isinstance(sampler, SequentialSampler) and not loader.drop_last
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

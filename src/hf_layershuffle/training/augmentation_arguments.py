@@ -97,7 +97,7 @@ def augmentation_of(args: AugmentationArguments) -> Augmentation:
             continue
         why = "without a policy"
         if augmentation.policy in ONE_OPERATION:
-            why = f"with {augmentation.policy}, which gives an image one operation of a strength that it draws"
+            why = f"with {augmentation.policy}, which says itself how many operations an image gets, and how strong"
         raise ValueError(
             f"`{name}` is {getattr(args, name)} {why}; "
             f"leave it out, or add --augmentation_policy {' or '.join(policies_with_strength())}."
