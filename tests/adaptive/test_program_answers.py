@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from support.analysis import digits_batches
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive.program_answers import (
@@ -11,7 +12,6 @@ from hf_layershuffle.adaptive.program_answers import (
     shared_beginning,
 )
 from hf_layershuffle.adaptive.program_oracle import program_oracle
-from hf_layershuffle.data import as_dataloader
 from hf_layershuffle.layerwise import LayerwiseClassifier
 
 
@@ -25,8 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def loader():
-    processor = ls.load_image_processor(ls.example_model())
-    return as_dataloader(ls.load_image_datasets("digits")["test"].select(range(60)), processor, batch_size=40)
+    return digits_batches("test", 60, 40)
 
 
 def table(labels, answers, programs):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.analysis import digits_batches
 from support.texts import labelled_texts, text_classifier, tokenizer_of
 
 import hf_layershuffle as ls
@@ -37,8 +38,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def loader():
-    processor = ls.load_image_processor(ls.example_model())
-    return as_dataloader(ls.load_image_datasets("digits")["test"].select(range(120)), processor, batch_size=60)
+    return digits_batches("test", 120, 60)
 
 
 @pytest.fixture(scope="module")

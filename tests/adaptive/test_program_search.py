@@ -2,12 +2,11 @@ import itertools
 
 import pytest
 from conftest import Architecture
-from support.analysis import make_items, randomize
+from support.analysis import digits_batches, make_items, randomize
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive import program_search
 from hf_layershuffle.adaptive.program_search import _neighbours, search_program
-from hf_layershuffle.data import as_dataloader
 from hf_layershuffle.evaluation.order_plans import evenly_spaced_layers
 
 
@@ -17,9 +16,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def loader(model):
-    processor = ls.load_image_processor(ls.example_model())
-    return as_dataloader(ls.load_image_datasets("digits")["train"].select(range(120)), processor, batch_size=120)
+def loader():
+    return digits_batches("train", 120, 120)
 
 
 def loss_of(model, loader, *programs):

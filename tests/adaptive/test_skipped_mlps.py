@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from support.analysis import digits_batches
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive.mlp_policies import RandomMlps, SkippedMlps
@@ -12,7 +13,6 @@ from hf_layershuffle.adaptive.mlp_skipping import (
     without_mlps,
 )
 from hf_layershuffle.adaptive.policies import Calibration
-from hf_layershuffle.data import as_dataloader
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def loader():
-    processor = ls.load_image_processor(ls.example_model())
-    return as_dataloader(ls.load_image_datasets("digits")["train"].select(range(60)), processor, batch_size=40)
+    return digits_batches("train", 60, 40)
 
 
 def test_similarities_are_those_of_hidden_states_around_the_mlp(model, loader):

@@ -20,6 +20,7 @@ from ..compression.pruning import search_layers
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..layerwise import LayerwiseClassifier
 from ..models.configuration_layershuffle import num_layers_of
+from ..models.early_exit import FEWER_FIELDS, all_layers
 from ..models.exit_rule import CRITERIA, ExitRule
 from .budget_report import OTHER_MODELS
 from .exit_calibration import PATIENCE, best_rule, orders_of
@@ -237,36 +238,29 @@ class AsConfigured(CalibratedPolicy):
         return [Setting(label, partial(_run_configured, self.calibration.model, self.fields), self.fields)]
 
 
-# Fields of a configuration by which fewer layers or MLPs run
-_FIELDS = ("exit_threshold", "exit_patience", "layer_budget", "skipped_mlps")
-
-
 def _configured_fields(model: PreTrainedModel) -> dict[str, Any]:
-    values = {name: getattr(model.config, name, None) for name in _FIELDS}
+    values = {name: getattr(model.config, name, None) for name in FEWER_FIELDS}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def how_it_runs(model: PreTrainedModel) -> dict[str, Any]:
     """What a configuration says of the layers that run in evaluation, in types of JSON."""
-    return {name: getattr(model.config, name, None) for name in ("execution_order", "exit_criterion", *_FIELDS)}
+    return {name: getattr(model.config, name, None) for name in ("execution_order", "exit_criterion", *FEWER_FIELDS)}
 
 
 @contextmanager
 def configured(model: PreTrainedModel, fields: Mapping[str, Any]) -> Iterator[None]:
     """Context in which a model's configuration says these fields, and no other way to run fewer layers or MLPs."""
     config: Any = model.config
-    kept = {name: getattr(config, name) for name in (*_FIELDS, "exit_criterion")}
-    try:
-        for name in _FIELDS:
-            setattr(config, name, None)
-        for name, value in fields.items():
-            setattr(config, name, value)
-        yield
-    finally:
-        for name in _FIELDS:
-            setattr(config, name, None)
-        for name, value in kept.items():
-            setattr(config, name, value)
+    with all_layers(model, with_mlps=True):
+        kept = {name: getattr(config, name) for name in fields}
+        try:
+            for name, value in fields.items():
+                setattr(config, name, value)
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(config, name, value)
 
 
 def _run_configured(model: PreTrainedModel, fields: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:

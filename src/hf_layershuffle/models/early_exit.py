@@ -23,12 +23,13 @@ from .row_subsets import RowSubsetRun
 _NO_EXIT = "Leave `exit_threshold` and `exit_patience` out, in the configuration too, or"
 _LIMITS = ("exit_threshold", "exit_patience")
 _OF_CONFIGURATION = (*_LIMITS, "layer_budget")  # by each of which examples run through fewer layers
+FEWER_FIELDS = (*_OF_CONFIGURATION, "skipped_mlps")  # of a configuration, by each of which fewer layers or MLPs run
 OFF = "off"  # of a call: the configuration's rule does not count
 
 
 def chooses_by_configuration(config: Any) -> bool:
     """Whether a configuration says that fewer layers or MLPs run."""
-    return any(getattr(config, name, None) is not None for name in (*_OF_CONFIGURATION, "skipped_mlps"))
+    return any(getattr(config, name, None) is not None for name in FEWER_FIELDS)
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def all_layers(model: Any, with_mlps: bool = False) -> Iterator[None]:
         with_mlps: Whether no MLP is left out either.
     """
     config = model.config
-    names = (*_OF_CONFIGURATION, "skipped_mlps") if with_mlps else _OF_CONFIGURATION
+    names = FEWER_FIELDS if with_mlps else _OF_CONFIGURATION
     kept = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
     try:
         for name in kept:
