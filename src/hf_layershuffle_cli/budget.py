@@ -51,9 +51,14 @@ def budget(
     text_column_name: options.TextColumn = None,
     text_pair_column_name: options.TextPairColumn = None,
     label_column_name: options.LabelColumn = None,
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="For the report and the picture.")] = Path(
-        "outputs/budget"
-    ),
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            help="For the report and the picture. Defaults to outputs/budget, with --corruption blur to "
+            "outputs/budget-blur.",
+        ),
+    ] = None,
     max_eval_samples: Annotated[
         int | None, typer.Option("--max_eval_samples", help="Report on this many images or texts, drawn by --seed.")
     ] = None,
@@ -94,6 +99,8 @@ def budget(
     paths = named_models(rivals)
     numbers = numbers_of(layers)
     check_options(corruption, seed, max_eval_samples=max_eval_samples, max_calibration_samples=max_calibration_samples)
+    if output_dir is None:
+        output_dir = Path("outputs", "budget" if corruption is None else f"budget-{corruption}")
     outputs.check_can_be_written(output_dir)
     outputs.claim(context, output_dir)
     loaded = inputs.load_model(model, device, dtype, revision, trust_remote_code)

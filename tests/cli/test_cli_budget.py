@@ -133,12 +133,12 @@ def test_choosing_on_the_part_that_training_held_out(folders, tmp_path):
 
 
 def test_a_report_on_images_of_lower_quality(folders, tmp_path):
-    """Rules are chosen on the images as they are."""
+    """Rules are chosen on the images as they are. The report has a folder of its own."""
     command = ["budget", folders / "free", *FEW, "--policies", "evenly-spaced", "--layers", "3"]
     reports = []
-    for name, options in (("clean", []), ("noisy", ["--corruption", "noise"])):
-        assert run_cli(*command, *options, "--output_dir", tmp_path / name).returncode == 0
-        reports.append(ls.BudgetReport.load(tmp_path / name))
+    for folder, options in (("budget", []), ("budget-noise", ["--corruption", "noise"])):
+        assert run_cli(*command, *options, cwd=tmp_path).returncode == 0
+        reports.append(ls.BudgetReport.load(tmp_path / "outputs" / folder))
     clean, noisy = reports
     assert (clean.dataset, noisy.dataset, noisy.num_images) == ("digits", "digits (corruption: noise)", 40)
     assert clean.config["data"] != noisy.config["data"] and clean.config["calibration"] == noisy.config["calibration"]

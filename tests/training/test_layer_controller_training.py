@@ -115,6 +115,30 @@ def test_evaluation_follows_the_budget_of_the_configuration(model, tmp_path):
     assert metrics["eval_accuracy"] == pytest.approx(right.float().mean().item())
 
 
+@pytest.mark.parametrize(
+    "fields, half",
+    [
+        ({"execution_order": [2, 0, 1, 1, 2], "output_hidden_states": True}, 2),
+        ({"exit_threshold": 0.9}, 2),
+    ],
+    ids=str,
+)
+def test_evaluation_of_all_layers_tells_what_half_of_them_give(model, tmp_path, fields, half):
+    data = RandomImages()
+    data.labels[3] = -100
+    model.config.update(fields)
+    trainer = ls.LayerShuffleTrainer(model, arguments(tmp_path), eval_dataset=data)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        answers = model.eval()(data.images, layer_budget=half, output_hidden_states=False).logits.argmax(-1)
+    right = (answers == data.labels)[data.labels != -100]
+    assert 0 < metrics["eval_half_budget_accuracy"] == pytest.approx(right.float().mean().item())
+    data.labels[:] = -100
+    assert "eval_half_budget_accuracy" not in trainer.evaluate()
+    model.config.update({"exit_threshold": None, "layer_budget": half, "output_hidden_states": False})
+    assert "eval_half_budget_accuracy" not in trainer.evaluate()
+
+
 def test_the_command(tmp_path):
     common = ["--num_train_epochs", "1", "--final_eval_orders", "8", "--report_to", "none", "--eval_strategy", "no"]
     common += ["--max_train_samples", "64", "--max_eval_samples", "32", "--save_strategy", "no"]
@@ -124,7 +148,7 @@ def test_the_command(tmp_path):
     controlled = [*common, "--model_name_or_path", base, "--layer_controller", "True", "--output_dir", out]
     result = run_train(*controlled, "--layer_budget", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "layershuffle-controller" in result.stdout
+    assert "layershuffle-controller" in result.stdout and "half of its layers" not in result.stdout
     model = AutoModelForImageClassification.from_pretrained(out)
     assert model.config.layer_budget == 2
     torch.manual_seed(7)  # of a new controller

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..models.configuration_layershuffle import num_layers_of
 from ..models.execution_order import arbitrary_execution_orders
+from ..models.free_layers import is_sharded
 from .metrics import order_metrics
 from .mixed_loss import split_mixture
 from .order_reports import report_orders
@@ -23,20 +24,27 @@ class EvaluationMixin(TrainerPart):
     """How [`LayerShuffleTrainer`] evaluates.
 
     Where layers are chosen by image, as by early exit, the metrics hold `eval_mean_num_layers`: the layers that an
-    image ran through, on average over all images, those without a label included.
+    image ran through, on average over all images, those without a label included. Those of a layer controller hold
+    `eval_half_budget_accuracy`, the accuracy with half of the layers, if `config.layer_budget` is None, since all
+    other metrics are of all layers then, among which there is no choice.
     """
 
     _classes_by_order: list[list[torch.Tensor]]
+    _classes_by_budget: list[list[torch.Tensor]]
     _layers_run: list[torch.Tensor]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._classes_by_order, self._layers_run = [], []
+        self._classes_by_order, self._classes_by_budget, self._layers_run = [], [], []
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self._layers_run and output.metrics is not None:
             output.metrics[f"{prefix}_mean_num_layers"] = torch.cat(self._layers_run).double().mean().item()
+        if self._classes_by_budget and output.metrics is not None:
+            classes, labels = _joined(self._classes_by_budget)
+            is_right = (classes[:, 0] == labels)[labels != -100]
+            output.metrics.update({f"{prefix}_half_budget_accuracy": float(is_right.mean())} if len(is_right) else {})
         if self._classes_by_order and output.metrics is not None:
-            classes, labels = (torch.cat(parts).numpy() for parts in zip(*self._classes_by_order))
+            classes, labels = _joined(self._classes_by_order)
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})
             self._report_orders(classes, labels, output.metrics, prefix)
         return output
@@ -65,7 +73,12 @@ class EvaluationMixin(TrainerPart):
         num_orders = self._argument("eval_orders")
         labels = inputs.get("labels")
         if num_orders > 0 and labels is not None:
-            self._classes_by_order.append(self._classify_in_orders(model, inputs, num_orders))
+            self._check_chooses_one_class(inputs, num_orders)
+            orders = [{"execution_order": order} for order in self._evaluated_orders()]
+            self._classes_by_order.append(self._classify(model, inputs, orders))
+        if labels is not None and self._lacks_a_budget(model) and self._chooses_one_class([inputs]):
+            half = {"layer_budget": self._half_budget(), "output_hidden_states": False, "output_attentions": False}
+            self._classes_by_budget.append(self._classify(model, inputs, [half]))
         with self._noted_layers(model):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
@@ -87,17 +100,39 @@ class EvaluationMixin(TrainerPart):
         if counts:
             self._layers_run.append(self.accelerator.gather_for_metrics(counts[0]).cpu())
 
-    @torch.no_grad()
-    def _classify_in_orders(self, model: nn.Module, inputs: dict[str, Any], num_orders: int) -> list[torch.Tensor]:
-        """Classes of shape `(images of all processes, num_orders)` and the labels of these images, on the CPU."""
+    def _lacks_a_budget(self, model: nn.Module) -> bool:
+        """Whether there is a layer controller that could choose, and evaluation is of all layers."""
+        has_controller = self._config("layer_controller", False) and self._config("layer_budget") is None
+        return has_controller and not is_sharded(model)
+
+    def _half_budget(self) -> int:
+        config = cast(Any, self._config_of_model())
+        is_named = isinstance(config.execution_order, str)
+        return max((num_layers_of(config) if is_named else len(config.execution_order)) // 2, 1)
+
+    def _check_chooses_one_class(self, inputs: dict[str, Any], num_orders: int) -> None:
         if not self._chooses_one_class([inputs]):
             raise ValueError(
                 f"`eval_orders` is {num_orders}, and counts how often one class is right; this model has "
                 f"{self._config('problem_type') or 'other'} labels. Set `eval_orders` to 0."
             )
+
+    @torch.no_grad()
+    def _classify(self, model: nn.Module, inputs: dict[str, Any], ways: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """Classes of shape `(images of all processes, ways)` and the labels of these images, on the CPU.
+
+        Args:
+            ways: Arguments of the forward passes.
+        """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         inputs = {name: each for name, each in split_mixture(inputs)[0].items() if name not in self.label_names}
         with self.compute_loss_context_manager():
-            classes = [model(**inputs, execution_order=order).logits.argmax(-1) for order in self._evaluated_orders()]
+            classes = [model(**inputs, **way).logits.argmax(-1) for way in ways]
         return [part.cpu() for part in self.accelerator.gather_for_metrics((torch.stack(classes, dim=1), labels))]
+
+
+def _joined(batches: list[list[torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and labels of all batches."""
+    classes, labels = (torch.cat(parts).numpy() for parts in zip(*batches))
+    return classes, labels

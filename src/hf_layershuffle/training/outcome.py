@@ -29,6 +29,10 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, n
         values = [metrics[f"eval_{key}"] for key in ("accuracy", *ARBITRARY_METRICS)]
         table.add_row(Text(name), *(f"{value:.4f}" for value in values), str(num_orders))
     Console().print(table)
+    for name, (metrics, _) in rows.items():
+        if "eval_half_budget_accuracy" in metrics:
+            accuracy = metrics["eval_half_budget_accuracy"]
+            print(f"{name} with half of its layers, which its controller chooses for each example: {accuracy:.4f}")
 
 
 def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str:
