@@ -43,6 +43,22 @@ def test_tar_files_have_the_classes_of_the_evaluation_split(tmp_path):
     assert labels_of(named) == [row % 3 for row in range(26)]
 
 
+@pytest.mark.parametrize("field, column", [("label", None), ("kind", "json.kind")])
+def test_labels_in_json_files(tmp_path, field, column):
+    folder = write_tars(tmp_path / "tars", num_classes=3, field=field)
+    splits = load_image_stream(folder, label_column=column)
+    assert labels_of(splits) == [row % 3 for row in range(26)]
+    assert splits.test.features["label"].names == ["0", "1", "2"] and splits.test[0]["image"].size == (25, 17)
+    rows = list(splits.stream)
+    assert [row["image"]["bytes"] for row in rows] == image_bytes(36)[:26]  # not decoded and encoded again
+    stored = load_image_datasets(folder, label_column=column)
+    assert [len(stored["train"]), stored["train"][4]["label"], stored["test"][:]["label"][:3]] == [26, 1, [2, 0, 1]]
+    with pytest.raises(ValueError, match=r"has no column 'json.sort'; it has 'json\.\w+', 'json\.\w+', "):
+        load_image_stream(folder, label_column="json.sort")
+    with pytest.raises(ValueError, match=r"has no column 'json.sort'; it has 'json\.\w+', 'json\.\w+', "):
+        load_image_datasets(folder, label_column="json.sort")
+
+
 def test_classes_by_name_whatever_their_order_in_the_evaluation_split(tmp_path):
     write_table(tmp_path, "train", [0, 1, 2], ClassLabel(names=["ant", "bee", "cow"]))
     write_table(tmp_path, "test", [0, 1, 1], ClassLabel(names=["cow", "ant"]))

@@ -1,6 +1,7 @@
 """Small datasets in files that can be streamed: Parquet and tar files (WebDataset)."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def write_parquet(folder: Path, shards=(7, 6, 8, 5), test: int = 10, names=("cat
     return str(folder)
 
 
-def write_tars(folder: Path, shards=(7, 6, 8, 5), test: int = 10, num_classes: int = 2) -> str:
-    """Tar files of `00000001.jpg` and `00000001.cls`, as WebDataset names them."""
+def write_tars(folder: Path, shards=(7, 6, 8, 5), test: int = 10, num_classes: int = 2, field: str = "") -> str:
+    """Tar files of `00000001.jpg` and `00000001.cls`, as WebDataset names them, or `00000001.json` with a field."""
     folder.mkdir(parents=True)
     images = image_bytes(sum(shards) + test)
     number = 0
@@ -46,7 +47,10 @@ def write_tars(folder: Path, shards=(7, 6, 8, 5), test: int = 10, num_classes: i
         for shard, size in enumerate(sizes):
             with tarfile.open(folder / f"{split}-{shard:05d}.tar", "w") as file:
                 for _ in range(size):
-                    for suffix, content in (("jpg", images[number]), ("cls", str(number % num_classes).encode())):
+                    label = ("cls", str(number % num_classes).encode())
+                    if field:
+                        label = ("json", json.dumps({"width": 20, field: number % num_classes}).encode())
+                    for suffix, content in (("jpg", images[number]), label):
                         member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                         member.size = len(content)
                         file.addfile(member, io.BytesIO(content))

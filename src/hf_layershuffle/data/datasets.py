@@ -50,7 +50,8 @@ def load_image_datasets(
         dataset_config_name: Configuration of a Hub dataset.
         image_column: Column of images, of type `Image` or an array; or of the bytes, `{"bytes", "path"}` or paths of
             image files, relative to the folder. If it is not given, it is found by its type, then by usual names.
-        label_column: Column of labels, found as `image_column` is. See [`with_class_labels`] for what it may hold.
+        label_column: Column of labels, found as `image_column` is, or a field of one: `json.label`. See
+            [`with_class_labels`] for what it may hold.
         train_split: Split to train on.
         eval_split: Split to evaluate on. Defaults to the first of `validation`, `valid`, `val` and `test` that is
             there and has labels. Without any, or where it is `train_split`, `eval_fraction` of the training split is

@@ -4,9 +4,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, concatenate_datasets
 
 from .class_labels import has_labels, quoted, with_class_labels
 from .dataset_files import load_splits
@@ -14,7 +14,9 @@ from .dataset_files import load_splits
 
 logger = logging.getLogger(__name__)
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
+_FIELDS = tuple(f"json.{name}" for name in LABEL_COLUMNS)  # of the JSON files of WebDataset
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+_Split = TypeVar("_Split", Dataset, IterableDataset)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def load_labelled_splits(
 def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_column: str, dataset_name: str) -> str:
     """The first usual split with labels, or else `train_split`, of which a part is then held out."""
     for name in EVALUATION_SPLITS:
-        if name in splits and (len(splits[name]) == 0 or has_labels(splits[name], label_column)):
+        if name in splits and (
+            len(splits[name]) == 0 or has_labels(_with_field(splits[name], label_column), label_column)
+        ):
             return name
         if name in splits:
             logger.warning("Split '%s' of dataset '%s' has no labels and is left out.", name, dataset_name)
@@ -105,8 +109,18 @@ def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_colu
 
 
 def find_label_column(features: Features, requested: str | None, dataset_name: str) -> str:
-    """The column of labels: the requested one, or the one found by its type, then by usual names."""
-    return find_column(features, requested, LABEL_COLUMNS, _is_class_label, "label", dataset_name)
+    """The column of labels: the requested one, or the one found by its type, then by usual names.
+
+    A field of a column of fields counts as one: `json.label`.
+    """
+    fields = {
+        f"{column}.{field}": feature
+        for column, of_column in features.items()
+        if isinstance(of_column, dict)
+        for field, feature in of_column.items()
+    }
+    every = Features({**fields, **features})
+    return find_column(every, requested, (*LABEL_COLUMNS, *_FIELDS), _is_class_label, "label", dataset_name)
 
 
 def _is_class_label(feature: Any) -> bool:
@@ -142,11 +156,27 @@ def find_column(
     return candidates[0]
 
 
-def standard_columns(split: Dataset, columns: dict[str, str], name: str) -> Dataset:
+def standard_columns(split: _Split, columns: dict[str, str], name: str) -> _Split:
     """The split with these columns only, under their standard names, which are the keys."""
     for column in columns.values():
+        split = _with_field(split, column)
         if column not in split.features:
             raise ValueError(f"The split used for '{name}' has no column '{column}'; it has {quoted(split.features)}.")
     split = split.select_columns([*columns.values()])
     renamed = {old: new for new, old in columns.items() if old != new}
     return split.rename_columns(renamed) if renamed else split
+
+
+def _with_field(split: _Split, column: str) -> _Split:
+    """The split with a field of a column, such as `json.label`, as a column of its own, if there is such a field."""
+    outer, _, field = column.partition(".")
+    fields = split.features.get(outer)
+    if column in split.features or not isinstance(fields, dict) or field not in fields:
+        return split
+    if isinstance(split, Dataset):  # without going through the other columns, of images
+        return concatenate_datasets([split, split.select_columns([outer]).flatten().select_columns([column])], axis=1)
+
+    def lift(row: dict[str, Any]) -> dict[str, Any]:
+        return {column: None if row[outer] is None else row[outer][field]}
+
+    return split.map(lift, features=Features({**split.features, column: fields[field]}))

@@ -82,7 +82,7 @@ def load_image_stream(
             Files are told to be of a split by their names, such as `train-00000.tar`.
         dataset_config_name: Configuration of a Hub dataset.
         image_column, label_column: As for [`load_image_datasets`]. Of tar files they are the names' last parts: `jpg`
-            and `cls`.
+            and `cls`, or a field of a JSON file: `json.label`.
         train_split: Split to train on.
         eval_split: Split to evaluate on, another one. Defaults to the first of `validation`, `valid`, `val` and
             `test`.
