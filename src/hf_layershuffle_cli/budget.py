@@ -209,20 +209,8 @@ def check_rivals(rivals: dict[str, inputs.LoadedModel], loaded: inputs.LoadedMod
     from hf_layershuffle.adaptive.budget_evaluation import check_rival
 
     for name, rival in rivals.items():
-        check_same_inputs(name, rival, loaded)
+        inputs.check_same_inputs(f"the rival '{name}'", rival, loaded)
         check_rival(name, rival.model, loaded.model)
-
-
-def check_same_inputs(name: str, rival: inputs.LoadedModel, loaded: inputs.LoadedModel) -> None:
-    """Raises a `ValueError` where a rival's inputs are made in another way than the model's."""
-    from hf_layershuffle.evaluation.fingerprint import processing_record
-
-    ours, theirs = (processing_record(each.processing_class, each.model.config) for each in (loaded, rival))
-    if ours != theirs:
-        raise ValueError(
-            f"The inputs of the rival '{name}' are made in another way than those of '{loaded.name}' "
-            f"({theirs} and {ours}); take a rival with the same image processor or tokenizer."
-        )
 
 
 def calibration_data(

@@ -231,3 +231,15 @@ def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | Non
     """The images, or texts, that can be read, of all or of as many as `seed` draws. A warning names the others."""
     loader = loaded.batches(data, skip_damaged=True, max_samples=max_samples, seed=seed)
     return cast(Any, loader.dataset).dataset
+
+
+def check_same_inputs(what: str, other: LoadedModel, loaded: LoadedModel) -> None:
+    """Raises a `ValueError` where the inputs of another model, named by `what`, are made in another way."""
+    from hf_layershuffle.evaluation.fingerprint import processing_record
+
+    ours, theirs = (processing_record(each.processing_class, each.model.config) for each in (loaded, other))
+    if ours != theirs:
+        raise ValueError(
+            f"The inputs of {what} are made in another way than those of '{loaded.name}' ({theirs} and {ours}); take "
+            "one with the same image processor or tokenizer."
+        )

@@ -82,6 +82,10 @@ def merge(
     """
     is_plan = len(sources) == 1 and sources[0].endswith(PLAN_SUFFIXES)
     check_arguments(is_plan, num_random, average, evaluate, compare, output_dir, dry_run)
+    check_random_only(
+        num_random, base=base != 1, num_layers=num_layers is not None, any_layer=any_layer,
+        no_position_heads=no_position_heads,
+    )  # fmt: skip
     named = {} if is_plan else name_sources(sources, base)
     drawing: dict[str, Any] = {"num_layers": num_layers, "any_layer": any_layer, "seed": seed}
     if evaluate is not None:
@@ -139,6 +143,15 @@ def check_arguments(
         raise ValueError("--output_dir is missing: the folder for the result.")
 
 
+def check_random_only(num_random: int | None, **is_given: bool) -> None:
+    """Raises a `ValueError` for options of random merges that would change nothing."""
+    given = [f"--{name}" for name, is_there in is_given.items() if is_there]
+    if given and num_random is None:
+        raise ValueError(
+            f"{', '.join(given)} would change nothing: for --random only. Say it in a plan's file instead."
+        )
+
+
 def name_sources(sources: list[str], base: int) -> "dict[str, MergeSource]":
     """The sources by short names.
 
@@ -187,7 +200,7 @@ def check_same_data(reports: "list[RandomMergeReport]", dataset: str, num_images
         if (report.dataset, report.num_images) != (dataset, num_images):
             raise ValueError(
                 "Reports to compare must be of one and the same dataset; they are of: "
-                f"{report.dataset} ({report.num_images} images), {dataset} ({num_images} images)."
+                f"{report.dataset} ({report.num_images} {report.noun}), {dataset} ({num_images} {report.noun})."
             )
 
 
@@ -224,6 +237,8 @@ def evaluate_merges(
     folders = {name: resolve_folder(name, source.path, source.revision) for name, source in sources.items()}
     loaded = {name: inputs.load_model(str(folder), **loading) for name, (folder, _) in folders.items()}
     base = loaded[kwargs["base"]]
+    for name, each in loaded.items():  # all see the inputs of the base
+        inputs.check_same_inputs(f"the source '{name}'", each, base)
     drawn = {"max_samples": kwargs["max_samples"], "seed": kwargs["seed"]}
     data = inputs.load_evaluation_split(base, dataset_name, skip_damaged=kwargs.pop("skip_damaged"), **drawn, **split)
     check_same_data(others, outputs.short_name(dataset_name), min(kwargs["max_samples"] or len(data), len(data)))

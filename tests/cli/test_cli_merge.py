@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,6 +127,16 @@ def test_random_merges_are_evaluated_without_being_written(work, command):
     assert code == 2 and "one and the same dataset" in err and not Path("third").exists()
 
 
+def test_sources_of_other_images_are_not_evaluated(work, command):
+    shutil.copytree("b", "darker")
+    file = Path("darker/preprocessor_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.0, 0.0, 0.0]}))
+    arguments = ["a", "darker", "--random", 2, "--evaluate", "digits", "--output_dir", "out"]
+    code, _, err = command(*arguments, "--max_samples", 20)
+    assert code == 2 and "The inputs of the source 'darker' are made in another way than those of 'a'" in err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -138,6 +149,9 @@ def test_random_merges_are_evaluated_without_being_written(work, command):
         (["a", "--random", 2, "--evaluate", "digits", "--dry_run"], "--dry_run is for a merge that would be written"),
         (["plan.yaml", "--average", "--output_dir", "out"], "A plan says what to merge"),
         (["a", "b", "--average"], "--output_dir is missing"),
+        (["a", "b", "--average", "--base", 2, "--any_layer", "--dry_run"], "--base, --any_layer would change nothing"),
+        (["plan.yaml", "--num_layers", 3, "--dry_run"], "--num_layers would change nothing: for --random only"),
+        (["a", "b", "--average", "--no_position_heads", "--dry_run"], "--no_position_heads would change nothing"),
         (["a", "b", "--random", 1, "--base", 3, "--output_dir", "out"], "--base is 3; it must be from 1 to 2"),
         (["a", "b", "--average", "--output_dir", "b"], "The output folder '.*b' is the source 'b'"),
         (["a", "b", "--average", "--output_dir", "."], "is not empty"),

@@ -78,3 +78,15 @@ def test_pools_that_cannot_be_are_refused(vit, images):
         MergePool({"a": models["a"]}, "c")
     with pytest.raises(ValueError, match="`num_merges` is 0; it must be an integer of at least 1"):
         evaluate_random_merges({"a": models["a"]}, images, num_merges=0)
+
+
+def test_what_the_base_leaves_out_is_of_its_own_layers(sources, tmp_path, images):
+    """As the merge on disk, which does not keep it either."""
+    models = {name: load_classifier(source) for name, source in zip("ab", sources)}
+    plain = evaluate_random_merges(models, images, num_merges=2, progress=False)
+    for model in models.values():
+        model.config.update({"skipped_mlps": [0, 1, 3], "exit_threshold": 0.1})
+    report = evaluate_random_merges(models, images, num_merges=2, progress=False)
+    assert [merge.loss for merge in report.merges] == [merge.loss for merge in plain.merges]
+    assert report.source_scores["a"].loss != plain.source_scores["a"].loss  # as the model is
+    assert models["a"].config.skipped_mlps == [0, 1, 3]

@@ -21,7 +21,7 @@ from ..common.progress import silenceable
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
-from ..models.configuration_layershuffle import encoder_config, set_num_layers
+from ..models.configuration_layershuffle import layer_kinds_of, set_num_layers
 from ..models.early_exit import all_layers
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import forget_layer_controller
@@ -50,7 +50,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     path = find_layers(model, any_depth=True)
     num_layers = len(_layers_at(model, path))
     kept = _check_layers(keep, num_layers)
-    check_places(_layers_at(model, path), kept, getattr(encoder_config(model.config), "layer_types", None))
+    check_places(_layers_at(model, path), kept, layer_kinds_of(model.config))
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
     layers: Any = same_kind_of_list(old_layers, [old_layers[layer] for layer in kept])
@@ -129,11 +129,8 @@ def _shorten_config(config: PreTrainedConfig, kept: list[int]) -> None:
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
         config.shuffle_window = min(config.shuffle_window, len(kept))
-    encoder: Any = encoder_config(config)
-    kinds = getattr(encoder, "layer_types", None)
-    set_num_layers(config, len(kept))
-    if kinds is not None and not isinstance(getattr(type(encoder), "layer_types", None), property):
-        encoder.layer_types = [kinds[layer] for layer in kept]
+    kinds = layer_kinds_of(config)
+    set_num_layers(config, len(kept), kinds and [kinds[layer] for layer in kept])
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:

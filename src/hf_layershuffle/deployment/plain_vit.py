@@ -13,7 +13,12 @@ from ..checkpoints.loading import as_layershuffle
 from ..checkpoints.tokenizers import takes_texts
 from ..models.auto_classes import plain_type_of
 from ..models.classification_heads import HEADS
-from ..models.configuration_layershuffle import LayerShuffleConfigMixin, num_layers_of, set_num_layers
+from ..models.configuration_layershuffle import (
+    LayerShuffleConfigMixin,
+    layer_kinds_of,
+    num_layers_of,
+    set_num_layers,
+)
 from ..models.execution_order import ExecutionOrder, check_execution_order
 from ..models.layer_lists import check_places
 from ..models.modeling_layershuffle import LayerShuffleMixin
@@ -47,7 +52,8 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
     """
     free = as_layershuffle(model)
     order = check_exportable(free.config, execution_order)
-    check_places(free.free_layers, order)
+    kinds = layer_kinds_of(free.config)
+    check_places(free.free_layers, order, kinds)
     plain: Any = copy.deepcopy(free)
     for name in ("halting_head", "layer_controller"):  # which are asked for fewer layers only
         if getattr(plain, name, None) is not None:
@@ -59,7 +65,8 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
         for position, index in enumerate(order)
     ]
     plain.set_submodule(free.layers_path, _plain_list(layers, map(_plain_layer, ordered)))
-    config = _plain_config(free.config, len(order))
+    config = _plain_config(free.config)
+    set_num_layers(config, len(order), kinds and [kinds[index] for index in order])
     for module in [*plain.modules()]:
         if isinstance(module, LayerShuffleMixin):
             plain_class: Any = type(module).plain_class
@@ -84,12 +91,11 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _plain_config(config: Any, num_layers: int) -> PreTrainedConfig:
+def _plain_config(config: Any) -> PreTrainedConfig:
     plain: Any = copy.deepcopy(config)
     plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
     for name in _DROPPED_FIELDS - ({"drop_path_rate"} if config.has_own_drop_path else set()):
         plain.__dict__.pop(name, None)
-    set_num_layers(plain, num_layers)
     return plain
 
 

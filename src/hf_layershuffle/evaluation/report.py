@@ -150,12 +150,11 @@ def compare_reports(reports: dict[str, RobustnessReport]) -> "Table":
             f"`reports` is a {type(reports).__name__}; pass a dictionary of reports by the names to show, such as "
             "{report.model: report}."
         )
-    datasets = {(report.dataset, report.num_images) for report in reports.values()}
+    datasets = {(report.dataset, report.num_images, report.noun) for report in reports.values()}
     if len(datasets) != 1:
-        found = ", ".join(f"{name} ({images} images)" for name, images in sorted(datasets)) or "none"
+        found = ", ".join(f"{name} ({count} {noun})" for name, count, noun in sorted(datasets)) or "none"
         raise ValueError(f"The reports to compare must be of one and the same dataset; they are of: {found}.")
-    dataset, num_images = datasets.pop()
-    noun = next(iter(reports.values())).noun
+    dataset, num_images, noun = datasets.pop()
     table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} {noun})", style="table.title"))
     table.add_column("execution order")
     for name in reports:

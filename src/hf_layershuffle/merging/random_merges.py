@@ -21,6 +21,8 @@ from ..common.reports import Report
 from ..evaluation.robustness import score_execution_orders
 from ..evaluation.statistics import OrderScore, json_values, summarize, with_nan
 from ..layerwise import LayerwiseClassifier, batches_for, check_evaluable
+from ..models.configuration_layershuffle import layer_kinds_of
+from ..models.early_exit import all_layers
 from .merged_model import COMPARED_FIELDS, check_configs_agree
 from .random_layers import draw_layers
 
@@ -57,6 +59,14 @@ class MergePool(LayerwiseClassifier):
         self.parts = parts
         self._layers = [layer for part in parts.values() for layer in part.layers]
         self._places = [index for part in parts.values() for index in range(part.num_layers)]
+        self._kinds = [kind for part in parts.values() for kind in _kinds_of(part)]
+        self._kinds_of_base = _kinds_of(parts[base or next(iter(parts))])
+        missing = set(self._kinds) - set(self._kinds_of_base)
+        if missing:
+            raise ValueError(
+                f"The base has no layer of kind '{missing.pop()}' (`layer_types`), as another model has; merge models "
+                "whose layers are of the same kinds."
+            )
         self.num_layers = len(self._layers)
 
     @property
@@ -64,8 +74,11 @@ class MergePool(LayerwiseClassifier):
         return self._layers
 
     def _call_of(self, index: int) -> tuple[tuple, dict]:
-        # As the base calls its own layer of the same index
-        return self._calls[min(self._places[index], len(self._calls) - 1)]
+        # As the base calls its own layer of the same index, or another one of the same kind
+        place = min(self._places[index], len(self._calls) - 1)
+        if self._kinds_of_base[place] != self._kinds[index]:
+            place = self._kinds_of_base.index(self._kinds[index])
+        return self._calls[place]
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -82,6 +95,11 @@ class MergePool(LayerwiseClassifier):
             starts[name] = start
             start += part.num_layers
         return [starts[source] + layer for source, layer in layers]
+
+
+def _kinds_of(part: LayerwiseClassifier) -> Sequence[str | None]:
+    """The kind of each layer; None where the configuration lists none."""
+    return layer_kinds_of(part.model.config) or [None] * part.num_layers
 
 
 @dataclass(frozen=True)
@@ -229,9 +247,10 @@ def evaluate_random_merges(
             part, loader, [order], description=f"Evaluating {model}", progress=progress
         )[0]
     orders = [pool.execution_order(layers) for layers in draws]
-    scores = score_execution_orders(
-        pool, loader, orders, description=f"Evaluating {num_merges} merges", progress=progress
-    )
+    with all_layers(pool.model, with_mlps=True):  # what the base leaves out was chosen for its own layers
+        scores = score_execution_orders(
+            pool, loader, orders, description=f"Evaluating {num_merges} merges", progress=progress
+        )
     merges = [
         MergeScore(seed + index, [list(layer) for layer in layers], score.accuracy, score.loss)
         for index, (layers, score) in enumerate(zip(draws, scores))
@@ -268,12 +287,12 @@ def random_merge_table(reports: Sequence[RandomMergeReport]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    datasets = {(report.dataset, report.num_images) for report in reports}
+    datasets = {(report.dataset, report.num_images, report.noun) for report in reports}
     if len(datasets) != 1:
-        found = ", ".join(f"{dataset} ({images} images)" for dataset, images in sorted(datasets)) or "none"
+        found = ", ".join(f"{dataset} ({count} {noun})" for dataset, count, noun in sorted(datasets)) or "none"
         raise ValueError(f"Reports to compare must be of one and the same dataset; they are of: {found}.")
-    dataset, num_images = datasets.pop()
-    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} {reports[0].noun})", style="table.title"))
+    dataset, num_images, noun = datasets.pop()
+    table = Table(title=Text(f"Accuracy on {dataset} ({num_images:,} {noun})", style="table.title"))
     table.add_column("models")
     for column in ("number", "mean", "std", "min", "max", "95 % interval of the mean"):
         table.add_column(column, justify="right")

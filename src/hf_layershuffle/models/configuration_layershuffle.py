@@ -81,11 +81,28 @@ def num_channels_of(config: PreTrainedConfig) -> int | None:
     return getattr(encoder_config(config), "num_channels", None)
 
 
-def set_num_layers(config: Any, num_layers: int) -> None:
-    """Sets how many layers the configuration says, and what follows from it: the stages of which a backbone gives
-    features."""
+def layer_kinds_of(config: PreTrainedConfig) -> list[str] | None:
+    """The kind of each layer, such as that of its attention, where the configuration lists them."""
     encoder = encoder_config(config)
+    if isinstance(getattr(type(encoder), "layer_types", None), property):  # which tells it by the index
+        return None
+    kinds = getattr(encoder, "layer_types", None)
+    return None if kinds is None else list(kinds)
+
+
+def set_num_layers(config: Any, num_layers: int, kinds: list[str] | None = None) -> None:
+    """Sets how many layers the configuration says, and what follows from it: the stages of which a backbone gives
+    features.
+
+    Args:
+        config: The configuration.
+        num_layers: The number of layers.
+        kinds: The kinds of the layers, if the configuration lists them.
+    """
+    encoder: Any = encoder_config(config)
     encoder.num_hidden_layers = num_layers
+    if kinds is not None:
+        encoder.layer_types = kinds
     if hasattr(config, "model_args"):  # of a model of timm
         config.model_args = {**(config.model_args or {}), "depth": num_layers}
     if getattr(encoder, "stage_names", None) is not None:
