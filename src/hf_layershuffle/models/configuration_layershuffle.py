@@ -84,21 +84,14 @@ def num_channels_of(config: PreTrainedConfig) -> int | None:
 def layer_kinds_of(config: PreTrainedConfig) -> list[str] | None:
     """The kind of each layer, such as that of its attention, where the configuration lists them."""
     encoder = encoder_config(config)
-    if isinstance(getattr(type(encoder), "layer_types", None), property):  # which tells it by the index
-        return None
-    kinds = getattr(encoder, "layer_types", None)
+    is_computed = isinstance(getattr(type(encoder), "layer_types", None), property)  # by the index
+    kinds = None if is_computed else getattr(encoder, "layer_types", None)
     return None if kinds is None else list(kinds)
 
 
 def set_num_layers(config: Any, num_layers: int, kinds: list[str] | None = None) -> None:
-    """Sets how many layers the configuration says, and what follows from it: the stages of which a backbone gives
-    features.
-
-    Args:
-        config: The configuration.
-        num_layers: The number of layers.
-        kinds: The kinds of the layers, if the configuration lists them.
-    """
+    """Sets how many layers the configuration says, their kinds if it lists them, and the stages of which a backbone
+    gives features, which follow."""
     encoder: Any = encoder_config(config)
     encoder.num_hidden_layers = num_layers
     if kinds is not None:
