@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, overload
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints.loading import as_layershuffle, load_classifier
@@ -293,6 +293,20 @@ def batches_for(
     return as_dataloader(data, processing_class, num_channels=parts.num_channels, **kwargs)
 
 
+def rows_of(loader: DataLoader) -> list[int]:
+    """The rows of its dataset that a loader reads, in ascending order, as its sampler says.
+
+    Raises:
+        `ValueError`: if it is a stream, or makes no batches of rows.
+    """
+    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            "The DataLoader does not make batches of rows of its dataset (it is a stream, or `batch_size` is None); "
+            "pass one of a dataset with a length, and with a `batch_size`."
+        )
+    return sorted(row for batch in loader.batch_sampler for row in batch)
+
+
 def inputs_on_device(
     parts: LayerwiseModel, batch: Mapping[str, torch.Tensor]
 ) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -327,4 +341,5 @@ __all__ = [
     "inputs_on_device",
     "labels_on_device",
     "load_classifier",
+    "rows_of",
 ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Architecture
 from support.analysis import make_items, randomize
+from torch.utils.data import DataLoader, IterableDataset
 
 import hf_layershuffle as ls
 from hf_layershuffle.adaptive import budget_evaluation, measured_cost
@@ -332,6 +333,46 @@ def test_some_examples_are_spread_over_the_data():
     found = torch.cat([batch["pixel_values"] for batch in some_of(loader, 4, 2)])
     assert found.flatten().tolist() == [0, 3, 6, 9]
     assert sum(len(batch["labels"]) for batch in some_of(loader, 25)) == 25
+
+
+def test_some_examples_are_of_those_that_a_sampler_gives():
+    items = [{"pixel_values": torch.full((1,), i), "labels": 0} for i in range(10)]
+    rows_read = {
+        "a sampler": DataLoader(items, batch_size=2, sampler=[9, 7, 5, 6]),
+        "a sampler of batches": DataLoader(items, batch_sampler=[[9, 7], [5, 6]]),
+    }
+    for loader in rows_read.values():
+        found = torch.cat([batch["pixel_values"] for batch in some_of(loader, 4)])
+        assert found.flatten().tolist() == [5, 6, 7, 9]
+    for loader in (DataLoader(items, batch_size=None), DataLoader(Stream())):
+        with pytest.raises(ValueError, match=r"does not make batches of rows of its dataset .*; pass one of"):
+            some_of(loader, 4)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+def test_programs_are_searched_on_the_calibration_data_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "hf_layershuffle.adaptive.policies.search_layers",
+        lambda model, loader, count, progress: [seen.extend(batch["labels"].tolist()) for batch in loader] and [0, 1],
+    )
+    both = [item | {"labels": int(i >= 30)} for i, item in enumerate(make_items(60))]
+    reported, held_out = (DataLoader(both, batch_size=8, sampler=rows) for rows in (range(30), range(30, 60)))
+    report = evaluate_budget(
+        free_model(), reported, held_out, policies=["searched-layers"], num_layers_run=[2], num_search_samples=12,
+        measure_time=False, progress=False,
+    )  # fmt: skip
+    assert seen == [1] * 12 and (report.num_images, report.num_chosen_on) == (30, 30)
+
+
+def test_only_the_generator_whose_state_comes_back_is_seeded(monkeypatch):
+    model = free_model()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: 1 / 0)  # which seeds accelerators, too
+    evaluated(model, [FixedOrder(model), "predicted-programs"])
 
 
 def test_wilson_interval():

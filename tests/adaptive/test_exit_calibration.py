@@ -184,3 +184,11 @@ def test_other_classes_are_refused(model, processor, digits):
     other = digits.select(range(10)).cast_column("label", ClassLabel(names=[f"class {index}" for index in range(10)]))
     with pytest.raises(ValueError, match="the model does not know"):
         calibrate_exit(model, other, max_mean_layers=3, processing_class=processor)
+
+
+def test_it_is_not_applied_to_a_plain_model(vit, model, processor, digits):
+    found = calibrate_exit(model, digits, max_mean_layers=3, processing_class=processor, progress=False)
+    plain = vit.plain_classifier()
+    with pytest.raises(ValueError, match=r"has no free layer order; make it so by `free_order\(model\)`"):
+        found.apply(plain)
+    assert not hasattr(plain.config, "exit_threshold")

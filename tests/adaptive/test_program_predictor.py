@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.analysis import digits_batches
+from support.analysis import digits_batches, make_items
 from support.texts import labelled_texts, text_classifier, tokenizer_of
 
 import hf_layershuffle as ls
@@ -14,6 +14,7 @@ from hf_layershuffle.adaptive.predictor_training import cost_weight_for, fit
 from hf_layershuffle.adaptive.program_answers import ProgramAnswers, answers_of_programs, programs_by_length
 from hf_layershuffle.adaptive.program_policies import PredictedPrograms, ShuffledPrograms
 from hf_layershuffle.adaptive.program_predictor import FILE_NAME, ProgramPredictor
+from hf_layershuffle.checkpoints.identity import weights_digest
 from hf_layershuffle.data import as_dataloader
 from hf_layershuffle.layerwise import LayerwiseClassifier
 
@@ -130,6 +131,38 @@ def test_layers_that_are_not_needed_do_not_run(model, loader, predictor):
         layer.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
     found = predictor.run(parts, images, 0.2)
     assert sum(sizes) == 60 + (found.num_layers_run - 1).sum()
+
+
+def test_weights_are_compared_once_of_a_plain_model_too(vit, monkeypatch):
+    plain = vit.plain_classifier().eval()
+    predictor = ls.train_program_predictor(plain, make_items(8), num_steps=2, progress=False)
+    compared = []
+    monkeypatch.setattr(
+        "hf_layershuffle.adaptive.program_predictor.weights_digest",
+        lambda model: compared.append(1) or weights_digest(model),
+    )
+    for _ in range(3):
+        predictor.run(plain, make_items(2)[0]["pixel_values"][None])
+    assert len(compared) == 1
+
+
+def test_it_is_of_the_mlps_that_ran_in_training(model, loader, tmp_path):
+    model.config.skipped_mlps = [2, 1]
+    programs = programs_by_length(6, 1)
+    ls.train_program_predictor(model, loader, programs, num_steps=2, progress=False).save_pretrained(tmp_path)
+    found = ProgramPredictor.from_pretrained(tmp_path)
+    found.check_model(model)
+    model.config.skipped_mlps = None
+    with pytest.raises(ValueError, match=r"`skipped_mlps` \[1, 2\], and this one has None"):
+        found.check_model(model)
+
+
+def test_a_file_of_an_earlier_version_is_of_all_mlps(predictor, tmp_path):
+    path = predictor.save_pretrained(tmp_path)
+    header = {"format": 1, **predictor.settings}
+    del header["skipped_mlps"]
+    save_file(load_file(path), path, metadata={"program_predictor": json.dumps(header)})
+    assert ProgramPredictor.from_pretrained(tmp_path).settings == predictor.settings
 
 
 def test_it_is_saved_and_loaded(model, loader, predictor, tmp_path):
@@ -270,6 +303,10 @@ def test_other_models_are_refused(model, loader, predictor):
         other.classifier.bias.add_(0.1)
     with pytest.raises(ValueError, match=r"whose weights have the digest .*Train one for this model"):
         predictor.run(other, images)
+    model.config.skipped_mlps = [1, 2]
+    with pytest.raises(ValueError, match=r"`skipped_mlps` None, and this one has \[1, 2\]. Train one for this model"):
+        predictor.run(model, images)
+    model.config.skipped_mlps = None
     with pytest.raises(ValueError, match="the model is in training mode"):
         predictor.run(model.train(), images)
     with pytest.raises(ValueError, match="`cost_weight` is -1"):

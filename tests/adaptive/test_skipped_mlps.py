@@ -164,3 +164,13 @@ def test_bad_positions(model):
     plain = ls.to_plain_vit(model)
     with pytest.raises(ValueError, match="ViTForImageClassification has no free layer order"), without_mlps(plain, []):
         pass
+
+
+def test_no_labels_are_needed(model):
+    digits, processor = (
+        ls.load_image_datasets("digits")["train"].select(range(30)),
+        ls.load_image_processor(ls.example_model()),
+    )
+    settings = {"processing_class": processor, "progress": False}
+    found = mlp_similarities(model, digits.remove_columns("label"), **settings)
+    np.testing.assert_array_equal(found.similarities, mlp_similarities(model, digits, **settings).similarities)

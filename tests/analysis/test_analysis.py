@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 
@@ -14,6 +15,10 @@ import transformers
 from conftest import Architecture, of_both_architectures
 from sklearn.datasets import load_digits
 from support.analysis import make_items, randomize
+from support.encoder_checks import free_model
+from support.encoders import DECODERS, IMAGE_ENCODERS
+from support.timm_without_torchvision import use_timm
+from torch.utils.data import DataLoader
 
 import hf_layershuffle as ls
 from hf_layershuffle.analysis import (
@@ -138,6 +143,13 @@ def test_a_layer_that_adds_nothing_is_seen_to(vit):
     assert "depth_norm" not in found.mean
 
 
+def test_a_layer_without_its_mlp_adds_nothing_by_it(vit):
+    model = randomize(vit.classifier())
+    model.config.skipped_mlps = [2]
+    found = layer_contributions(model, make_items(4), num_orders=4, progress=False)
+    assert (found.mean["mlp_size"][:, 2] == 0).all() and (found.mean["mlp_size"][:, [0, 1, 3]] > 0).all()
+
+
 def test_a_token_that_is_zero_is_no_harm(vit):
     """The special tokens of a fresh model."""
     found = layer_contributions(vit.classifier(), make_items(4), num_orders=4, progress=False)
@@ -191,6 +203,51 @@ def test_representations_are_the_models_hidden_states(vit):
                 states = output.hidden_states[position + 1].numpy()
                 np.testing.assert_allclose(found.cls[chosen, run, layer, position], states[:, 0], atol=1e-5)
                 np.testing.assert_allclose(found.mean[chosen, run, layer, position], states.mean(1), atol=1e-5)
+
+
+def test_representations_are_of_the_rows_that_are_read(vit):
+    model, items = randomize(vit.classifier()), make_items(60)
+    loader = DataLoader(items, batch_size=8, sampler=range(59, 29, -1))
+    found = collect_representations(model, loader, progress=False)
+    expected = collect_representations(model, items[30:], progress=False)
+    np.testing.assert_array_equal(found.cls, expected.cls)
+    assert analyze(model, loader, num_orders=1, progress=False).num_images == 30
+
+
+def test_the_token_of_a_causal_model_is_the_one_that_its_head_reads():
+    encoder = next(each for each in DECODERS if each.name == "Llama, classifier")
+    model = free_model(encoder)
+    words = torch.randint(5, 90, (20, 8), generator=torch.Generator().manual_seed(1))
+    words[:, 0] = 5  # as the token with which texts begin
+    lengths = [4 + i % 5 for i in range(20)]
+    items = [
+        {"input_ids": row, "attention_mask": (torch.arange(8) < length).long(), "labels": 0}
+        for row, length in zip(words, lengths)
+    ]
+    found = collect_representations(model, items, progress=False)
+    order = balanced_execution_orders(model.config.num_hidden_layers, 2 * 4 * 5, seed=0)[0]
+    mask = torch.stack([item["attention_mask"] for item in items])
+    with torch.inference_mode():
+        output = model.base_model(words, attention_mask=mask, execution_order=order, output_hidden_states=True)
+    for image in range(4):  # the first group
+        expected = output.hidden_states[1][image, lengths[image] - 1].numpy()
+        np.testing.assert_allclose(found.cls[image, 0, order[0], 0], expected, atol=1e-5)
+    assert output_similarity(found).same_both > 0.5
+
+
+def test_outputs_that_are_not_finite_are_said_before_all_images_run(vit, monkeypatch):
+    model = randomize(vit.classifier())
+    with torch.no_grad():
+        model.base_model.layers[1].mlp.fc1.weight.mul_(1e38)
+    monkeypatch.setattr("hf_layershuffle.analysis.analysis.layer_contributions", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ValueError, match="are not finite, so there is nothing to compare; try --dtype float32"):
+        analyze(model, make_items(25), progress=False)
+
+
+def test_a_large_model_has_as_many_images_as_it_needs(vit):
+    assert len(collect_representations(vit.classifier(), make_items(25), max_bytes=1, progress=False).cls) == 20
+    with pytest.raises(ValueError, match=r"There are 19 images; this needs at least 20\. Use more of the dataset"):
+        collect_representations(vit.classifier(), make_items(19), progress=False)
 
 
 def test_representations_are_capped_in_bytes(vit):
@@ -331,6 +388,67 @@ def test_rollout_is_the_product_in_execution_order(vit, order):
     assert found.images.shape == (2, 8, 8, 3) and found.images.min() == 0 and found.images.max() == 1
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("height, width", [(16, 16), (8, 12), (24, 16)])
+def test_maps_are_of_the_images_size_and_not_of_the_configurations(height, width):
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=16, patch_size=4)
+    model = ls.free_order(randomize(transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes))))
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    found = attention_rollout(model, images, [[0, 1]])
+    assert found.maps.shape == (2, 1, height // 4, width // 4)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        first, second = (each.mean(1) for each in model(images, output_attentions=True).attentions)
+    eye = torch.eye(first.shape[-1])
+    rollout = (second + eye) / 2 @ (first + eye) / 2
+    np.testing.assert_allclose(found.maps.reshape(2, -1), rollout[:, 0, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("data2vec vision", "does not give its weights"),
+        ("SigLIP 2", r"does not divide inputs of shape \(2, 16, 48\)"),
+    ],
+)
+def test_a_model_without_maps_is_analysed_without_them(name, reason, caplog):
+    encoder = next(each for each in IMAGE_ENCODERS if each.name == name)
+    inputs, model = encoder.inputs(), free_model(encoder)
+    items = [{key: value[i % 2] for key, value in inputs.items()} | {"labels": i % 2} for i in range(20)]
+    report = analyze(model, items, num_orders=1, num_attention_images=2, batch_size=20, progress=False)
+    assert report.attention is None and report.probe.num_images == 20
+    assert re.search(f"The analysis is without attention maps. .*{reason}", caplog.text)
+    with pytest.raises(ValueError, match=f"{reason}.*so there are no attention maps of it"):
+        attention_rollout(model, inputs["pixel_values"], [[0]])
+
+
+def test_a_model_of_timm_has_no_maps(monkeypatch):
+    use_timm(monkeypatch)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    config = transformers.TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes, num_labels=3)
+    model = ls.free_order(transformers.TimmWrapperForImageClassification(config)).eval()
+    with pytest.raises(ValueError, match="so there are no attention maps of it"):
+        attention_rollout(model, torch.zeros(5, 3, 32, 32), [[0]])
+
+
+def test_attention_that_gives_a_tensor_has_no_maps(vit):
+    """Its second item is that of the second image, and no weights."""
+    model = vit.classifier()
+    for layer in model.base_model.layers:
+        layer.attention.register_forward_hook(lambda module, args, output: output[0])
+    with pytest.raises(ValueError, match="does not give its weights"):
+        attention_rollout(model, torch.zeros(2, 3, 8, 8), [[0]])
+
+
+def test_the_attention_of_each_tower_is_restored():
+    encoder = next(each for each in IMAGE_ENCODERS if each.name == "CLIP")
+    model = free_model(encoder)
+    model.config._attn_implementation = {"": "sdpa", "vision_config": "sdpa", "text_config": "eager"}
+    attention_rollout(model, encoder.inputs()["pixel_values"], [[0]])
+    config = model.config
+    found = [each._attn_implementation for each in (config, config.vision_config, config.text_config)]
+    assert found == ["sdpa", "sdpa", "eager"]
 
 
 def test_a_failed_rollout_restores_the_attention(vit):

@@ -104,3 +104,26 @@ def test_the_auto_classes_of_transformers_load_what_they_saved(tmp_path):
     model = ls.LayerShuffleAutoModel.from_config(transformers.Dinov2Config(**DINOV2), shuffle_mode="arbitrary")
     model.save_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is type(model)
+
+
+def test_a_configurations_attention_is_kept_unless_another_is_asked_for(tmp_path):
+    transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2)).save_pretrained(tmp_path)
+    for given in (transformers.Dinov2Config, ls.LayerShuffleDinov2Config):
+        config = given(**DINOV2, attn_implementation="eager", dtype="bfloat16")
+        for made in (
+            ls.LayerShuffleAutoModel.from_config(config),
+            ls.LayerShuffleAutoModel.from_pretrained(tmp_path, config=config),
+        ):
+            assert made.config._attn_implementation == "eager"
+        assert ls.LayerShuffleAutoModel.from_config(config).dtype is torch.bfloat16
+        other = ls.LayerShuffleAutoModel.from_config(config, attn_implementation="sdpa")
+        assert other.config._attn_implementation == "sdpa" and config._attn_implementation == "eager"
+
+
+def test_each_tower_keeps_its_attention():
+    config = transformers.CLIPConfig(
+        vision_config=SIZES | {"image_size": 16, "patch_size": 4}, text_config=SIZES | TEXT,
+        attn_implementation={"": "sdpa", "vision_config": "eager", "text_config": "sdpa"},
+    )  # fmt: skip
+    found = ls.LayerShuffleAutoModelForImageClassification.from_config(config).config
+    assert (found.vision_config._attn_implementation, found._attn_implementation) == ("eager", "sdpa")

@@ -1,5 +1,6 @@
 """What is no whole, trained, finite model is refused wherever one enters, in one line, and no code of it runs."""
 
+import io
 import json
 import re
 
@@ -16,6 +17,8 @@ from transformers import (
     modeling_utils,
 )
 
+from hf_layershuffle.checkpoints import tensor_files
+from hf_layershuffle.checkpoints.checks import check_complete
 from hf_layershuffle.checkpoints.image_processors import load_image_processor
 from hf_layershuffle.checkpoints.loading import as_layershuffle, load_classifier
 from hf_layershuffle.hub.merged_folder import merge
@@ -276,3 +279,23 @@ def test_our_faults_keep_their_traceback_and_say_so(folder, monkeypatch, capsys,
 def test_a_model_in_memory_needs_a_head(vit):
     with pytest.raises(ValueError, match="is not a classifier of its whole input"):
         as_layershuffle(vit.plain_model_class(vit.plain_classifier().config))
+
+
+@pytest.mark.parametrize("name", ["transformer.h.3.mlp.c_fc.weight", "timm_model.blocks.3.norm1.weight"])
+def test_layers_without_a_place_are_found_in_all_families(name):
+    with pytest.raises(ValueError, match=f"has no place: {name}"):
+        check_complete("'x'", [], [name, "transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"])
+    check_complete("'x'", [], ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"])
+
+
+def test_a_read_that_gives_less_than_there_is_goes_on(tmp_path, monkeypatch):
+    expected = torch.arange(1000.0)
+    save_file({"a": expected}, tmp_path / "a.safetensors")
+    (stored,) = tensor_files.list_tensors("x", tmp_path / "a.safetensors")
+
+    class ShortReads(io.FileIO):
+        def readinto(self, view):
+            return super().readinto(memoryview(view)[:999])
+
+    monkeypatch.setattr(tensor_files, "open", lambda path, *args, **kwargs: ShortReads(path), raising=False)
+    assert torch.equal(torch.cat([chunk.clone() for chunk in stored.chunks()]), expected)

@@ -10,8 +10,9 @@ from support.images import image_dataset, processor, random_images, save, write_
 from hf_layershuffle import evaluate_robustness
 from hf_layershuffle.analysis import layer_contributions
 from hf_layershuffle.compression.pruning import search_layers
-from hf_layershuffle.data.class_labels import replace_labels
-from hf_layershuffle.data.datasets import as_dataloader, load_image_datasets, match_labels
+from hf_layershuffle.data.class_labels import replace_labels, unformatted
+from hf_layershuffle.data.datasets import as_dataloader, load_image_datasets, match_labels, typical_image_size
+from hf_layershuffle.data.image_stream import ImageStream
 
 
 def labelled(labels: list, feature=None, seed: int = 0) -> Dataset:
@@ -139,6 +140,35 @@ def test_an_idx_folder_holds_class_indices(tmp_path):
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.arange(10))
     assert classes(load_image_datasets(str(tmp_path))["test"]) == [str(index) for index in range(10)]
     assert classes(load_image_datasets(str(tmp_path), class_names=TEN)["test"]) == TEN
+
+
+# --- With the format of another library ---
+
+
+@pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
+def test_a_format_changes_nothing(tmp_path, format):
+    images = named(["cat", "dog"], [0, 1] * 5)
+    formatted = images.with_format(format)
+    splits = load_image_datasets(save(tmp_path, train=formatted, test=formatted))
+    assert splits["train"]["label"][:] == images["label"][:] and splits["train"][0]["image"].size == (8, 8)
+    other = model_config(["dog", "cat"])
+    assert match_labels(formatted, other)["label"][:] == [1, 0] * 5
+    assert typical_image_size(formatted) == (8, 8)
+    (expected,), (batch,) = (as_dataloader(each, processor(), config=other) for each in (images, formatted))
+    assert all(batch[name].equal(expected[name]) for name in ("pixel_values", "labels"))
+    streams = [each.to_iterable_dataset() for each in (images, images)]
+    if format != "pandas":  # of which `datasets` makes no rows
+        streams[1] = streams[1].with_format(format)
+    streams = [ImageStream(each, processor(), shuffle_buffer_size=0) for each in streams]
+    expected, batch = (each.__getitems__(list(each.samples(0))).unfinished for each in streams)
+    assert all(batch[name].equal(expected[name]) for name in ("pixel_values", "labels"))
+
+
+def test_a_transform_stays():
+    images = named(["cat", "dog"]).with_transform(
+        lambda rows: {"image": [each.rotate(90) for each in rows["image"]], "label": rows["label"]}
+    )
+    assert unformatted(images) is images
 
 
 # --- As the model numbers them ---

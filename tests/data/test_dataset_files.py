@@ -13,6 +13,7 @@ from datasets import Dataset
 from support.images import image_dataset, in_classes, processor, random_images, write_images
 
 from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.data.text_datasets import load_text_datasets
 
 
 IMAGES = random_images(10)
@@ -148,6 +149,32 @@ def test_a_table_replaced_with_the_same_modification_time_is_read_anew(tmp_path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = load_image_datasets(str(tmp_path))["train"]
     assert not np.array_equal(np.asarray(before[0]["image"]), np.asarray(after[0]["image"]))
+
+
+@pytest.mark.parametrize("layout", ["parquet", "other classes", "paths", "split folders", "class folders"])
+def test_brackets_in_a_path_are_no_pattern(tmp_path, layout):
+    folder = tmp_path / "pictures [old]" / "data[1]"
+    folder.mkdir(parents=True)
+    if layout in ("parquet", "other classes"):
+        for split, names in (("train", ("cat", "dog")), ("test", ("dog", "cat"))):
+            table = image_dataset(10, names=names if layout == "other classes" else ("cat", "dog"))
+            table.to_parquet(folder / f"{split}-0.parquet")
+    elif layout == "paths":
+        content = {"image": columns("path", folder), "label": LABELS}
+        pd.DataFrame(content).to_csv(folder / "[all].csv", index=False)
+    elif layout == "split folders":
+        write_images(folder, *in_classes("train/[cat]", "train/dog", "test/[cat]", "test/dog", count=5))
+    else:
+        write_images(folder, *in_classes("[cat]", "dog", count=5))
+    splits = load_image_datasets(str(folder))
+    held_out = layout in ("paths", "class folders")
+    assert [len(splits[name]) for name in ("train", "test")] == ([8, 2] if held_out else [10, 10])
+    assert [name.strip("[]") for name in splits["train"].features["label"].names] == ["cat", "dog"]
+
+
+def test_brackets_in_the_name_of_a_table_are_no_pattern(tmp_path):
+    pd.DataFrame({"text": ["red"] * 10, "label": LABELS}).to_csv(tmp_path / "all [10].csv", index=False)
+    assert len(load_text_datasets(str(tmp_path / "all [10].csv"))["train"]) == 8
 
 
 def test_the_split_to_train_on_is_not_evaluated_on(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from support.images import image_dataset, processor, random_images
 
 from hf_layershuffle.data.datasets import ImageClassificationDataset, as_dataloader, typical_image_size
-from hf_layershuffle.data.image_reading import draw_rows, to_pil
+from hf_layershuffle.data.image_reading import are_mostly_grey, draw_rows, to_pil
 from hf_layershuffle.hub.card_examples import write_examples
 
 
@@ -143,6 +143,18 @@ def test_a_typical_size_of_nothing_is_refused():
         typical_image_size(of_images([broken] * 2))
     with pytest.raises(ValueError, match="`num_images` is 0"):
         typical_image_size(image_dataset(2), num_images=0)
+
+
+def test_most_of_the_images_that_can_be_read_say_whether_they_are_grey():
+    broken, grey, colour = (
+        {"bytes": b"nothing", "path": None},
+        *(encoded(PILImage.new(mode, (7, 9))) for mode in ("L", "RGB")),
+    )
+    assert are_mostly_grey(of_images([broken, grey, colour, grey]))
+    assert not are_mostly_grey(of_images([grey, colour, colour, broken]))
+    assert are_mostly_grey(of_images([np.zeros((6, 9))] * 2, Array2D((6, 9), "uint8")))
+    with pytest.raises(ValueError, match=r"None of 2 images .* can be read"):
+        are_mostly_grey(of_images([broken] * 2))
 
 
 def test_rows_are_drawn_as_datasets_shuffles():

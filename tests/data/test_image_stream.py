@@ -15,6 +15,7 @@ from hf_layershuffle.data.augmentation_settings import Augmentation
 from hf_layershuffle.data.image_dataset import ImageClassificationDataset, collate_for_device
 from hf_layershuffle.data.image_stream import ImageStream
 from hf_layershuffle.data.stream_batches import StreamBatches
+from hf_layershuffle.data.streamed_splits import load_image_stream
 
 
 CROPS = Augmentation(resized_crop_scale=(0.2, 1.0), horizontal_flip=True, random_erasing=0.5, mixup_alpha=0.5)
@@ -99,6 +100,38 @@ def test_processes_share_a_pass_without_repeats_and_losses(dataset, world_size):
         indices += [sample.place for sample in samples]
     assert len(contents) == len(set(contents)) == TOTAL
     assert len(set(indices)) == TOTAL  # so that no two images are augmented alike
+
+
+@pytest.mark.parametrize(
+    ("shards", "own"), [((13, 3), False), ((8, 8), True), ((5, 4, 3, 4), True), ((5, 6, 5), False)]
+)
+def test_processes_read_files_of_their_own_only_where_these_hold_as_many_images(tmp_path, shards, own):
+    """So that an epoch of two processes gives each image once."""
+    splits = load_image_stream(write_parquet(tmp_path / "images", shards=shards))
+    options = {"num_samples": sum(shards), "is_length": True}
+    for rows, is_own in (((), False), (splits.rows_of_files, own)):
+        seen = []
+        for rank in (0, 1):
+            images = stream(splits.stream, rows_of_files=rows, **options)
+            assert (images.own_pieces(rank, 2) is not None) == is_own
+            passes = [drawn(images, epoch, share=(rank, 2), batch_size=2, drop_last=True) for epoch in (0, 1, 2)]
+            seen += passes[0]
+            whole = StreamBatches(images, 2, rank=rank, world_size=2, drop_last=True)
+            for epoch, each in enumerate(passes):  # going on, as each alone, which is how a run is resumed
+                images.set_epoch(epoch)
+                assert [(one.number, one.place) for batch in whole for one in batch] == [one[:2] for one in each]
+        assert len({content for *_, content in seen}) == len(seen) == sum(shards) // 4 * 4
+
+
+def test_processes_with_files_of_their_own_share_a_pass(dataset):
+    images = stream(dataset, rows_of_files=[7, 6, 5, 6], shuffle_buffer_size=0)
+    assert [images.own_pieces(rank, 2) for rank in (0, 1)] == [[0, 2], [1, 3]]
+    shares = [list(images.samples(1, rank, 2)) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [15, 11]  # as the files hold, not as was said
+    assert len({sample.image["bytes"] for share in shares for sample in share}) == TOTAL
+    assert len({sample.place for share in shares for sample in share}) == TOTAL
+    for world_size, rows in ((3, [7, 6, 5, 6]), (2, [7, 6, 8, 5]), (2, [7, 6]), (8, [1, 1, 1, 1])):
+        assert stream(dataset, rows_of_files=rows).own_pieces(0, world_size) is None
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

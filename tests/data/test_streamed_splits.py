@@ -1,4 +1,5 @@
 import shutil
+import tarfile
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -95,6 +96,38 @@ def test_bytes_without_a_type_are_images(tmp_path):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
     splits = load_image_stream(str(tmp_path))
     assert labels_of(splits) == [0, 1, 0, 1] and splits.test[0]["image"].size == (20, 16)
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_tars])
+def test_brackets_in_a_path_are_no_pattern(tmp_path, write):
+    folder = tmp_path / "images [old]"
+    splits = load_image_stream(write(folder))
+    assert labels_of(splits) == [row % 2 for row in range(26)] if write is write_tars else len(labels_of(splits)) == 26
+    if write is write_tars:
+        with tarfile.open(folder / "train-00000.tar", "w"):
+            pass  # empty, so that `datasets` would find no columns
+        assert len(labels_of(load_image_stream(str(folder)))) == 19
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "class_names", "expected"),
+    [
+        ([0, 1, 2, 1], [0, 1], ["ant", "bee", "cow"], ["ant", "bee", "cow", "bee"]),
+        ([0, 7, 3, 7], [0, 3], ["0", "3", "7"], ["0", "7", "3", "7"]),
+        (["cow", "ant", "bee"], ["ant", "bee"], ["bee", "cow", "ant"], ["cow", "ant", "bee"]),
+        (["cow", "ant"], ["ant", "cow"], ["bee", "dog"], ["cow", "ant"]),
+        ([4, 5], [4, 5], ["0", "1"], ["4", "5"]),
+    ],
+)
+def test_classes_of_the_checkpoint_that_the_evaluation_split_lacks(tmp_path, train, test, class_names, expected):
+    feature = Value("int64" if isinstance(train[0], int) else "string")
+    write_table(tmp_path, "train", train, feature)
+    write_table(tmp_path, "test", test, feature)
+    splits = load_image_stream(str(tmp_path), class_names=class_names)
+    names = splits.test.features["label"].names
+    assert [names[label] for label in labels_of(splits)] == expected
+    stored = load_image_datasets(str(tmp_path), class_names=class_names)["train"]
+    assert [stored.features["label"].names[label] for label in stored["label"][:]] == expected
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):

@@ -24,6 +24,16 @@ def test_items_are_what_the_tokenizer_gives():
         dataset[7]
 
 
+@pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
+def test_a_format_of_another_library_changes_nothing(format):
+    data = labelled_texts(7)
+    expected, dataset = (
+        ls.TextClassificationDataset(each, tokenizer_of()) for each in (data, data.with_format(format))
+    )
+    assert [dataset[index] for index in range(7)] == [expected[index] for index in range(7)]
+    assert dataset.labels == data["label"][:]
+
+
 def test_a_batch_is_padded_to_its_longest_text_only():
     dataset = ls.TextClassificationDataset(labelled_texts(24), tokenizer_of())
     lengths = [len(dataset[index]["input_ids"]) for index in range(24)]

@@ -1,6 +1,7 @@
 import copy
 import itertools
 import weakref
+from dataclasses import replace
 
 import evaluate
 import numpy as np
@@ -9,10 +10,14 @@ import torch
 from conftest import of_both_architectures
 from datasets import ClassLabel, DatasetDict
 from scipy import stats
+from support.texts import labelled_texts, tokenizer_of
 
 import hf_layershuffle as ls
+from hf_layershuffle.checkpoints.identity import FAMILY_SETTINGS
 from hf_layershuffle.common.tables import render
+from hf_layershuffle.data.dataloading import as_dataloader
 from hf_layershuffle.evaluation import order_tree
+from hf_layershuffle.evaluation.fingerprint import data_digest, expected_report, other_than
 from hf_layershuffle.evaluation.order_plans import evenly_spaced_layers, plan_orders
 from hf_layershuffle.evaluation.order_tree import OrderTree
 from hf_layershuffle.evaluation.report import RobustnessReport, compare_reports
@@ -275,17 +280,49 @@ def test_a_stopped_evaluation_goes_on(vit, tmp_path, monkeypatch, stop, num_resu
     ignored = {"environment": None}
     assert report.to_dict() | ignored == whole.to_dict() | ignored
 
-    # sums of other weights are not gone on with
-    batches.clear()
-    monkeypatch.setattr(order_tree, "_score_batch", stop_at_the_sixth)
-    with pytest.raises(stop):
+    # sums of other weights, or without other MLPs, are not gone on with
+    changes = (lambda: model.classifier.weight.data.mul_(2), lambda: setattr(model.config, "skipped_mlps", [1]))
+    for change in changes:
+        batches.clear()
+        monkeypatch.setattr(order_tree, "_score_batch", stop_at_the_sixth)
+        with pytest.raises(stop):
+            evaluate_robustness(model, data, **options, progress_file=file)
+        change()
+        resumed.clear()
+        monkeypatch.setattr(order_tree, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
         evaluate_robustness(model, data, **options, progress_file=file)
-    with torch.no_grad():
-        model.classifier.weight.mul_(2)
-    resumed.clear()
-    monkeypatch.setattr(order_tree, "_score_batch", lambda *args: resumed.append(1) or score_batch(*args))
-    evaluate_robustness(model, data, **options, progress_file=file)
-    assert len(resumed) == 8
+        assert len(resumed) == 8
+
+
+def test_a_report_is_of_the_mlps_that_ran_and_of_the_familys_settings(vit):
+    model, data = lively(vit.classifier()), items(8)
+    settings = {"num_orders": 1, "num_subsets": 1, "seed": 0}
+
+    def why_not(report):
+        return other_than(report, expected_report(model, as_dataloader(data), None, **settings))
+
+    report = evaluate_robustness(model, data, **settings, progress=False)
+    recorded = report.config.items()
+    earlier = replace(report, config={k: v for k, v in recorded if k not in (*FAMILY_SETTINGS, "skipped_mlps")})
+    assert why_not(report) is why_not(earlier) is None
+    model.config.skipped_mlps = []
+    assert why_not(report) is None
+    model.config.skipped_mlps = [2, 1]
+    assert why_not(report) == why_not(earlier) == "`skipped_mlps` is None there and [1, 2] here"
+    without = evaluate_robustness(model, data, **settings, progress=False)
+    assert without.sequential.loss != report.sequential.loss and why_not(without) is None
+    assert "Without the MLPs at the positions 1, 2" in render(without.table())
+    model.config.skipped_mlps, model.config.num_attention_heads = None, 1
+    assert why_not(report) == "`num_attention_heads` is 2 there and 1 here"
+
+
+def test_the_digest_of_texts_is_of_the_rows_that_are_read():
+    texts = as_dataloader(labelled_texts(12), tokenizer_of(), batch_size=4)
+    part, same, whole = (
+        data_digest(torch.utils.data.DataLoader(texts.dataset, 4, sampler=rows, collate_fn=texts.collate_fn))
+        for rows in (range(6), [5, 4, 3, 2, 1, 0], range(12))
+    )
+    assert part == same != whole == data_digest(texts)
 
 
 @pytest.mark.parametrize(

@@ -363,6 +363,13 @@ def check_layerdrop_and_stops(rank: int):
             dist.all_gather_object(digests, [parameter.sum().item() for parameter in model.parameters()])
             assert digests[0] == digests[1]
             assert not torch.equal(model.classifier.weight, before.classifier.weight)
+        trained_by(build(shuffle_mode="arbitrary"), folder, order_consistency=1.0)
+        try:
+            trained_by(build(layerdrop=0.5), folder, order_consistency=1.0)
+        except ValueError as error:
+            assert "train in one process or by FSDP2" in str(error), error
+        else:
+            raise AssertionError("two orders of some layers were not refused")
     # Both stop, though each waits for the other, and before the step is saved
     with tempfile.TemporaryDirectory() as folder:
         folders = [None, None]

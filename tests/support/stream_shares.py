@@ -5,10 +5,10 @@ import zlib
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 
 import hf_layershuffle as ls
 from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.data.streamed_splits import load_image_stream
 from support.images import processor
 from support.trainers import arguments
 
@@ -25,8 +25,9 @@ class Recorded(ImageStream):
 
 def main(output: str, *folders: str) -> None:
     for folder in folders:
-        stream = load_dataset("parquet", data_files=f"{folder}/data/train-*.parquet", split="train", streaming=True)
-        recorded = Recorded(stream, processor(), num_samples=26, shuffle_buffer_size=4)
+        splits = load_image_stream(folder)
+        rows = splits.rows_of_files
+        recorded = Recorded(splits.stream, processor(), num_samples=26, shuffle_buffer_size=4, rows_of_files=rows)
         torch.manual_seed(0)
         config = ls.LayerShuffleViTConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8,

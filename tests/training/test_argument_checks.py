@@ -6,6 +6,7 @@ import pytest
 
 from hf_layershuffle.training import session
 from hf_layershuffle.training.argument_checks import LIMITS, check_kinds, check_numbers
+from hf_layershuffle.training.argument_parser import parse_arguments
 
 
 @dataclass
@@ -52,6 +53,15 @@ def test_one_value_is_wanted_where_the_argument_takes_one(values):
         check_kinds(values, (Arguments,), "'a.yaml'")
 
 
+@pytest.mark.parametrize("value", ["no", "off", "false", "'no'"])
+def test_no_is_a_strategy_in_a_file_too(tmp_path, value):
+    names = ("eval_strategy", "save_strategy", "logging_strategy")
+    path = tmp_path / "arguments.yaml"
+    path.write_text("\n".join(f"{name}: {value}" for name in names))
+    _, _, args = parse_arguments([str(path), "--use_cpu"])
+    assert [getattr(args, name) for name in names] == ["no"] * 3
+
+
 def test_the_command_refuses_them_before_a_folder_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text, message in (
@@ -62,6 +72,8 @@ def test_the_command_refuses_them_before_a_folder_is_made(tmp_path, monkeypatch)
         ("patch_size: 0", "`patch_size` is 0; it must be at least 1"),
         ("num_attention_heads: 0", "`num_attention_heads` is 0; it must be at least 1"),
         ("intermediate_size: 0", "`intermediate_size` is 0; it must be at least 1"),
+        ("label_smoothing_factor: 2", "`label_smoothing_factor` is 2.0; it must be at most 1"),
+        ("label_smoothing_factor: -0.1", "`label_smoothing_factor` is -0.1; it must be at least 0"),
         ("hidden_size: {a: 1}", "`hidden_size` is {'a': 1} in .*; it must be one number or text"),
         ("seed: 2026-11-25", "`seed` is datetime"),
         ("seed: 1\nseed: 2", "line 2: the key 'seed' is there already"),

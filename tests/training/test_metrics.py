@@ -227,6 +227,18 @@ def test_the_best_checkpoint_can_be_chosen_by_arbitrary_accuracy(vit, tmp_path):
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
+def test_a_resumed_run_that_was_moved_ends_with_its_best_checkpoint(vit, tmp_path):
+    options = dict(save_strategy="best", eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
+    options |= dict(metric_for_best_model="loss", greater_is_better=True)  # so that the first is the best
+    trainer = train(vit.classifier(), tmp_path / "run", **options)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    trainer = train(vit.classifier(), moved, resume=str(moved / "checkpoint-2"), **options)
+    assert trainer.state.global_step == 6 and trainer.state.best_model_checkpoint == str(moved / "checkpoint-2")
+    best = load_file(moved / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ["eval_orders", "eval_orders_seed"])
 def test_negative_counts_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"`{name}` is -1; it must be an integer of at least 0"):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.execution_order import arbitrary_execution_orders, draw_execution_order
-from hf_layershuffle.training.order_agreement import TeacherAnswer, order_divergence
+from hf_layershuffle.training.order_agreement import TeacherAnswer, check_order_consistency, order_divergence
 
 
 def trainer_of(model, folder, teacher=None, **kwargs):
@@ -69,6 +69,16 @@ def test_a_step_follows_the_mean_of_two_orders_and_their_divergence(
     trainer.train()
     for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
         torch.testing.assert_close(parameter, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_two_orders_of_some_layers_do_not_go_with_distributed_data_parallel(vit):
+    """test_distributed.py shows that the Trainer asks."""
+    model = vit.classifier(shuffle_mode="arbitrary", layerdrop=0.2)
+    check_order_consistency(1.0, model)
+    check_order_consistency(0.0, model, uses_ddp=True)
+    check_order_consistency(1.0, vit.classifier(shuffle_mode="arbitrary"), uses_ddp=True)
+    with pytest.raises(ValueError, match=r"`order_consistency` is 1.0 and `layerdrop` is 0.2.* set one to 0"):
+        check_order_consistency(1.0, model, uses_ddp=True)
 
 
 def test_evaluation_runs_one_order(vit, tmp_path):

@@ -1,5 +1,6 @@
 """Datasets that a Trainer is given: in wrappers, with epochs, and of raw images."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ from datasets import ClassLabel
 from datasets import Dataset as ImageTable
 from datasets import Image as ImageFeature
 from PIL import Image
+from support.texts import labelled_texts, text_classifier, tokenizer_of
 from support.trainers import RandomImages, Stop, arguments
 from torch.utils.data import ConcatDataset, Subset, random_split
-from transformers import TrainerState, ViTImageProcessor
+from transformers import DataCollatorWithPadding, TrainerState, ViTImageProcessor
 
 import hf_layershuffle as ls
 from hf_layershuffle.data.datasets import load_image_datasets, match_labels
@@ -168,6 +170,39 @@ def test_a_transform_is_taken_as_it_is(vit, tmp_path):
     assert trainer.evaluate()["eval_accuracy"] == pytest.approx(accuracy)
 
 
+def test_texts_are_cut_after_the_tokens_that_the_model_takes(tmp_path):
+    tokenizer = copy.deepcopy(tokenizer_of())
+    tokenizer.model_max_length = int(1e30)  # as of a tokenizer that names no limit
+    texts = labelled_texts().map(lambda row: {"text": 5 * f"{row['text']} "})
+    args = arguments(tmp_path, max_steps=1)
+    trainer = ls.LayerShuffleTrainer(
+        text_classifier(), args, train_dataset=texts, eval_dataset=texts, processing_class=tokenizer
+    )
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        assert {len(item["input_ids"]) for item in dataset} == {16}
+    trainer.train()
+
+
+def test_batches_of_texts_are_padded_on_the_right_unless_a_collator_is_given(tmp_path):
+    left = copy.deepcopy(tokenizer_of())
+    left.padding_side = "left"
+    given = DataCollatorWithPadding(left)
+    args = arguments(tmp_path, max_steps=1)
+
+    def masks(*options, **kwargs):
+        trainer = ls.LayerShuffleTrainer(
+            text_classifier(), args, *options, train_dataset=labelled_texts(), eval_dataset=labelled_texts(),
+            processing_class=left, **kwargs,
+        )  # fmt: skip
+        loaders = (trainer.get_train_dataloader(), trainer.get_eval_dataloader())
+        return [next(iter(loader))["attention_mask"] for loader in loaders]
+
+    assert all(mask[:, 0].all() and not mask[:, -1].all() for mask in masks())
+    for kept in (masks(given), masks(data_collator=given)):
+        assert all(mask[:, -1].all() and not mask[:, 0].all() for mask in kept)
+    assert left.padding_side == "left"
+
+
 def test_raw_images_without_a_way_to_prepare_them_are_refused(vit, tmp_path):
     model, args = vit.classifier(num_labels=10, num_channels=1), arguments(tmp_path)
     with pytest.raises(ValueError, match=r"`train_dataset` has the columns image, label and no `pixel_values`. Pass"):
@@ -185,8 +220,6 @@ def test_raw_images_without_a_way_to_prepare_them_are_refused(vit, tmp_path):
 
 
 def test_texts_as_they_are_are_tokenized(tmp_path):
-    from support.texts import labelled_texts, text_classifier, tokenizer_of
-
     args = ls.LayerShuffleTrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, eval_orders=2)
     names = labelled_texts().features["label"].names
     texts = labelled_texts().map(lambda row: {"kind": names[row["label"]]}).remove_columns("label")

@@ -224,6 +224,82 @@ def test_a_run_of_another_number_of_processes_is_refused(stopped):
         train(stopped)
 
 
+def test_a_checkpoint_of_another_folder_does_not_go_on_in_a_run(whole, stopped, tmp_path):
+    other, elsewhere = tmp_path / "other", ["--resume_from_checkpoint", stopped / "checkpoint-6"]
+    shutil.copytree(whole, other)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"other' is not empty, and --resume_from_checkpoint '.*checkpoint-6' is not"):
+        train(other, *elsewhere)
+    assert before == {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    for folder, options in ((tmp_path / "new", []), (other, ["--overwrite_output_dir"])):
+        train(folder, *elsewhere, *options)
+        assert_same_weights(folder, whole)
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-7"]
+    train(stopped, *elsewhere)
+    assert_same_weights(stopped, whole)
+
+
+# The first checkpoint is the best one: its loss is the largest
+FIRST_IS_BEST = """
+    --load_best_model_at_end True --metric_for_best_model loss --greater_is_better True --eval_strategy steps
+    --eval_steps 2
+""".split()
+
+
+def test_a_run_that_was_moved_ends_with_the_best_weights(tmp_path, monkeypatch, caplog):
+    for name in ("then", "now"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "then")
+    train(Path("run"), *FIRST_IS_BEST)
+    moved = tmp_path / "now" / "moved"
+    Path("run").rename(moved)
+    monkeypatch.chdir(tmp_path / "now")
+    assert json.loads((moved / "trainer_state.json").read_text())["best_model_checkpoint"] == "run/checkpoint-2"
+    shutil.copytree(moved / "checkpoint-6", Path("run") / "checkpoint-2")  # of another run
+    (moved / "all_results.json").unlink()
+    train(Path("moved"), *FIRST_IS_BEST)
+    assert_same_weights(moved, moved / "checkpoint-2")
+    assert not torch.equal(weights(moved)["classifier.bias"], weights(moved / "checkpoint-7")["classifier.bias"])
+
+    shutil.rmtree("run")
+    shutil.rmtree(moved / "checkpoint-2")
+    (moved / "all_results.json").unlink()
+    train(Path("moved"), *FIRST_IS_BEST)
+    assert "The best checkpoint of the run, 'run/checkpoint-2', is not there any more" in caplog.text
+    assert_same_weights(moved, moved / "checkpoint-7")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "only_of_best"),
+    [
+        ("max_eval_samples", "20", True),
+        ("eval_strategy", "epoch", True),
+        ("eval_steps", "1", True),
+        ("eval_delay", "3", True),
+        ("eval_orders", "2", True),
+        ("eval_orders_seed", "1", True),
+        ("greater_is_better", "False", True),
+        ("save_steps", "4", True),
+        ("train_sampling_strategy", "sequential", False),
+        ("ignore_data_skip", "True", False),
+    ],
+)
+def test_what_decides_the_weights_at_the_end_is_compared(tmp_path, name, other, only_of_best):
+    def recorded(*options):
+        given = parse_arguments([*SMALL, "--eval_strategy", "steps", *options])
+        return json.loads(json.dumps(runs.recorded_arguments(*given)))
+
+    best = FIRST_IS_BEST if only_of_best else []
+    options = ["--save_strategy", "epoch"] if other == "epoch" else []
+    ours = recorded(*best, f"--{name}", other, *options)
+    with pytest.raises(ValueError, match=f"holds a run with `{name}` .*, and this one has {ours[name]!r}"):
+        runs.refuse_another_run(tmp_path, recorded(*best), ours)
+    runs.refuse_another_run(tmp_path, recorded(*best), recorded(*best))
+    without = recorded()
+    assert (name in without) == (not only_of_best)
+    runs.refuse_another_run(tmp_path, {key: without[key] for key in without if key != name}, recorded())
+
+
 def test_a_run_that_an_earlier_version_started_goes_on(whole, stopped):
     path = stopped / runs.RUN_FILE
     record = json.loads(path.read_text())

@@ -22,7 +22,7 @@ from ..common.environment import describe_environment
 from ..common.progress import silenceable
 from ..data.dataloading import LabelledData
 from ..evaluation.fingerprint import data_digest, example_digests, processing_record
-from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, rows_of
 from ..models.configuration_layershuffle import num_channels_of
 from .budget_measurement import WHOLE, BudgetMeasurement, FinishedPolicies
 from .budget_report import MULTIPLY_ADDS, OTHER_MODELS, BudgetReport, time_cost, with_fronts
@@ -166,8 +166,8 @@ def evaluate_budget(
     return BudgetReport(
         model=name,
         dataset=dataset_name,
-        num_images=_size(loader),
-        num_chosen_on=0 if held_out is None else _size(held_out),
+        num_images=len(rows_of(loader)),
+        num_chosen_on=0 if held_out is None else len(rows_of(held_out)),
         num_classes=parts.num_labels,
         num_layers=parts.num_layers,
         seed=seed,
@@ -181,13 +181,7 @@ def evaluate_budget(
 def _calibration(
     model: PreTrainedModel, loader: DataLoader, counts: list[int], num_search_samples: int, seed: int
 ) -> Calibration:
-    return Calibration(model, loader, some_of(loader, min(num_search_samples, _size(loader))), counts, seed)
-
-
-def _size(loader: DataLoader) -> int:
-    sampler: Any = getattr(loader.batch_sampler, "sampler", None)
-    rows: Any = loader.dataset if sampler is None else sampler
-    return len(rows)
+    return Calibration(model, loader, some_of(loader, min(num_search_samples, len(rows_of(loader)))), counts, seed)
 
 
 def _counts(given: Sequence[int] | None, num_layers: int) -> list[int]:
@@ -209,9 +203,10 @@ def _digests(loader: DataLoader, held_out: DataLoader | None) -> dict[str, str |
     if held_out is None:
         return {"data": data_digest(loader), "calibration": None}
     reported = set(example_digests(loader))
-    both = sum(each in reported for each in example_digests(held_out))
-    found = f"{both:,} of the {_size(held_out):,} examples of `calibration_data` are among those that are reported on"
-    if both > MAX_SHARED * _size(held_out):
+    held = example_digests(held_out)
+    both = sum(each in reported for each in held)
+    found = f"{both:,} of the {len(held):,} examples of `calibration_data` are among those that are reported on"
+    if both > MAX_SHARED * len(held):
         raise ValueError(
             f"{found}, on which what was chosen looks better than it is. Pass other data, such as a part of the "
             "training split that the model was not trained on."

@@ -145,7 +145,7 @@ class BudgetMeasurement:
         model.execution_order_stream.seek(self.seed)
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+                torch.default_generator.manual_seed(self.seed)  # of the CPU alone: another's would not come back
                 yield
         finally:
             model.execution_order_stream = kept

@@ -56,8 +56,14 @@ class ExitCalibration:
 
     def apply(self, model: PreTrainedModel) -> None:
         """Writes the rule into a model's configuration, which `save_pretrained` keeps, instead of another rule or of
-        a `layer_budget`."""
+        a `layer_budget`.
+
+        Raises:
+            `ValueError`: if the model has no free layer order, so that none of its examples would leave early.
+        """
         config: Any = model.config
+        if not hasattr(config, "exit_threshold"):
+            raise ValueError(f"{type(model).__name__} has no free layer order; make it so by `free_order(model)`.")
         config.layer_budget = None
         config.exit_threshold = config.exit_patience = None
         config.exit_criterion = self.exit_criterion

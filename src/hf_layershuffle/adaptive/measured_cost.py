@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from ..layerwise import rows_of
+
 
 Run = Callable[[dict[str, torch.Tensor]], Any]
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -41,11 +43,11 @@ def spread_batches(loader: DataLoader, batch_size: int, num_batches: int) -> lis
 
 
 def some_of(loader: DataLoader, number: int, batch_size: int | None = None) -> DataLoader:
-    """A loader of `number` examples, evenly spread over the data of another. Of less data, some come repeatedly."""
-    dataset: Any = loader.dataset
-    rows = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
+    """A loader of `number` of the examples that another reads, evenly spread. Of fewer, some come repeatedly."""
+    rows = rows_of(loader)
+    chosen = [rows[place] for place in np.linspace(0, len(rows) - 1, number).round().astype(int)]
     return DataLoader(
-        Subset(dataset, rows), batch_size=batch_size or loader.batch_size or 64, collate_fn=loader.collate_fn
+        Subset(loader.dataset, chosen), batch_size=batch_size or loader.batch_size or 64, collate_fn=loader.collate_fn
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -169,7 +170,8 @@ def mlp_similarities(
 
     Args:
         model: A classifier of images or texts.
-        data: Calibration data, as for [`score_execution_orders`]; labels do not matter.
+        data: Calibration data, as for [`score_execution_orders`]; labels do not matter, and a `datasets.Dataset` need
+            not have any.
         execution_orders: Lists of layer indices, equally long. Defaults to the configuration's order; if that is
             "arbitrary", to 8 random ones.
         processing_class, image_processor, batch_size, max_samples, seed, progress: As for [`score_execution_orders`].
@@ -182,6 +184,8 @@ def mlp_similarities(
     given = orders_of(parts, seed) if execution_orders is None else execution_orders
     orders = checked_orders(given, parts.num_layers)
     processing_class = chosen_processing_class(processing_class, image_processor)
+    if isinstance(data, Dataset) and not {"label", "labels"} & set(data.column_names):
+        data = data.add_column("label", [0] * len(data))  # read with the rest, and not used
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     sums = torch.zeros(len(orders), len(orders[0]), dtype=torch.float64)
     count = 0

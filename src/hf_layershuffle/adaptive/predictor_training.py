@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.identity import weights_digest
+from ..checkpoints.identity import skipped_mlps_of, weights_digest
 from ..common.checks import check_integers, check_number
 from ..data.dataloading import LabelledData
 from ..layerwise import LayerwiseClassifier, as_layerwise
@@ -76,7 +76,12 @@ def num_shared_of(num_layers: int) -> int:
 
 def settings_of(parts: LayerwiseClassifier, hidden_size: int = HIDDEN_SIZE) -> dict[str, Any]:
     """What a predictor for a model is made with, beside the programs."""
-    return {"hidden_size": hidden_size, "num_layers": parts.num_layers, "weights": weights_digest(parts.model)}
+    return {
+        "hidden_size": hidden_size,
+        "num_layers": parts.num_layers,
+        "weights": weights_digest(parts.model),
+        "skipped_mlps": skipped_mlps_of(parts.model.config),
+    }
 
 
 @torch.inference_mode(False)
@@ -96,7 +101,7 @@ def fit(
             "learned from them; take an earlier checkpoint, or a wider dtype."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: another's state would not come back
         predictor = ProgramPredictor(answers.programs, features.shape[1], **settings)
     predictor.mean.copy_(features.mean(0))
     predictor.deviation.copy_(features.std(0, correction=0).clamp(min=1e-6))

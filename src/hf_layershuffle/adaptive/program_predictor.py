@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.checks import check_finite, explained_reading
-from ..checkpoints.identity import weights_digest
+from ..checkpoints.identity import skipped_mlps_of, weights_digest
 from ..checkpoints.record_checks import PredictorRecord, check_record
 from ..checkpoints.tensor_files import open_safetensors
 from ..common.checks import check_number
@@ -61,6 +61,7 @@ class ProgramPredictor(nn.Module):
         hidden_size: Size of the hidden layer.
         num_layers: Layers of the model.
         weights: Digest of the model's weights ([`weights_digest`]).
+        skipped_mlps: Positions at which the model runs without its MLP. None for none.
 
     Raises:
         `ValueError`: if the programs are not valid.
@@ -70,7 +71,13 @@ class ProgramPredictor(nn.Module):
     deviation: torch.Tensor
 
     def __init__(
-        self, programs: Sequence[Sequence[int]], num_features: int, hidden_size: int, num_layers: int, weights: str
+        self,
+        programs: Sequence[Sequence[int]],
+        num_features: int,
+        hidden_size: int,
+        num_layers: int,
+        weights: str,
+        skipped_mlps: list[int] | None = None,
     ):
         super().__init__()
         self.programs = checked_programs(programs, num_layers)
@@ -80,6 +87,7 @@ class ProgramPredictor(nn.Module):
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "weights": weights,
+            "skipped_mlps": skipped_mlps,
         }
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
@@ -130,7 +138,7 @@ class ProgramPredictor(nn.Module):
             `ValueError`: if the model is another one, or in training mode.
         """
         parts = as_layerwise(model)
-        self.check_model(parts.model)
+        self.check_model(model if isinstance(model, PreTrainedModel) else parts.model)
         if parts.model.training:
             raise ValueError("Programs are chosen in evaluation only, and the model is in training mode: `eval()`.")
         by_name = {parts.model.main_input_name: inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
@@ -155,13 +163,18 @@ class ProgramPredictor(nn.Module):
         """Checks that a model is the one that the predictor was trained for. Its weights are compared once.
 
         Raises:
-            `ValueError`: if it has another depth or other weights.
+            `ValueError`: if it has another depth or other weights, or leaves out other MLPs.
         """
+        advice = "Train one for this model by `train_program_predictor`."
+        skipped = skipped_mlps_of(model.config)
+        if skipped != self.settings["skipped_mlps"]:
+            raise ValueError(
+                f"The predictor is of a model with `skipped_mlps` {self.settings['skipped_mlps']}, and this one has "
+                f"{skipped}. {advice}"
+            )
         if self._checked is not None and self._checked() is model:
             return
-        free: Any = model
-        depth, weights = len(free.free_layers), weights_digest(model)
-        advice = "Train one for this model by `train_program_predictor`."
+        depth, weights = len(as_layerwise(model).layers), weights_digest(model)
         if depth != self.settings["num_layers"]:
             raise ValueError(
                 f"The predictor is of a model of {self.settings['num_layers']} layers, and this one has {depth}. "

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What each layer does at each position: updates, a position probe, similarity of outputs, attention."""
 
-from collections.abc import Sequence, Sized
-from typing import cast
+import logging
+from collections.abc import Sequence
 
 import datasets
 import torch
@@ -15,13 +15,16 @@ from ..checkpoints.tokenizers import input_record, takes_texts
 from ..common.checks import check_integers
 from ..common.environment import describe_environment
 from ..common.progress import silenceable
-from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, rows_of
 from ..models.execution_order import arbitrary_execution_orders
 from .attention import AttentionMaps, attention_rollout
 from .contributions import layer_contributions
 from .embedding import check_embedding, embed_representations
 from .report import AnalysisReport
 from .representations import MIN_IMAGES, collect_representations, output_similarity, probe_position
+
+
+logger = logging.getLogger(__name__)
 
 
 @silenceable
@@ -45,7 +48,8 @@ def analyze(
 
     All images run in `num_orders` orders for [`layer_contributions`]. For the probe, the similarity and the embedding,
     at most 256 of them run in twice as many orders as there are layers; see [`collect_representations`] for the
-    memory. For the attention maps, the first `num_attention_images` run in four orders; of texts there are none.
+    memory. For the attention maps, the first `num_attention_images` run in four orders. There are none of texts. There
+    are none either, with a warning, where attention does not give its weights, or tokens are not patches.
 
     Args:
         model: A classifier of images or texts of at least two layers, or a [`LayerwiseClassifier`].
@@ -59,7 +63,8 @@ def analyze(
         model_name, dataset_name: Names for the report. `model_name` defaults to the configuration's `name_or_path`.
 
     Raises:
-        `ValueError`: if an argument or a label is not valid, or there are too few images or layers.
+        `ValueError`: if an argument or a label is not valid, there are too few images or layers, or outputs are NaN or
+            infinite.
     """
     check_integers(num_orders=(num_orders, 1), seed=(seed, 0), num_attention_images=(num_attention_images, 1))
     check_embedding(embedding)
@@ -77,14 +82,16 @@ def analyze(
         )
     processing_class = chosen_processing_class(processing_class, image_processor)
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
-    num_images = len(cast(Sized, loader.dataset))
+    num_images = len(rows_of(loader))
     if num_images < MIN_IMAGES:
         raise ValueError(
             f"There are {num_images} {'texts' if of_texts else 'images'}; the analysis needs at least {MIN_IMAGES}; "
             "use more of the dataset."
         )
-    contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
+    # What may fail comes before the pass over all images
+    attention = None if of_texts else _attention_of_first_images(parts, loader, num_attention_images, seed)
     outputs = collect_representations(parts, loader, seed=seed, progress=progress)
+    contributions = layer_contributions(parts, loader, num_orders=num_orders, seed=seed, progress=progress)
     config = parts.model.config
     return AnalysisReport(
         model=model_name or config.name_or_path or type(model).__name__,
@@ -97,7 +104,7 @@ def analyze(
         probe=probe_position(outputs, seed=seed, progress=progress),
         similarity=output_similarity(outputs),
         embedding=embed_representations(outputs, method=embedding, seed=seed),
-        attention=None if of_texts else _attention_of_first_images(parts, loader, num_attention_images, seed),
+        attention=attention,
         config=describe_model(parts.model) | input_record(parts.model.config),
         environment=describe_environment(parts.model),
     )
@@ -105,9 +112,13 @@ def analyze(
 
 def _attention_of_first_images(
     parts: LayerwiseClassifier, loader: DataLoader, num_images: int, seed: int
-) -> AttentionMaps:
+) -> AttentionMaps | None:
     batch = next(iter(loader))
     sequential = list(range(parts.num_layers))
     orders = [sequential, sequential[::-1], *arbitrary_execution_orders(parts.num_layers, 2, seed)]
     labels = torch.as_tensor(batch["labels"])[:num_images].tolist()
-    return attention_rollout(parts, batch["pixel_values"][:num_images], orders, labels=labels)
+    try:
+        return attention_rollout(parts, batch["pixel_values"][:num_images], orders, labels=labels)
+    except ValueError as error:
+        logger.warning("The analysis is without attention maps. %s", error)
+        return None

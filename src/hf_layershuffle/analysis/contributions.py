@@ -204,15 +204,18 @@ def _measure_order(
     scores = _true_class_scores(parts, hidden_states, labels)
     for position, index in enumerate(order):
         before = hidden_states
+        updates.clear()
         hidden_states, _ = parts.run_layer(before, index, position)
         previous_scores = scores
         scores = _true_class_scores(parts, hidden_states, labels)
         update = hidden_states.float() - before.float()
         mean = parts.mean_over_tokens
         row = {"stream_size": mean(before.float().norm(dim=-1))}
-        for name, part in {"update": update, **updates}.items():
+        for name in PARTS:
             if f"{name}_size" not in names:
                 continue
+            # A layer that runs without its MLP adds nothing by it
+            part = update if name == "update" else updates.get(name, torch.zeros_like(update))
             row[f"{name}_size"] = mean(part.float().norm(dim=-1))
             row[f"{name}_norm"] = row[f"{name}_size"] / row["stream_size"]
         row["cosine"] = mean(torch.cosine_similarity(update, before.float(), dim=-1))

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """The outputs of every layer at every position, and what they have in common: a probe and their similarity."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import datasets
 import numpy as np
@@ -16,7 +15,7 @@ from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_
 from ..common.checks import check_integers
 from ..common.progress import silenceable
 from ..evaluation.order_plans import balanced_execution_orders
-from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, inputs_on_device
+from ..layerwise import LayerwiseClassifier, as_layerwise, batches_for, inputs_on_device, rows_of
 
 
 TOKENS = ("cls", "mean")
@@ -35,8 +34,8 @@ class Representations:
     layer at each position once. So outputs can be compared that do not come from the same forward pass.
 
     Args:
-        cls: The CLS token, float32 of shape `(num_images, 2, num_layers, num_layers, hidden_size)`: images × runs ×
-            layers × positions.
+        cls: The CLS token, or of causal models the last one without padding, which their heads read: float32 of shape
+            `(num_images, 2, num_layers, num_layers, hidden_size)`: images × runs × layers × positions.
         mean: Mean of all tokens, which is what a position predictor reads, of the same shape and dtype.
         groups: Group of each image, ascending from 0; integers of shape `(num_images,)`.
     """
@@ -105,19 +104,19 @@ def collect_representations(
 ) -> Representations:
     """Runs evenly spaced images of the data, in groups of about 16, through twice as many random orders as layers.
 
-    Stores at most `max_bytes` and at most `max_images` images: an image takes `16 * num_layers**2 * hidden_size`
-    bytes, so ViT-Base keeps 256 (453 MB) and ViT-Large 113.
+    Stores at most `max_bytes` and at most `max_images` images, but never fewer than 20: an image takes
+    `16 * num_layers**2 * hidden_size` bytes, so ViT-Base keeps 256 (453 MB) and ViT-Large 113.
 
     Args:
         model: A classifier of images or texts, or a [`LayerwiseClassifier`].
         data, processing_class, image_processor, batch_size, max_samples: As for [`evaluate_robustness`]; a DataLoader
-            needs a dataset with a length.
+            needs a dataset with a length, and its sampler says which rows there are.
         seed: Seed of the orders, at least 0.
         max_images: Number of images stored at most, at least 20.
-        max_bytes: Bytes stored at most.
+        max_bytes: Bytes stored at most, of more than 20 images.
 
     Raises:
-        `ValueError`: if an argument is not valid, or there are fewer than 20 images.
+        `ValueError`: if an argument is not valid, there are fewer than 20 images, or outputs are NaN or infinite.
     """
     check_integers(seed=(seed, 0), max_images=(max_images, MIN_IMAGES))
     parts = as_layerwise(model)
@@ -125,14 +124,12 @@ def collect_representations(
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     num_layers = parts.num_layers
     hidden_size = parts.hidden_size
-    num_available = len(cast(Sized, loader.dataset))
-    num_images = min(num_available, max_images, max_bytes // (16 * num_layers**2 * hidden_size))
-    if num_images < MIN_IMAGES:
-        raise ValueError(
-            f"There are {num_images} images; this needs at least {MIN_IMAGES}. Use more of the dataset, or more "
-            "`max_bytes`."
-        )
-    chosen = np.linspace(0, num_available - 1, num_images).round().astype(int)
+    rows = np.array(rows_of(loader))
+    if len(rows) < MIN_IMAGES:
+        raise ValueError(f"There are {len(rows)} images; this needs at least {MIN_IMAGES}. Use more of the dataset.")
+    affordable = max(MIN_IMAGES, max_bytes // (16 * num_layers**2 * hidden_size))
+    num_images = min(len(rows), max_images, affordable)
+    chosen = rows[np.linspace(0, len(rows) - 1, num_images).round().astype(int)]
     groups = np.array_split(chosen, max(MIN_GROUPS, num_images // GROUP_SIZE))
     loader = DataLoader(loader.dataset, batch_sampler=[each.tolist() for each in groups], collate_fn=loader.collate_fn)
     orders = np.reshape(
@@ -146,15 +143,31 @@ def collect_representations(
         bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
         for group_orders, batch in zip(orders, bar):
             embedded = parts.embed(inputs_on_device(parts, batch))
-            rows = slice(done, done + len(embedded))
+            places = slice(done, done + len(embedded))
             for run, row in np.ndindex(NUM_RUNS, num_layers):
                 hidden_states = embedded
                 for position, layer in enumerate(group_orders[run, row].tolist()):
                     hidden_states, _ = parts.run_layer(hidden_states, layer, position)
-                    cls[rows, run, layer, position] = hidden_states[:, 0].float().cpu().numpy()
-                    mean[rows, run, layer, position] = parts.mean_over_tokens(hidden_states.float()).cpu().numpy()
+                    cls[places, run, layer, position] = _head_token(parts, hidden_states).float().cpu().numpy()
+                    mean[places, run, layer, position] = parts.mean_over_tokens(hidden_states.float()).cpu().numpy()
+            if not (np.isfinite(cls[places]).all() and np.isfinite(mean[places]).all()):
+                raise ValueError(
+                    "The outputs of the model's layers are not finite, so there is nothing to compare; try --dtype "
+                    "float32 (`model.float()`)."
+                )
             done += len(embedded)
     return Representations(cls, mean, np.repeat(np.arange(len(groups)), [len(each) for each in groups]))
+
+
+def _head_token(parts: LayerwiseClassifier, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The first token, or the last without padding where it alone sees all others: that of the head called `score`."""
+    if not hasattr(parts.model, "score"):
+        return hidden_states[:, 0]
+    mask = parts.attention_mask
+    if mask is None or mask.shape != hidden_states.shape[:2]:
+        return hidden_states[:, -1]
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+    return hidden_states[torch.arange(len(last), device=mask.device), last]
 
 
 def probe_position(

@@ -12,6 +12,7 @@ from ..models.configuration_layershuffle import LayerShuffleConfigMixin
 from ..models.families import check_family
 from ..models.modeling_layershuffle import LayerShuffleMixin, layershuffle_class
 from .checks import explained_reading
+from .loading import implementations_of
 
 
 _HUB_ARGUMENTS = (
@@ -23,6 +24,8 @@ _HUB_ARGUMENTS = (
     "force_download",
     "proxies",
 )
+# Of a configuration, and not in its dictionary
+_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
 
 class LayerShuffleAutoModel:
@@ -109,7 +112,11 @@ class LayerShuffleAutoModel:
 def _as_free(model_class: Any, config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig:
     """A configuration of the class, of a plain or a free one."""
     values = config.to_dict() | {"model_type": model_class.config_class.model_type}
-    return model_class.config_class.from_dict(values, **flags)
+    free = model_class.config_class.from_dict(values, **flags)
+    for name in _IMPLEMENTATIONS:
+        if hasattr(config, name):
+            setattr(free, name, implementations_of(config, name))
+    return free
 
 
 class LayerShuffleAutoModelForImageClassification(LayerShuffleAutoModel):

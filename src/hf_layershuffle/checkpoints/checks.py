@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 
 ADAPTER_FILE = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# GPT-2's and timm's layers are told by their weights, since earlier checkpoints of such families hold masks, too
+_OF_A_LAYER = re.compile(r"\blayers?\.\d+\.|\b(h|blocks?)\.\d+\..*weight$")
 # Tensors that a flag of ours adds, which a checkpoint need not hold where the flag is asked for
 _NEW_BY_REQUEST = {
     "depth_embedding": ("depth_embedding", "depth_projection"),
@@ -131,9 +133,7 @@ def check_complete(
             f"{what} is no trained {input_kind} classifier: its weights lack {_some(missing)}. "
             f"{_remedy(missing, unexpected)}"
         )
-    surplus = sorted(
-        name for name in unexpected if re.search(r"\blayers?\.\d+\.", name) and "position_head" not in name
-    )
+    surplus = sorted(name for name in unexpected if _OF_A_LAYER.search(name) and "position_head" not in name)
     if surplus and not {"num_hidden_layers", *_NEW_BY_REQUEST} & set(requested):
         raise ValueError(
             f"{what} holds weights of layers for which its config.json has no place: {_some(surplus)}. See that "

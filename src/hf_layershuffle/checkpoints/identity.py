@@ -4,10 +4,14 @@
 import zlib
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..models.configuration_layershuffle import encoder_config
 
 
 _FLAGS = ("model_type", "shuffle_mode", "shuffle_window", "depth_embedding", "position_predictor", "layerdrop")
+# Of a family's configuration: they change what the layers give, and not their weights
+FAMILY_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "rms_norm_eps")
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -21,5 +25,18 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def describe_model(model: PreTrainedModel) -> dict:
-    """What a report says about its model: the type, the LayerShuffle flags and a digest of the weights."""
-    return {name: getattr(model.config, name, None) for name in _FLAGS} | {"weights": weights_digest(model)}
+    """What a report says about its model: type and flags, what changes its outputs, and a digest of the weights."""
+    flags = {name: getattr(model.config, name, None) for name in _FLAGS}
+    return flags | describe_outputs(model.config) | {"weights": weights_digest(model)}
+
+
+def describe_outputs(config: PreTrainedConfig) -> dict:
+    """What of a configuration changes what layers give in a given order: left out MLPs, and `FAMILY_SETTINGS`."""
+    encoder = encoder_config(config)
+    settings = {name: getattr(encoder, name) for name in FAMILY_SETTINGS if hasattr(encoder, name)}
+    return settings | {"skipped_mlps": skipped_mlps_of(config)}
+
+
+def skipped_mlps_of(config: PreTrainedConfig) -> list[int] | None:
+    """The positions at which a configuration leaves MLPs out, in ascending order; None if it leaves none out."""
+    return sorted(getattr(config, "skipped_mlps", None) or ()) or None

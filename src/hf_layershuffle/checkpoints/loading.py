@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, modeling_utils
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..models.auto_classes import AUTO_CLASSES, auto_class_of, is_free_model_type, plain_class_name, plain_type_of
@@ -134,3 +134,10 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
             "classifies images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
         )
     return plain_class, layershuffle_class(plain_class)
+
+
+def implementations_of(config: PreTrainedConfig, name: str = "_attn_implementation") -> dict[str, Any]:
+    """What computes attention, by a configuration (key "") and likewise by those in it, as its setter takes it."""
+    parts = {part: getattr(config, part, None) for part in config.sub_configs}
+    own = {"": getattr(config, name)}
+    return own | {part: implementations_of(each, name) for part, each in parts.items() if each is not None}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StrictInt, TypeAdapter, ValidationError
 from pydantic.config import ConfigDict, with_config
-from typing_extensions import Required, TypedDict
+from typing_extensions import NotRequired, Required, TypedDict
 
 
 @with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
@@ -163,6 +163,7 @@ class PredictorRecord(TypedDict):
     hidden_size: _Count
     num_layers: _Count
     weights: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
+    skipped_mlps: NotRequired[list[StrictInt] | None]
 
 
 @with_config(ConfigDict(strict=True, extra="allow"))

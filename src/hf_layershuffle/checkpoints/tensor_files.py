@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Safetensors files, read and written piece by piece."""
 
+import io
 import json
 import math
 import os
@@ -68,10 +69,17 @@ class StoredTensor:
             file.seek(self.start)
             while left:
                 view = memoryview(buffer)[:left]
-                if file.readinto(view) < len(view):
-                    raise OSError(f"'{self.file}' became shorter while it was read. Copy or download it again.")
+                self._fill(view, file)
                 left -= len(view)
                 yield torch.frombuffer(view, dtype=self.float_dtype)
+
+    def _fill(self, view: memoryview, file: io.RawIOBase) -> None:
+        """Reads until the view is full, since a single read may give less than there is."""
+        while len(view):
+            count = file.readinto(view)
+            if not count:
+                raise OSError(f"'{self.file}' became shorter while it was read. Copy or download it again.")
+            view = view[count:]
 
     def is_finite(self) -> bool:
         """Whether there is neither NaN nor infinity."""

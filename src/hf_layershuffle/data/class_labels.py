@@ -25,6 +25,11 @@ def quoted(names: Iterable, limit: int | None = None) -> str:
     return f"{shown}, ..." if limit is not None and len(names) > limit else shown
 
 
+def unformatted(dataset: Dataset) -> Dataset:
+    """The dataset with rows of Python objects, whatever `set_format` made of them. A transform stays."""
+    return dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
+
+
 def with_class_labels(
     splits: Mapping[str, Dataset],
     dataset_name: str,
@@ -197,6 +202,7 @@ def match_labels(
         `ValueError`: if a label is outside the dataset's classes, or the dataset has images of a class that the model
             does not know.
     """
+    dataset = unformatted(dataset)
     names = dataset.features["label"].names
     labels = dataset["label"][:]
     id2label: Any = config.id2label

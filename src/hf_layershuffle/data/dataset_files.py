@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .array_datasets import load_digits_dataset, load_idx_folder
-from .class_labels import quoted
+from .class_labels import quoted, unformatted
 from .python_docs import load_python_docs
 
 
@@ -98,7 +100,7 @@ def load_splits(
             )
     if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
         _check_all_images_load(folder, splits, unlabelled)
-    return splits, unlabelled
+    return {name: unformatted(split) for name, split in splits.items()}, unlabelled
 
 
 def first_line(error: Exception) -> str:
@@ -135,8 +137,24 @@ def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict) -> An
     return load_dataset("imagefolder", drop_labels=False, **{"data_files": files} | load_kwargs)
 
 
+def files_of_folder(folder: Path) -> dict[str, Any]:
+    """Arguments for `datasets` by which it finds the files of a folder whose path it would take for a pattern."""
+    base = glob.escape(str(folder.resolve()))
+    if base == str(folder.resolve()):
+        return {}
+    found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    return {"data_files": {split: escaped(paths) for split, paths in found.items()}}
+
+
+def escaped(paths: Iterable[str | Path]) -> list[str]:
+    """Paths of files as `datasets` takes them, which would find nothing by a name such as `cats [old].csv`."""
+    return [str(path) if "://" in str(path) else glob.escape(str(path)) for path in paths]
+
+
 def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict) -> Any:
     """Loads as `load_dataset` does, but with the class names of each Parquet file and never from an older cache."""
+    if not {"data_dir", "data_files"} & set(load_kwargs):
+        load_kwargs = {**files_of_folder(folder), **load_kwargs}
     arguments = {name: load_kwargs[name] for name in _BUILDER_ARGUMENTS if name in load_kwargs}
     builder = load_dataset_builder(str(folder), config_name, **arguments)
     files = {split: [Path(path) for path in paths] for split, paths in (builder.config.data_files or {}).items()}
@@ -155,7 +173,7 @@ def _load_each(files: dict[str, list[Path]], load_kwargs: dict) -> DatasetDict:
     """Splits that need not have the same columns and classes, from tables of one kind."""
     splits = {}
     for split, paths in files.items():
-        arguments = {"data_files": {split: [str(path) for path in paths]}, "split": split} | load_kwargs
+        arguments = {"split": split} | load_kwargs | {"data_files": {split: escaped(paths)}}
         splits[split] = load_dataset(_TABLES[paths[0].suffix.lower()], **arguments)
     return DatasetDict(splits)
 

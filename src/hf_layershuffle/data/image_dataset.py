@@ -13,6 +13,7 @@ from transformers import ImageProcessingMixin, default_data_collator
 
 from .augmentation import MIXING, finish_batch
 from .augmentation_settings import Augmentation
+from .class_labels import unformatted
 from .image_decoding import ImageDecoder, open_image
 from .image_reading import damaged_message, read_images, to_pil, undecoded
 from .pixel_cache import CHUNK, DamagedImagesError, load_pixels
@@ -86,7 +87,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             )
         settings = Augmentation(crop_padding=crop_padding, horizontal_flip=horizontal_flip)
         self.augmentation = settings if augment else augmentation
-        self.dataset = dataset
+        self.dataset = unformatted(dataset)
         self.image_processor: Any = image_processor
         self._decoder = ImageDecoder(image_processor, num_channels)
         self.seed = seed

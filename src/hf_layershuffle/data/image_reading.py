@@ -3,6 +3,7 @@
 
 import io
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from datasets import Array2D, Array3D, Dataset
 from datasets import Image as ImageFeature
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
+
+from .class_labels import unformatted
 
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -107,27 +110,49 @@ def typical_image_size(dataset: Dataset, num_images: int = 100, seed: int = 0) -
     Raises:
         `ValueError`: if `num_images` is out of range, or none of these images can be read.
     """
-    if num_images < 1:
-        raise ValueError(f"`num_images` is {num_images}; it must be at least 1.")
-    rows = draw_rows(len(dataset), num_images, seed)
-    stored = undecoded(dataset)
-    sizes = []
-    for row in rows:
-        try:
-            sizes.append(_stored_size(stored[row]["image"]))
-        except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
-            continue
-    if not sizes:
-        raise ValueError(f"None of {len(rows)} images of the dataset can be read. {damaged_message(dataset, rows)}")
-    heights, widths = zip(*sizes)
+    heights, widths = zip(*_of_some_images(dataset, _size, num_images, seed))
     return statistics.median_low(heights), statistics.median_low(widths)
 
 
-def _stored_size(image: Any) -> tuple[int, int]:
+def are_mostly_grey(dataset: Dataset, num_images: int = 100, seed: int = 0) -> bool:
+    """Whether more than half of some images have one channel, as [`is_grey`] says.
+
+    Args:
+        dataset, num_images, seed: As for [`typical_image_size`], and so are the images that are looked at.
+
+    Raises:
+        `ValueError`: as in [`typical_image_size`].
+    """
+    return statistics.mean(_of_some_images(dataset, is_grey, num_images, seed)) > 0.5
+
+
+def _of_some_images(dataset: Dataset, measure: Callable[[Any], Any], num_images: int, seed: int) -> list:
+    """What `measure` gives for those of some images that can be read: PIL images, not decoded, or arrays."""
+    if num_images < 1:
+        raise ValueError(f"`num_images` is {num_images}; it must be at least 1.")
+    rows = draw_rows(len(dataset), num_images, seed)
+    stored = undecoded(unformatted(dataset))
+    measured = []
+    for row in rows:
+        try:
+            measured.append(_measured(stored[row]["image"], measure))
+        except Exception:  # PIL raises OSError, SyntaxError, DecompressionBombError and more
+            continue
+    if not measured:
+        raise ValueError(f"None of {len(rows)} images of the dataset can be read. {damaged_message(dataset, rows)}")
+    return measured
+
+
+def _measured(image: Any, measure: Callable[[Any], Any]) -> Any:
     if not isinstance(image, dict):
-        return _channels_last(np.asarray(image)).shape[:2]
+        return measure(np.asarray(image))
     with PILImage.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as file:
-        return oriented_size(file)
+        return measure(file)
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Height and width of a PIL image or an array."""
+    return oriented_size(image) if isinstance(image, PILImage.Image) else _channels_last(image).shape[:2]
 
 
 def oriented_size(image: PILImage.Image) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from .stream_reading import StreamReader
 
 logger = logging.getLogger(__name__)
 LOOKED_AT = 100  # images of which the first that can be read tells the size
+MAX_DIFFERENCE = 0.01  # of the images of processes that read files of their own
 Label: TypeAlias = int | str
 
 
@@ -69,6 +70,8 @@ class ImageStream(torch.utils.data.Dataset):
         skip_damaged: Whether to leave out images that cannot be read, with a warning. Their batches are smaller, and
             each must keep one image.
         files: The files of the stream's shards, for messages.
+        rows_of_files: How many images each of the shards holds, where that is known. Several processes then read
+            shards of their own, see [`own_pieces`].
 
     Raises:
         `ValueError`: if an argument is out of range, or none of the first images can be read.
@@ -88,6 +91,7 @@ class ImageStream(torch.utils.data.Dataset):
         class_numbers: Mapping[Label, int] | None = None,
         skip_damaged: bool = False,
         files: Sequence[str] = (),
+        rows_of_files: Sequence[int] = (),
     ):
         check_integers(seed=(seed, 0), shuffle_buffer_size=(shuffle_buffer_size, 0))
         if num_samples is not None:
@@ -100,6 +104,7 @@ class ImageStream(torch.utils.data.Dataset):
                 "`rename_columns`."
             )
         self._reader = StreamReader(dataset, files)
+        self._rows = list(rows_of_files) if len(rows_of_files) == dataset.num_shards else []
         self._dtype = getattr(dataset.features["image"], "dtype", None)
         self.num_samples = num_samples
         self.is_length = is_length and num_samples is not None
@@ -125,26 +130,46 @@ class ImageStream(torch.utils.data.Dataset):
     def num_pieces(self) -> int:
         return self._reader.num_pieces
 
+    def own_pieces(self, rank: int, world_size: int) -> list[int] | None:
+        """The pieces that no other process reads, or None where each process reads all of them.
+
+        Each has its own where it is known that they then have as many images, to within 1 %. All take as many in an
+        epoch, so a process with fewer images would take them more often.
+        """
+        if not self._rows:
+            return None
+        shares = [self._num_rows(range(first, self.num_pieces, world_size)) for first in range(world_size)]
+        if max(shares) - min(shares) > MAX_DIFFERENCE * max(shares):
+            return None
+        return list(range(rank, self.num_pieces, world_size))
+
+    def pass_length(self, rank: int, world_size: int) -> int | None:
+        """Images of a process in a pass, where it is known how many the stream holds."""
+        if not self.is_length:
+            return None
+        own = self.own_pieces(rank, world_size)
+        return -(-(len(self) - rank) // world_size) if own is None else self._num_rows(own)
+
+    def _num_rows(self, pieces: Iterable[int]) -> int:
+        return sum(sum(self._rows[piece :: self.num_pieces]) for piece in pieces)
+
     def samples(self, number: int, rank: int = 0, world_size: int = 1) -> Iterator[Sample]:
         """The images of a pass in its order, not decoded: all, or a process's share.
 
-        Where the number of pieces can be divided by the number of processes, each process reads pieces of its own.
-        Otherwise each reads all of them and keeps every `world_size`-th image.
+        A process that has no pieces of its own reads all of them and keeps every `world_size`-th image.
 
         Args:
             number: Which pass, from 0.
             rank, world_size: Which share of how many.
         """
-        divides = self.num_pieces % world_size == 0
-        pieces = np.arange(self.num_pieces)
-        if divides:
-            pieces = pieces[rank::world_size]
+        own = self.own_pieces(rank, world_size)
+        pieces = np.arange(self.num_pieces) if own is None else np.array(own)
         if self.shuffle_buffer_size:
             pieces = pieces[uniform(self.seed, number, pieces, "piece")[:, 0].argsort(kind="stable")]
-        place, step = (rank, world_size) if divides else (0, 1)
+        place, step = (0, 1) if own is None else (rank, world_size)
         rows = self._reader.rows(pieces.tolist(), number)
-        for count, row in enumerate(self._shuffled(rows, number, rank if divides else 0)):
-            if divides or count % world_size == rank:
+        for count, row in enumerate(self._shuffled(rows, number, 0 if own is None else rank)):
+            if own is not None or count % world_size == rank:
                 yield Sample(number, place + step * count, row["image"], row["label"])
 
     def _shuffled(self, rows: Iterator[dict[str, Any]], number: int, rank: int) -> Iterator[dict[str, Any]]:

@@ -42,11 +42,7 @@ class StreamBatches(Sampler[list[Sample]]):
         self.rank, self.world_size = rank, world_size
         self._reader: Iterator[Sample] = iter(())
         self._position = -1  # images that the reader has given since the first pass began
-        self._pass_length: int | None = None
-        if stream.is_length and stream.num_pieces % world_size:
-            self._pass_length = -(-(len(stream) - rank) // world_size)
-        elif stream.is_length and world_size == 1:
-            self._pass_length = len(stream)
+        self._pass_length = stream.pass_length(rank, world_size)
         self._is_said = self._pass_length is not None
 
     @property

@@ -67,7 +67,7 @@ class StreamReader:
 
 
 def _undecoded(dataset: IterableDataset) -> IterableDataset:
-    dataset = dataset.select_columns(["image", "label"])
+    dataset = dataset.with_format(None).select_columns(["image", "label"])
     feature = dataset.features["image"]
     return dataset.cast_column("image", ImageFeature(decode=False)) if isinstance(feature, ImageFeature) else dataset
 

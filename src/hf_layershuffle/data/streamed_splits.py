@@ -17,7 +17,7 @@ from datasets import load_dataset_builder as load_builder
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .class_labels import quoted, with_class_labels
-from .dataset_files import BUILT_IN, first_line
+from .dataset_files import BUILT_IN, escaped, files_of_folder, first_line
 from .datasets import find_image_column, with_images
 from .image_stream import LOOKED_AT, Label
 from .labelled_splits import EVALUATION_SPLITS, find_label_column, standard_columns
@@ -38,6 +38,7 @@ class StreamedSplits:
         stored_labels: These labels as the stream stores them.
         num_samples: How many images the stream holds, or None where that is not known.
         files: The files of the stream, for messages.
+        rows_of_files: How many images each of them holds, or nothing where that is not known.
     """
 
     stream: IterableDataset
@@ -46,6 +47,7 @@ class StreamedSplits:
     stored_labels: list[Label]
     num_samples: int | None = None
     files: Sequence[str] = ()
+    rows_of_files: Sequence[int] = ()
 
     @property
     def class_numbers(self) -> dict[Label, int]:
@@ -104,12 +106,13 @@ def load_image_stream(
     }
     stream = standard_columns(_undecoded(stream, columns["image"], dataset_name), columns, "train")
     test = with_images(standard_columns(test, columns, "test"), dataset_name)
-    known = _known_labels(stream.features["label"], test)
+    known = _known_labels(stream.features["label"], test, class_names)
     stored = known["label"][:]
     numbered = with_class_labels({"train": known, "test": test}, dataset_name, class_names)
-    num_samples = _length_of(builder, train_split)
     paths = [str(path) for path in files[train_split]]
-    return StreamedSplits(stream, numbered["test"], numbered["train"], stored, num_samples, paths)
+    rows = _rows_of(paths)
+    num_samples = sum(rows) or _described_length(builder, train_split)
+    return StreamedSplits(stream, numbered["test"], numbered["train"], stored, num_samples, paths, rows)
 
 
 def _builder_of(dataset_name: str, config_name: str | None) -> DatasetBuilder:
@@ -128,7 +131,9 @@ def _builder_of(dataset_name: str, config_name: str | None) -> DatasetBuilder:
     try:
         if not folder.is_dir() and not datasets.config.HF_HUB_OFFLINE:
             check_hub_answers(dataset_name)
-        return load_builder(str(folder) if folder.is_dir() else dataset_name, config_name)
+        if folder.is_dir():
+            return load_builder(str(folder), config_name, **files_of_folder(folder))
+        return load_builder(dataset_name, config_name)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         raise ValueError(
             f"Dataset '{dataset_name}' cannot be streamed: {first_line(error).rstrip('.!')}. Pass a folder of Parquet "
@@ -162,7 +167,8 @@ def _read(
     described: dict[str, Any] = {} if builder.info.features is None else {"features": builder.info.features}
 
     def read(split: str, streaming: bool, **columns: Any) -> Any:
-        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming, **columns)
+        paths = {split: escaped(files[split])}
+        return load_dataset(kind, data_files=paths, split=split, streaming=streaming, **columns)
 
     try:
         columns = dict.fromkeys((train_split, eval_split), described)
@@ -184,7 +190,8 @@ def _columns_of_tars(paths: list[str]) -> dict[str, Any]:
         if not Path(path).is_file() or _holds_files(path):
             if number == 0:
                 return {}
-            return {"features": load_dataset("webdataset", data_files=[path], split="train", streaming=True).features}
+            stream = load_dataset("webdataset", data_files=escaped([path]), split="train", streaming=True)
+            return {"features": stream.features}
     raise ValueError(f"all tar files of a split are empty: {quoted(paths, 2)}")
 
 
@@ -210,24 +217,39 @@ def _undecoded(stream: IterableDataset, column: str, dataset_name: str) -> Itera
     return stream.cast_column(column, Image(decode=False)) if is_file else stream
 
 
-def _known_labels(feature: Any, test: Dataset) -> Dataset:
-    """One row for each label that a stream may hold: those with a name, or else those of the evaluation split."""
+def _known_labels(feature: Any, test: Dataset, class_names: Sequence[str] | None) -> Dataset:
+    """One row for each label that a stream may hold.
+
+    They are those with a name, or else those of the evaluation split. If `class_names` holds all of these, they are
+    all of its classes, since the evaluation split may lack some.
+    """
     stored = feature if isinstance(feature, ClassLabel) else test.features["label"]
     if isinstance(stored, ClassLabel):  # integers of the stream, if it does not know the names, are class indices
         values = list(range(stored.num_classes))
     else:
-        values = sorted({value for value in test["label"][:] if value is not None})
+        values = _with_named({value for value in test["label"][:] if value is not None}, class_names)
     # With a column beside the labels, which are replaced, since a table without columns has no rows
     features = Features({"label": stored, "row": Value("int64")})
     return Dataset.from_dict({"label": values, "row": list(range(len(values)))}, features=features)
 
 
-def _length_of(builder: DatasetBuilder, split: str) -> int | None:
-    """How many images a split holds, if its description or its files say so at once."""
+def _with_named(labels: set[Any], class_names: Sequence[str] | None) -> list[Any]:
+    """Labels of an evaluation split, or the labels of all named classes, if these are among them."""
+    named: set[Any] = set(class_names or ())
+    if class_names and all(type(label) is int for label in labels):
+        are_numbers = all(name.isdecimal() for name in class_names)
+        named = {int(name) for name in class_names} if are_numbers else set(range(len(class_names)))
+    return sorted(named if labels <= named else labels)
+
+
+def _rows_of(paths: list[str]) -> list[int]:
+    """How many rows each file holds, if they say so at once. Else nothing."""
+    if all(path.endswith(".parquet") and Path(path).is_file() for path in paths):
+        return [pq.read_metadata(path).num_rows for path in paths]
+    return []
+
+
+def _described_length(builder: DatasetBuilder, split: str) -> int | None:
+    """How many images a split holds, if its description says so."""
     described = (builder.info.splits or {}).get(split)
-    if described is not None and described.num_examples:
-        return described.num_examples
-    files = [str(path) for name, paths in (builder.config.data_files or {}).items() if name == split for path in paths]
-    if all(path.endswith(".parquet") and Path(path).is_file() for path in files):
-        return sum(pq.read_metadata(path).num_rows for path in files)
-    return None
+    return None if described is None else described.num_examples or None

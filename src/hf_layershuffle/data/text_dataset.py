@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..checkpoints.tokenizers import length_limit
-from .class_labels import quoted
+from .class_labels import quoted, unformatted
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class TextClassificationDataset(torch.utils.data.Dataset):
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` is {max_length}; it must be a number of tokens of at least 1.")
         self.columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
-        self.dataset = self._without_missing(dataset, skip_damaged)
+        self.dataset = self._without_missing(unformatted(dataset), skip_damaged)
         self.tokenizer = tokenizer
         self._pad = padding_collator(tokenizer)
         self.max_length = max_length or length_limit(tokenizer)

@@ -11,12 +11,13 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints.identity import weights_digest
+from ..checkpoints.identity import FAMILY_SETTINGS, describe_outputs, weights_digest
 from ..checkpoints.processing_classes import ProcessingClass
 from ..checkpoints.tokenizers import takes_texts, tokenizer_digest
 from ..data.dataloading import MODEL_INPUTS
 from ..data.image_dataset import ImageClassificationDataset
 from ..data.text_dataset import TextClassificationDataset
+from ..layerwise import rows_of
 from .report import RobustnessReport
 
 
@@ -110,7 +111,7 @@ def _unfinished_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
     """
     dataset: Any = loader.dataset
     if isinstance(dataset, TextClassificationDataset):
-        for item in map(dataset.__getitem__, range(len(dataset))):
+        for item in map(dataset.__getitem__, rows_of(loader)):
             yield {name: torch.tensor(value, dtype=torch.int64) for name, value in item.items()}
         return
     rows: Any = range(len(dataset))
@@ -168,6 +169,7 @@ def expected_report(
     return settings | {
         "num_images": len(dataset),
         "weights": weights_digest(model),
+        **describe_outputs(model.config),
         "dtype": str(model.dtype).removeprefix("torch."),
         **processing_record(processing_class, model.config),
         "data": data_digest(loader),
@@ -180,6 +182,8 @@ def other_than(report: RobustnessReport, expected: dict[str, Any]) -> str | None
     for name, value in expected.items():
         if name in ("image_processor", "tokenizer", "data") and name not in found:
             return "it was made by an earlier version, which did not record of which images it is"
+        if name in FAMILY_SETTINGS and name not in found:
+            continue  # of an earlier version, which did not record them
         if found.get(name) != value:
             return _OTHER.get(name, f"`{name}` is {found.get(name)!r} there and {value!r} here")
     return None

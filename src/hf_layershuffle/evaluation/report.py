@@ -36,8 +36,9 @@ class RobustnessReport(Report):
         leave_one_out: Item i is the score in sequential order without layer i. Empty for a model of one layer.
         neighbour_swaps: Item i is the score in sequential order with layers i and i + 1 swapped.
         position_prediction: How well the layers know their position. None without position predictor.
-        config: The model's type and its LayerShuffle flags. It also says what the numbers belong to, by digests of the
-            weights (`weights`), of the settings of the image processor (`image_processor`) or of the tokenizer
+        config: The model's type and its LayerShuffle flags, the positions at which it ran without an MLP
+            (`skipped_mlps`), and what else changes its outputs. It also says what the numbers belong to, by digests of
+            the weights (`weights`), of the settings of the image processor (`image_processor`) or of the tokenizer
             (`tokenizer`), and of the images or texts and labels (`data`).
         environment: Versions, device, dtype, machine and date (ISO 8601, UTC).
     """
@@ -101,7 +102,9 @@ class RobustnessReport(Report):
 
         # `Text`: brackets in a name are not markup
         title = f"{self.model} on {self.dataset} ({self.num_images:,} {self.noun}, {self.num_layers} layers)"
-        table = Table(title=Text(title, style="table.title"))
+        skipped = self.config.get("skipped_mlps")
+        caption = f"Without the MLPs at the positions {', '.join(map(str, skipped))}" if skipped else None
+        table = Table(title=Text(title, style="table.title"), caption=caption)
         table.add_column("execution order")
         for name in ("accuracy", "std", "min", "max", "95 % interval", "loss"):
             table.add_column(name, justify="right")

@@ -141,7 +141,7 @@ def evaluate_robustness(
     tallies = run_tree(
         parts, loader, tree, len(distinct), description=f"Evaluating {model_name}", progress=progress,
         progress_file=progress_file,
-        key=json.dumps([described["weights"], str(parts.model.dtype), belongs_to, batch_size, list(distinct)]),
+        key=json.dumps([described, str(parts.model.dtype), belongs_to, batch_size, list(distinct)]),
     )  # fmt: skip
     scores = _scores(tallies, list(distinct), parts.num_labels)
     found = {name: [scores[distinct[tuple(order)]] for order in orders] for name, orders in plan.items()}

@@ -29,10 +29,10 @@ def check_layer_places(sources: Mapping[str, SourceCheckpoint], plan: MergePlan)
     """
     for name, source in sources.items():
         moved = [order for order in _orders_of(name, plan) if order != list(range(len(order)))]
-        model = model_without_numbers(source.config) if moved else None
+        layers = model_without_numbers(source.config).free_layers if moved else []
         for order in moved:
             try:
-                check_places(model.free_layers, order, layer_kinds_of(source.config))
+                check_places(layers, order, layer_kinds_of(source.config))
             except ValueError as error:
                 raise ValueError(f"Source '{name}': {error}") from None
 

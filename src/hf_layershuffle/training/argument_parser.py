@@ -23,6 +23,7 @@ from .tasks import TASKS, ImageClassification, Task
 
 
 SUFFIXES = (".json", ".yaml", ".yml")
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")  # YAML reads their `no` as false
 DESCRIPTION = """Trains a LayerShuffle {kind} classifier and prints its accuracy in sequential order and over arbitrary
 orders.
 
@@ -213,6 +214,8 @@ def read_argument_file(path: Path) -> list[str]:
     check_kinds(values, [each for task in TASKS.values() for each in task.argument_classes], f"'{path}'")
     argv = []
     for name, value in values.items():
+        if value is False and name in STRATEGIES:
+            value = "no"
         if isinstance(value, list):
             value = ",".join(map(str, value)) if name == "execution_order" else value
         items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]

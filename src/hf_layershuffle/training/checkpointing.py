@@ -145,5 +145,24 @@ def trained_weights(checkpoint: Path, state: TrainerState, args: TrainingArgumen
 
     They lie in the best checkpoint, if that is to be loaded, or in the last one.
     """
-    best = state.best_model_checkpoint
-    return Path(best) if args.load_best_model_at_end and best and Path(best).is_dir() else checkpoint
+    best = best_checkpoint(checkpoint, state) if args.load_best_model_at_end else None
+    return best or checkpoint
+
+
+def best_checkpoint(checkpoint: Path, state: TrainerState) -> Path | None:
+    """The best checkpoint of the run that a checkpoint is of; None, with a warning, where it is no longer there.
+
+    It is looked for beside the checkpoint first. The path in the state is one from the working directory of then.
+    """
+    if state.best_model_checkpoint is None:
+        return None
+    recorded = Path(state.best_model_checkpoint)
+    for path in (checkpoint.parent / recorded.name, recorded):
+        if path.is_dir():
+            return path
+    logger.warning(
+        "The best checkpoint of the run, '%s', is not there any more. Unless a better one follows, the run ends with "
+        "its last weights.",
+        recorded,
+    )
+    return None

@@ -9,8 +9,9 @@ from datasets import DatasetDict
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.image_size import as_pair, image_size_of
+from ..data.class_labels import quoted
 from ..data.datasets import ImageClassificationDataset, load_image_datasets, match_labels
-from ..data.image_reading import is_grey, read_images
+from ..data.image_reading import are_mostly_grey
 from ..data.image_stream import ImageStream
 from ..data.streamed_splits import load_image_stream
 from ..models.configuration_layershuffle import num_channels_of
@@ -52,8 +53,17 @@ def split_arguments(args: DataArguments) -> dict[str, Any]:
 
 
 def with_checkpoint_classes(splits: DatasetDict, class_names: list[str] | None, dataset_name: str) -> DatasetDict:
-    """The splits numbered as a checkpoint numbers its classes, if they have the same ones."""
+    """The splits numbered as a checkpoint numbers its classes, if they have the same ones.
+
+    Raises:
+        `ValueError`: if there are fewer than two classes.
+    """
     names = splits["train"].features["label"].names
+    if len(names) < 2:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has one class only, {quoted(names)}; training needs at least two. Give each "
+            "class a folder or a label of its own, or name another column by --label_column_name."
+        )
     if class_names is None or set(names) != set(class_names) or len(names) != len(class_names):
         return splits
     # As much of a configuration as numbers classes
@@ -77,7 +87,7 @@ def build_datasets(
     config = model.config
     check_num_classes(args, splits, config)
     limit_samples(args, splits, seed)
-    is_colour = not is_grey(*read_images(splits["train"], [0]))
+    is_colour = not are_mostly_grey(splits["train"])
     augmentation = augmentation_of(args).resolved(as_pair(image_size_of(config) or 0), is_colour)
     if args.max_cached_gib < 0:
         raise ValueError(f"`max_cached_gib` is {args.max_cached_gib}; it must be at least 0.")

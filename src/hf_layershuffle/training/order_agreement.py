@@ -31,8 +31,11 @@ def order_divergence(first: torch.Tensor, second: torch.Tensor, labels: torch.Te
     return divergence if labels is None else torch.where(labels != -100, divergence, 0.0)
 
 
-def check_order_consistency(weight: float, model: PreTrainedModel) -> None:
-    """Raises a `ValueError` where two forward passes of a model have one order, or choose no class."""
+def check_order_consistency(weight: float, model: PreTrainedModel, uses_ddp: bool = False) -> None:
+    """Raises a `ValueError` where two forward passes of a model have one order, or choose no class.
+
+    DistributedDataParallel (`uses_ddp`) takes two forward passes a step only if each runs all layers.
+    """
     if weight == 0:
         return
     config: Any = model.config
@@ -46,6 +49,11 @@ def check_order_consistency(weight: float, model: PreTrainedModel) -> None:
         raise ValueError(
             f"`order_consistency` is {weight}, and needs a single label of two classes or more; the model has "
             f"`problem_type` {config.problem_type!r} and {config.num_labels} classes. Leave it at 0."
+        )
+    if uses_ddp and getattr(config, "layerdrop", 0.0) > 0:
+        raise ValueError(
+            f"`order_consistency` is {weight} and `layerdrop` is {config.layerdrop}, which several processes cannot "
+            "train together by DistributedDataParallel; set one to 0, or train in one process or by FSDP2."
         )
 
 

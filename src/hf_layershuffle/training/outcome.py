@@ -1,7 +1,10 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""What a training command prints at its end: the table, and what to do next."""
+"""What a training command prints at its end: the table and what to do next, or why it ended."""
 
+import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -35,11 +38,14 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, n
             print(f"{name} with half of its layers, which its controller chooses for each example: {accuracy:.4f}")
 
 
-def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str:
+def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str | None:
     """The command that evaluates what was trained, on the same data: with layers missing too, and with pictures.
 
-    Of a model that learned to let examples run fewer layers, as its `config` says, it is the one that shows how well.
+    None where it would evaluate on other data. Of a model that learned to let examples run fewer layers, as its
+    `config` says, it is the one that shows how well.
     """
+    if any(getattr(data_args, name) != getattr(DataArguments, name) for name in ("train_split", "eval_fraction")):
+        return None
     chooses_layers = getattr(config, "halting_head", False) or getattr(config, "layer_controller", False)
     budget = chooses_layers and not data_args.streaming
     command = ["hf-layershuffle", "budget" if budget else "evaluate", str(args.output_dir)]
@@ -51,3 +57,16 @@ def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--streaming"] if data_args.streaming else []
     return shlex.join([*command, "--output_dir", f"{args.output_dir}-{'budget' if budget else 'robustness'}"])
+
+
+@contextmanager
+def short_worker_errors() -> Iterator[None]:
+    """Raises what a worker of a DataLoader raised with its own message, from which torch makes a whole traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        worker = re.match(r"Caught (\w+) in .*\nOriginal Traceback", str(error))
+        if worker is None:
+            raise
+        message = re.split(rf"^(?:[\w.]+\.)?{worker[1]}: ", str(error), flags=re.MULTILINE)[-1]
+        raise type(error)(message.strip()) from error

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import datasets
 import torch
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints.tokenizers import check_tokenizer, takes_texts
+from ..checkpoints.tokenizers import check_tokenizer, longest_text, takes_texts
 from ..data.dataloading import MODEL_INPUTS
 from ..data.datasets import match_labels, with_standard_columns
 from ..data.image_dataset import ImageClassificationDataset
@@ -16,15 +16,15 @@ from ..data.text_datasets import with_text_columns
 from ..models.configuration_layershuffle import num_channels_of
 
 
-def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedConfig | None, name: str) -> Any:
+def as_model_inputs(dataset: Any, processing_class: object, model: Any, name: str) -> Any:
     """The dataset, or one made of it, whose items hold `pixel_values` or `input_ids`.
 
     Args:
         dataset: A `datasets.Dataset` of images or texts and labels, or with a transform (`with_transform`), or a
             dictionary of such. All else comes back as it is, also what holds token ids or features of sounds.
         processing_class: The model's image processor or tokenizer, or None.
-        config: The model's configuration, which gives the number of channels and the numbers of the classes. If its
-            classes have no names, they get those of the dataset.
+        model: The model, whose configuration gives the number of channels and the numbers of the classes. If its
+            classes have no names, they get those of the dataset. Texts are cut off after the tokens that it takes.
         name: Name for messages, such as `"train_dataset"`.
 
     Raises:
@@ -33,15 +33,16 @@ def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedCo
     """
     if isinstance(dataset, dict):
         return {
-            key: as_model_inputs(each, processing_class, config, f"{name}['{key}']") for key, each in dataset.items()
+            key: as_model_inputs(each, processing_class, model, f"{name}['{key}']") for key, each in dataset.items()
         }
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         return dataset
     columns = dataset.column_names or ["pixel_values"]  # a stream that was mapped does not know its columns
     if set(MODEL_INPUTS) & set(columns):
         return dataset
+    config: PreTrainedConfig | None = getattr(model, "config", None)
     if config is not None and takes_texts(config):
-        return _as_tokens(dataset, processing_class, config, name)
+        return _as_tokens(dataset, processing_class, model, name)
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
         return TransformedImages(dataset, name)
     if isinstance(dataset, datasets.IterableDataset):
@@ -63,7 +64,7 @@ def as_model_inputs(dataset: Any, processing_class: object, config: PreTrainedCo
     return ImageClassificationDataset(dataset, processing_class, num_channels=num_channels_of(known))
 
 
-def _as_tokens(dataset: Any, processing_class: object, config: PreTrainedConfig, name: str) -> Any:
+def _as_tokens(dataset: Any, processing_class: object, model: PreTrainedModel, name: str) -> Any:
     """A dataset that is tokenized already, or has a transform, as it is, and one of texts tokenized."""
     columns = dataset.column_names
     is_stream = isinstance(dataset, datasets.IterableDataset)
@@ -75,9 +76,9 @@ def _as_tokens(dataset: Any, processing_class: object, config: PreTrainedConfig,
             "`processing_class`, or a dataset that is tokenized: dataset.map(lambda rows: tokenizer(rows['text'], "
             "truncation=True), batched=True)."
         )
-    check_tokenizer(processing_class, config)
-    dataset = _number_classes(with_text_columns(dataset, name), config, name)
-    return TextClassificationDataset(dataset, processing_class)
+    check_tokenizer(processing_class, model.config)
+    dataset = _number_classes(with_text_columns(dataset, name), model.config, name)
+    return TextClassificationDataset(dataset, processing_class, max_length=longest_text(processing_class, model))
 
 
 def _number_classes(dataset: datasets.Dataset, config: PreTrainedConfig, name: str) -> datasets.Dataset:

@@ -104,7 +104,15 @@ RECORDED_ARGUMENTS = {
         "load_best_model_at_end",
         "metric_for_best_model",
         "dataloader_drop_last",
+        "train_sampling_strategy",
+        "ignore_data_skip",
     ),
+}
+_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_orders", "eval_orders_seed")
+# With `load_best_model_at_end`
+RECORDED_OF_BEST = {
+    "data": ("max_eval_samples",),
+    "training": (*_EVALUATIONS, "greater_is_better", "save_strategy", "save_steps"),
 }
 _OF_TEXTS = ("text_column_name", "text_pair_column_name")
 _NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS, *STREAMING_ARGUMENTS)
@@ -132,7 +140,8 @@ def recorded_arguments(
     """
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     recorded = RECORDED_TEXT_ARGUMENTS if isinstance(data_args, TextDataArguments) else RECORDED_ARGUMENTS
-    values = {name: given[kind][name] for kind, names in recorded.items() for name in names}
+    kinds = [*recorded.items(), *(RECORDED_OF_BEST.items() if args.load_best_model_at_end else ())]
+    values = {name: given[kind][name] for kind, names in kinds for name in names}
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     if teacher is None or teacher.model is None:
@@ -159,9 +168,17 @@ def find_checkpoint(args: ScriptTrainingArguments, config: PreTrainedConfig, arg
     """
     folder = args.folder
     requested = args.resume_from_checkpoint
+    starts_anew = is_untouched(folder) or args.overwrite_output_dir
     if requested not in (None, True, "True", "true"):
-        return _requested_checkpoint(Path(str(requested)), config, arguments)
-    if is_untouched(folder) or args.overwrite_output_dir:
+        given = _requested_checkpoint(Path(str(requested)), config, arguments)
+        if not starts_anew and not _is_of(folder, given):
+            raise ValueError(
+                f"The output folder '{folder}' is not empty, and --resume_from_checkpoint '{given}' is not of it; "
+                "leave that out to go on with the run of this folder, choose another --output_dir, or add "
+                "--overwrite_output_dir to replace what it holds."
+            )
+        return given
+    if starts_anew:
         if requested:
             raise ValueError(f"There is no checkpoint in '{folder}' to resume from.")
         return None
@@ -249,9 +266,14 @@ def is_untouched(folder: Path) -> bool:
     )
 
 
+def _is_of(folder: Path, checkpoint: str) -> bool:
+    """Whether a checkpoint lies in an output folder, or is the folder itself."""
+    return folder.resolve() in (Path(checkpoint).resolve(), Path(checkpoint).parent.resolve())
+
+
 def is_finished_run(folder: Path, checkpoint: str | None) -> bool:
     """Whether the run of `folder` trained to its end, which `checkpoint` is, and saved the model and its metrics."""
-    if checkpoint is None or folder not in (Path(checkpoint), Path(checkpoint).parent):
+    if checkpoint is None or not _is_of(folder, checkpoint):
         return False
     try:
         check_weights(folder)
@@ -265,10 +287,11 @@ def is_finished_run(folder: Path, checkpoint: str | None) -> bool:
 def prepare_folder(folder: Path, checkpoint: str | None, overwrites: bool, arguments: dict) -> None:
     """Records a run's arguments, and removes what would stand in its way: torn files, and what is overwritten."""
     _, skipped = newest_whole_checkpoint(folder, arguments["num_processes"])
-    earlier = list(folder.glob("checkpoint-*")) if overwrites and checkpoint is None else list(skipped)
+    starts_anew = overwrites and (checkpoint is None or not _is_of(folder, checkpoint))
+    earlier = list(folder.glob("checkpoint-*")) if starts_anew else list(skipped)
     for path in earlier:
         shutil.rmtree(path)
-    if overwrites and checkpoint is None:
+    if starts_anew:
         (folder / "all_results.json").unlink(missing_ok=True)  # which marks a finished run
     for name in ("all_results.json", "train_results.json", "eval_results.json"):
         try:

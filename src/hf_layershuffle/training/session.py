@@ -23,7 +23,7 @@ from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
 from .model_building import Teacher
 from .model_flags import PLAIN, layershuffle_flags
-from .outcome import next_command, print_table
+from .outcome import next_command, print_table, short_worker_errors
 from .recipes import default_output_dir, method_name
 from .runs import (
     check_space,
@@ -34,7 +34,7 @@ from .runs import (
     prepare_folder,
     recorded_arguments,
 )
-from .script_arguments import DataArguments, ScriptTrainingArguments
+from .script_arguments import ScriptTrainingArguments
 from .stream_building import check_length, num_samples_of
 from .tasks import ImageClassification
 from .trainer import LayerShuffleTrainer
@@ -214,6 +214,7 @@ class TrainingSession:
             )
         torch.set_num_threads(threads)
 
+    @short_worker_errors()
     def train_and_evaluate(self, trainer: LayerShuffleTrainer, run: Run) -> None:
         """Trains, and saves the model, its card and its metrics into the output folder.
 
@@ -289,8 +290,8 @@ class TrainingSession:
                 orders = [run.model.config.execution_order for run in self.runs]
                 print_table(rows, all(order == "sequential" for order in orders), self.task.noun)
             print(f"Saved to {self.args.output_dir}")
-            if self.data_args.eval_fraction == DataArguments.eval_fraction:  # or it would evaluate on other images
-                print(f"Next: {next_command(self.data_args, self.args, self.runs[0].model.config)}")
+            if command := next_command(self.data_args, self.args, self.runs[0].model.config):
+                print(f"Next: {command}")
         if self.failures:
             sys.exit(1)
 

@@ -43,6 +43,7 @@ def build_stream(
         shuffle_buffer_size=args.shuffle_buffer_size,
         class_numbers=streamed.class_numbers,
         files=streamed.files,
+        rows_of_files=streamed.rows_of_files,
         **common,
     )
 

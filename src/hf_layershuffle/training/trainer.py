@@ -11,17 +11,25 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    default_data_collator,
+)
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
 from ..data.image_stream import ImageStream
+from ..data.text_dataset import padding_collator
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import train_controller_only
 from .arguments import LayerShuffleTrainingArguments
 from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
+from .checkpointing import best_checkpoint, read_state
 from .distillation import check_teacher
 from .evaluation import EvaluationMixin
 from .hub_pushes import HubMixin
@@ -96,9 +104,13 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
                 "`teacher_model` with free layer order, or set it to 0."
             )
         self.teacher_model = teacher_model
-        check_order_consistency(self._argument("order_consistency"), cast(PreTrainedModel, self.model))
+        uses_ddp = self.accelerator.distributed_type.startswith("MULTI_")
+        check_order_consistency(self._argument("order_consistency"), cast(PreTrainedModel, self.model), uses_ddp)
+        given_collator = kwargs.get("data_collator") or (args[2] if len(args) > 2 else None)
         if self.data_collator is default_data_collator:
             self.data_collator = collate_for_device
+        elif given_collator is None and isinstance(self.processing_class, PreTrainedTokenizerBase):
+            self.data_collator = padding_collator(self.processing_class)
         self.train_dataset = self._as_model_inputs(self.train_dataset, "train_dataset")
         self.eval_dataset = self._as_model_inputs(self.eval_dataset, "eval_dataset")
         if not any(isinstance(callback, LayerShuffleCallback) for callback in self.callback_handler.callbacks):
@@ -161,22 +173,37 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
             train_controller_only(self.accelerator.unwrap_model(self.model))
         return super().train(*args, **kwargs)
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         # transformers compares fractions of the steps with the numbers that a checkpoint made of them, and warns
         given = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
         fractions = {name: value for name, value in given.items() if value is not None and 0 < value < 1}
         for name, value in fractions.items():
             setattr(self.args, name, math.ceil(max_steps * value))
         try:
-            return super()._init_training_state(max_steps, *args, **kwargs)
+            done = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
         finally:
             for name, value in fractions.items():
                 setattr(self.args, name, value)
+        if resume_from_checkpoint is not None and self.state.global_step > 0:
+            # transformers looks for the best checkpoint from the working directory of now
+            checkpoint = Path(resume_from_checkpoint)
+            best = best_checkpoint(checkpoint, read_state(checkpoint))
+            self.state.best_model_checkpoint = None if best is None else str(best)
+        return done
 
     # --- Data ---
 
     def _as_model_inputs(self, dataset: Any, name: str) -> Any:
-        return as_model_inputs(dataset, self.processing_class, getattr(self.model, "config", None), name)
+        return as_model_inputs(dataset, self.processing_class, self.model, name)
 
     def get_train_dataloader(self) -> DataLoader:
         if isinstance(self.train_dataset, ImageStream):
