@@ -96,13 +96,14 @@ def publish(
     check_folder(folder)
     check_targets(repo_id, plain_vit_repo_id)
     plain_vit = plain_vit or plain_vit_repo_id is not None
-    order = _read_plain_order(folder, execution_order) if plain_vit else None
+    target = (repo_id, revision, plain_vit_repo_id)
+    order = _read_plain_order(folder, execution_order, *target) if plain_vit else None
+    if not dry_run:
+        outputs.claim(context, folder, remedy="publish a copy of it")
     if not (card_only or dry_run):
         _check_access(folder, cast(str, repo_id), plain_vit_repo_id, token)
     evaluates = dataset_name is not None
     if dataset_name is not None:
-        if not dry_run:
-            outputs.claim(context, folder, remedy="evaluate a copy of it")
         loaded = inputs.load_model(str(folder), device, trust_remote_code=trust_remote_code)
         data = inputs.load_evaluation_split(
             loaded,
@@ -132,13 +133,14 @@ def publish(
     _push(folder, cast(str, repo_id), pushing, plain)
 
 
-def _read_plain_order(folder: Path, text: str | None) -> str | list[int] | None:
-    """The order of the plain ViT, checked to be one of the folder's model."""
-    from hf_layershuffle.hub.plain_vit_folder import check_plain_vit
+def _read_plain_order(folder: Path, text: str | None, *target: str | None) -> str | list[int] | None:
+    """The order of the plain ViT, checked to be one of the folder's model; the target is checked, too."""
+    from hf_layershuffle.hub.plain_vit_folder import check_plain_target, check_plain_vit
     from hf_layershuffle.models.execution_order import parse_execution_order
 
     order = None if text is None else parse_execution_order(text)
     check_plain_vit(folder, order)
+    check_plain_target(folder, *target)
     return order
 
 

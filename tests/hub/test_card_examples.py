@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import REPOSITORY
+from datasets import Dataset
 from huggingface_hub import metadata_load
 from PIL import Image
 from support.cards import describe, images, save_model
@@ -15,6 +16,7 @@ from hf_layershuffle.checkpoints.image_processors import load_image_processor
 from hf_layershuffle.checkpoints.loading import load_classifier
 from hf_layershuffle.data.datasets import load_image_datasets
 from hf_layershuffle.hub.card_examples import copy_examples, write_examples
+from hf_layershuffle.hub.published_files import is_replaced
 
 
 DIGITS = REPOSITORY / "model_cards" / "vit-digits-layershuffle"
@@ -40,6 +42,39 @@ def test_widget_examples_are_files_with_this_models_answers(described):
         assert [answer["label"] for answer in entry["output"]] == list(answers)
         for answer in entry["output"]:
             assert answer["score"] == pytest.approx(answers[answer["label"]], abs=1e-4)
+
+
+def test_a_persons_files_stay_beside_the_examples(tmp_path):
+    save_model(tmp_path)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    own = {"mine.png", "12-mine.png", "notes.json", "more/0.png"}
+    for name in (*own, "7.png"):
+        (tmp_path / "examples" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "examples" / name).write_text(name)
+    (tmp_path / "examples" / "link").symlink_to("mine.png")
+    assert len(write_examples(tmp_path, images(), processor)) == 1
+
+    def there():
+        files = (tmp_path / "examples").rglob("*")
+        return {path.relative_to(tmp_path / "examples").as_posix() for path in files if path.is_file()}
+
+    assert there() == {*own, "link", "0.png", "examples.json"}
+    assert all((tmp_path / "examples" / name).read_text() == name for name in own)
+    assert (tmp_path / "examples" / "link").is_symlink()
+    assert not write_examples(tmp_path, images().select([1]), processor)  # an image that it has wrong
+    assert there() == {*own, "link"}
+    assert is_replaced("examples/0.png") and is_replaced("examples/examples.json")  # by a push of other weights
+    assert not any(is_replaced(f"examples/{name}") for name in own)
+
+
+def test_images_without_a_label_are_no_examples(tmp_path):
+    save_model(tmp_path)
+    data = images()
+    columns = {"image": data["image"][:], "label": [-1, *data["label"][1:]]}
+    unlabelled = Dataset.from_dict(columns, features=data.features)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    (entry,) = write_examples(tmp_path, unlabelled, processor)
+    assert entry["example_title"] == "Class a"
 
 
 def test_grey_models_answer_grey_images(tmp_path):

@@ -79,6 +79,45 @@ def test_a_persons_results_stay_beside_ours(folder):
     assert [result.metric_value for result in results] == [0.125, 0.5]
 
 
+def test_results_and_examples_that_are_gone_leave_the_metadata(folder):
+    path = folder / "README.md"
+    ours = path.read_text()
+    card = ModelCard.load(path)
+    theirs = EvalResult("image-classification", "org/other", "Other", "f1", 0.125)
+    card.data.eval_results = [theirs, *card.data.eval_results]
+    card.data.widget = [{"src": "examples/mine.png"}, *card.data.widget]
+    for name in ("robustness.json", "training.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "examples")
+    card.save(path)
+    write_model_card(folder)
+    assert [result.metric_value for result in ModelCard.load(path).data.eval_results] == [0.125]
+    assert metadata_load(path)["widget"] == [{"src": "examples/mine.png"}]
+    path.write_text(ours)
+    write_model_card(folder)
+    assert not {"model-index", "widget"} & set(metadata_load(path))
+    assert "Not evaluated" in path.read_text()
+    # Nor do ours come back from the Hub
+    combined = split_card(combine_cards(path.read_text(), ours, "the Hub"))[1]
+    assert not {"model-index", "widget", "base_model", "base_model_relation"} & set(combined)
+
+
+def test_origins_that_are_no_longer_so_leave_the_metadata(folder):
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("datasets:\n", "datasets:\n- org/mine\n"))
+    (folder / "robustness.json").unlink()
+    record_training(folder, arguments={}, dataset="org/digits", num_train_images=5, base_model="org/new")
+    write_model_card(folder)
+    data = metadata_load(path)
+    assert data["base_model"] == "org/new" and data["base_model_relation"] == "finetune"
+    assert data["datasets"] == ["org/mine", "org/digits"]
+    record_training(folder, arguments={}, dataset="org/letters", num_train_images=5)
+    write_model_card(folder)
+    data = metadata_load(path)
+    assert data["datasets"] == ["org/mine", "org/letters"]
+    assert not {"base_model", "base_model_relation"} & set(data)
+
+
 @pytest.mark.parametrize("head", ["", "---\nlicense: mit # free\ntags: [one, two]\nwidget:\n- src: mine.png\n---\n"])
 def test_a_card_without_our_sections_keeps_its_text(folder, head, caplog):
     path = folder / "README.md"

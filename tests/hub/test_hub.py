@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import Architecture, run_python
 from PIL import Image
+from support.cards import PICTURES, describe
 from support.hub_server import WRITE_TOKEN, HubServer
 from transformers import ViTImageProcessor
 
@@ -270,6 +271,60 @@ def test_what_was_pushed_loads_in_a_fresh_process(hub, pushed, tmp_path, how):
     environment = hub.environment(tmp_path / "home") | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     result = run_python(LOAD, how, pushed, tmp_path / "image.png", environment=environment)
     assert result.returncode == 0, result.stderr
+
+
+UPDATE = (
+    PREPARE
+    + """
+import hf_layershuffle as ls
+from huggingface_hub import HfApi
+from hf_layershuffle.hub.publishing import publish
+
+folder, second, repo_id = sys.argv[1], Path(sys.argv[2]), "org/updated"
+publish(folder, repo_id)
+messages = []
+
+def attempt(report, to=repo_id):
+    try:
+        report.push_to_hub(to)
+    except ValueError as error:
+        messages.append(str(error))
+
+model = ls.LayerShuffleViTForImageClassification.from_pretrained(folder).eval()
+other = ls.LayerShuffleViTForImageClassification.from_pretrained(folder).eval()
+torch.nn.init.normal_(other.classifier.weight)
+items = [{"pixel_values": image, "labels": i % 5} for i, image in enumerate(torch.randn(8, 3, 8, 8))]
+attempt(ls.evaluate_robustness(other, items, num_orders=1, num_subsets=1, progress=False, model_name="other"))
+merges = ls.evaluate_random_merges({"a": model, "b": other}, items, num_merges=2, progress=False)
+attempt(merges)
+# Other weights than those that the Hub has results and examples of
+HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="examples/mine.png", repo_id=repo_id)
+other.save_pretrained(second)
+(second / "training.json").write_text('{"license": "apache-2.0"}')
+publish(second, repo_id)
+print(json.dumps(messages))
+"""
+)
+
+
+def test_reports_are_of_the_model_on_the_hub_and_go_with_it(hub, tmp_path):
+    folder = describe(tmp_path / "vit-tiny")
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("license: mit", "license: other"))
+    result = run_python(UPDATE, folder, tmp_path / "second", environment=hub.environment(tmp_path / "home"))
+    assert result.returncode == 0, result.stderr
+    (message,) = json.loads(result.stdout)
+    assert re.match("'robustness.json' is a report of other weights than those of 'org/updated'. Push it to", message)
+    history = hub.repositories["org/updated"].history()
+    first, merges, mine, last = history[1:]
+    assert set(merges.files) - set(first.files) == {"random_merges.json", "random_merges.png"}
+    before, after = (split_card(commit.files["README.md"].decode()) for commit in (merges, last))
+    assert "](random_merges.png)" in before[2] and {"model-index", "widget", "base_model"} <= set(before[1])
+    assert not {"model-index", "widget", "base_model", "base_model_relation"} & set(after[1])
+    assert "Not evaluated" in after[2] and after[1]["license"] == "other"
+    removed = {"robustness.json", "random_merges.json", *PICTURES, "random_merges.png"}
+    assert set(mine.files) - set(last.files) >= removed and "examples/mine.png" in last.files
+    assert not {"examples/0.png", "examples/examples.json"} & set(last.files)
 
 
 FAIL = (

@@ -9,12 +9,20 @@ import yaml
 from conftest import Architecture, of_both_architectures
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from support.cards import PICTURES, describe, images, save_model
-from transformers import AutoModelForImageClassification, ViTImageProcessor
+from support.timm_without_torchvision import use_timm
+from transformers import (
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTImageProcessor,
+)
 
 import hf_layershuffle as ls
 from hf_layershuffle.checkpoints.loading import load_classifier
+from hf_layershuffle.hub.card_files import read_license
+from hf_layershuffle.hub.card_text import SOURCE_NAME
 from hf_layershuffle.hub.folder_records import record_baseline, record_training
-from hf_layershuffle.hub.model_card import SOURCE_NAME, build_model_card, write_model_card
+from hf_layershuffle.hub.model_card import build_model_card, write_model_card
 from hf_layershuffle.hub.plain_vit_folder import save_plain_vit
 from hf_layershuffle.hub.published_files import check_folder
 from hf_layershuffle_cli import main
@@ -153,6 +161,17 @@ def test_a_report_of_another_depth_is_refused(folder):
         write_model_card(folder)
 
 
+def test_a_model_of_timm_as_transformers_saves_it_gets_a_card_too(tmp_path, monkeypatch):
+    use_timm(monkeypatch)
+    sizes = dict(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4)
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes, num_labels=5)
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    assert "num_hidden_layers" not in json.loads((tmp_path / "config.json").read_text())
+    text = build_model_card(tmp_path).text
+    assert "A plain `timm_wrapper` image classifier with 2 layers" in text
+    assert "a width of 32 and 4 attention heads, and reads images of 16 × 16 pixels in patches of 4" in text
+
+
 def test_a_base_model_gets_a_card_too(vit, tmp_path):
     vit.model_class(vit.config(shuffle_mode="arbitrary")).save_pretrained(tmp_path)
     check_folder(tmp_path)
@@ -226,6 +245,20 @@ def test_a_licence_is_stated_kept_and_inherited(folder, tmp_path):
     assert build_model_card(bare).data.license == "mit" and "No licence" not in build_model_card(bare).text
     save_plain_vit(folder, tmp_path / "plain", source="org/vit-tiny", execution_order=[0, 2])
     assert build_model_card(tmp_path / "plain").data.license == "mit"
+
+
+@pytest.mark.parametrize("license", ["other", "[mit, apache-2.0]"])
+def test_a_persons_licence_stays_beside_a_recorded_one(folder, license):
+    path = folder / "README.md"
+    text = path.read_text().replace("license: mit\n", f"license: {license}\nlicense_name: mine\n")
+    path.write_text(text)
+    record = json.loads((folder / "training.json").read_text()) | {"license": "apache-2.0"}
+    (folder / "training.json").write_text(json.dumps(record))
+    write_model_card(folder, repo_id="org/vit-tiny")
+    assert path.read_text() == text
+    assert read_license(folder) is None  # of a model made of this one
+    write_model_card(folder, license="mit")
+    assert metadata_load(path)["license"] == "mit"
 
 
 def test_merged_and_pruned_models_have_a_card_and_a_licence(folder, tmp_path, monkeypatch):

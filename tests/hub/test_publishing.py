@@ -1,6 +1,7 @@
 """What would be pushed, and what is refused, without a network; `test_hub.py` pushes it."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,9 @@ from huggingface_hub import metadata_load
 from support.cards import PICTURES, describe, images, save_model
 
 import hf_layershuffle as ls
+from hf_layershuffle.common.claims import claimed_folder
+from hf_layershuffle.hub.plain_vit_folder import check_plain_target, publish_with_plain_vit
+from hf_layershuffle.hub.publish_plan import check_access
 from hf_layershuffle.hub.published_files import added_code, check_folder, package_code, published_files
 from hf_layershuffle_cli import main
 
@@ -76,9 +80,13 @@ def test_a_dry_run_lists_both_targets_and_what_would_be_made(folder, monkeypatch
     assert [line.split()[-1] for line in plain[:-1]] == [
         *("README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json")
     ]
+    (folder / "examples").mkdir()
+    (folder / "examples" / "mine.png").write_bytes(b"mine")
     images(50).save_to_disk(folder.parent / "letters")
     with_data = dry_run("--repo_id", "org/vit", "--dataset_name", str(folder.parent / "letters"))
     assert all(f"        made {name}" in with_data for name in ("robustness.json", "README.md", *PICTURES))
+    assert "4 examples/mine.png" in with_data
+    shutil.rmtree(folder / "examples")
     assert "To org/own, branch main:" in dry_run("--repo_id", "org/vit", "--plain_vit_repo_id", "org/own")
 
     assert "Repo id must" in dry_run("--repo_id", "a b/c")
@@ -93,6 +101,55 @@ def test_a_dry_run_lists_both_targets_and_what_would_be_made(folder, monkeypatch
     save_model(folder, num_labels=6)
     assert "a report of other weights" in dry_run()
     assert set(before) == {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"plain_repo_id": "org/vit"},
+        {"plain_repo_id": "Org/ViT", "revision": "main"},
+        {"revision": "plain-vit"},
+    ],
+)
+def test_a_plain_vit_does_not_go_where_its_model_goes(folder, target, monkeypatch):
+    def not_reached(*args, **kwargs):
+        raise AssertionError("something is pushed")
+
+    monkeypatch.setattr("hf_layershuffle.hub.plain_vit_folder.publish", not_reached)
+    options = {"plain_repo_id": "--plain_vit_repo_id", "revision": "--revision"}
+    arguments = [text for name, value in target.items() for text in (options[name], value)]
+    said = "would both go to the branch '(main|plain-vit)' of 'org/vit'"
+    with pytest.raises(ValueError, match=said):
+        publish_with_plain_vit(folder, "org/vit", **target)
+    result = run_cli("publish", folder, "--repo_id", "org/vit", "--plain_vit", "--dry_run", *arguments)
+    assert result.returncode == 2 and re.search(said, result.stderr) and "Traceback" not in result.stderr
+    check_plain_target(folder, "org/vit", "dev", "org/vit")
+    check_plain_target(folder, "org/vit", "main", None)
+
+
+def test_a_folder_in_use_is_not_published(folder):
+    before = (folder / "README.md").read_bytes()
+    (folder / "README.md").write_bytes(before + b"Mine.")
+    with claimed_folder(folder):
+        refused, dry = (run_cli("publish", folder, *flags) for flags in (["--card_only"], ["--dry_run"]))
+    assert refused.returncode == 2 and f"'{folder}' is in use by process" in refused.stderr
+    assert dry.returncode == 0, dry.stderr
+    assert (folder / "README.md").read_bytes() == before + b"Mine."
+
+
+@pytest.mark.parametrize(
+    "entity, said", [({}, "no permission"), ({"entity": None}, "no permission"), ({"entity": {"name": "org"}}, None)]
+)
+def test_rights_of_a_token_that_are_incomplete_give_none(monkeypatch, entity, said):
+    scopes = [{**entity, "permissions": ["repo.write"]}]
+    token = {"role": "fineGrained", "fineGrained": {"scoped": scopes}}
+    me = {"name": "me", "orgs": [{"name": "org"}], "auth": {"accessToken": token}}
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: me)
+    if said is None:
+        check_access("org/vit", go_on="Go on")
+    else:
+        with pytest.raises(OSError, match=said):
+            check_access("org/vit", go_on="Go on")
 
 
 @pytest.mark.parametrize(

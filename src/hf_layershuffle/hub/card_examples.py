@@ -26,6 +26,7 @@ from ..checkpoints.tokenizers import longest_text
 from ..common.files import replaced_folder, write_text
 from ..common.paths import inside
 from ..data.image_reading import is_grey, read_images, to_pil
+from .card_text import is_our_example_file
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, read_examples
 
 
@@ -69,7 +70,8 @@ def write_examples(
     names = dataset.features["label"].names
     rows_of = defaultdict(list)
     for row, label in enumerate(dataset["label"][:]):
-        rows_of[label].append(row)
+        if label is not None and label >= 0:  # -1 stands for none
+            rows_of[label].append(row)
     model = load_classifier(str(folder)).eval()
     entries: list[dict] = []
     with _examples_folder(folder) as target:
@@ -204,11 +206,18 @@ def _write_entries(folder: Path, entries: list[dict]) -> None:
 def _examples_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """An empty folder that becomes `examples` of a model's folder when all is written.
 
-    If it is still empty then, there is none.
+    A person's files in `examples` stay. If the folder is still empty then, there is none.
     """
     target = Path(folder) / EXAMPLES_FOLDER
+
+    def ours(parent: str, names: list[str]) -> list[str]:
+        is_nested = Path(parent) != target
+        return [] if is_nested else [name for name in names if is_our_example_file(f"{EXAMPLES_FOLDER}/{name}")]
+
     with replaced_folder(target, overwrite=True) as examples:
         yield examples
+        if target.is_dir():
+            shutil.copytree(target, examples, symlinks=True, ignore=ours, dirs_exist_ok=True)
     if not any(target.iterdir()):
         target.rmdir()
 

@@ -27,21 +27,32 @@ def read_card(path: str | os.PathLike) -> str:
         raise ValueError(f"'{path}' is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
-def read_license(folder: str | os.PathLike) -> str | None:
-    """The licence that the card in a folder states.
-
-    None if it states none, or one that only its own text explains (`other`).
-    """
+def stated_license(folder: str | os.PathLike) -> str | list[str] | None:
+    """The licence, or licences, that the card in a folder states; None if it states none."""
     path = Path(folder) / "README.md"
     try:
-        license = split_card(read_card(path))[1].get("license") if path.is_file() else None
+        return license_in(read_card(path)) if path.is_file() else None
     except ValueError:  # a card that cannot be read states none; who writes this card is told what is wrong with it
         return None
+
+
+def license_in(text: str) -> str | list[str] | None:
+    """The licence, or licences, that the text of a card states; None if it states none."""
+    license = split_card(text)[1].get("license")
+    return license if isinstance(license, (str, list)) and license else None
+
+
+def read_license(folder: str | os.PathLike) -> str | None:
+    """The licence that a model made of the one in a folder takes over from its card.
+
+    None if the card states none, several, or one that only its own text explains (`other`).
+    """
+    license = stated_license(folder)
     return license if isinstance(license, str) and license != "other" else None
 
 
 def license_of(name_or_path: str, revision: str | None = None) -> str | None:
-    """The licence that the card of a model's folder, or of a model on the Hub, states; None where there is no card."""
+    """As [`read_license`], of a model's folder or of a model on the Hub; None where there is no card."""
     if Path(name_or_path).is_dir():
         return read_license(name_or_path)
     try:
@@ -51,7 +62,7 @@ def license_of(name_or_path: str, revision: str | None = None) -> str | None:
 
 
 def agreed_license(folders: Iterable[str | os.PathLike]) -> str | None:
-    """The licence of several models' folders, if all state the same one."""
+    """As [`read_license`], of several models' folders, if it is the same for all."""
     licenses = {read_license(folder) for folder in folders}
     return licenses.pop() if len(licenses) == 1 else None
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..adaptive.budget_report import BudgetReport
 from ..checkpoints.checks import explained_reading
@@ -37,7 +37,8 @@ from ..common.reports import Report
 from ..evaluation.report import REPORT_FILE, RobustnessReport
 from ..models.auto_classes import is_free_model_type
 from ..models.configuration_layershuffle import encoder_config
-from .card_files import license_of, read_license
+from ..models.modeling_layershuffle import free_order
+from .card_files import license_of, stated_license
 from .report_checks import check_reports
 
 
@@ -158,7 +159,7 @@ class FolderRecords:
     export: dict | None
     widget: list[dict]
     pictures: list[tuple[str, str]]
-    license: str | None
+    license: str | list[str] | None
 
     @property
     def is_plain(self) -> bool:
@@ -200,7 +201,7 @@ class FolderRecords:
                 for name in names
                 if (folder / name).exists()
             ],
-            license=read_license(folder) or export.get("license") or training.get("license"),
+            license=stated_license(folder) or export.get("license") or training.get("license"),
         )
 
 
@@ -226,7 +227,8 @@ def _read_config(
     if config is not None:
         values |= config.to_dict()
         # What a card says of the layers is that of the tower that holds them
-        values |= {name: getattr(encoder_config(config), name, None) for name in _SHAPE}
+        tower = encoder_config(_with_shape(config))
+        values |= {name: getattr(tower, name, None) for name in _SHAPE}
         values |= {"num_labels": config.num_labels, "num_parameters": num_parameters or _num_parameters(config)}
     elif report is not None:
         values |= {"num_hidden_layers": report.num_layers, "num_labels": report.num_classes} | report.config
@@ -235,6 +237,15 @@ def _read_config(
             f"'{folder}' holds neither 'config.json' nor '{REPORT_FILE}'; there is nothing to write a card of."
         )
     return SimpleNamespace(**values)
+
+
+def _with_shape(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with the depth and width of its layers, which one of timm has when its model is built."""
+    if hasattr(encoder_config(config), "num_hidden_layers"):
+        return config
+    plain_class, _ = classes_of(config.model_type, "The model")
+    with torch.device("meta"):
+        return cast(PreTrainedModel, free_order(plain_class(config))).config
 
 
 def _num_parameters(config: PreTrainedConfig) -> int:

@@ -25,13 +25,11 @@ from ..evaluation.report import RobustnessReport, pruning_points
 from .card_budget import budget_table, describe_exits, describe_skipped_mlps
 from .card_files import filled_in, read_card
 from .card_tasks import card_task
-from .card_text import mark_published, update_card_text
+from .card_text import SOURCE_NAME, mark_published, update_card_text
 from .folder_records import BUDGET_PICTURE, METRICS, FolderRecords, hub_id
 
 
 logger = logging.getLogger(__name__)
-# Tells our entries of the metadata's `model-index` from a person's
-SOURCE_NAME = "hf-layershuffle"
 SOURCE_URL = "https://github.com/hf-layershuffle/hf-layershuffle"
 # Fields of the configuration that are shown beside the training arguments
 _METHOD_FIELDS = (
@@ -117,13 +115,13 @@ def build_model_card(
     report = records.report
     described = records.config
     dataset = report.dataset if report else training.get("dataset")
-    license = license or records.license
+    stated_license = license or records.license
     versions = training.get("versions") or (report.environment.get("versions", {}) if report else {})
     shown = {name: versions[name] for name in ("torch", "transformers") if name in versions}
     size = getattr(described, "image_size", None)
     baseline = training.get("baseline")
     return filled_in(
-        ModelCardData(model_name=model_name, **_metadata(records, dataset, tags), license=license),
+        ModelCardData(model_name=model_name, **_metadata(records, dataset, tags) | {"license": stated_license}),
         model_name=escape(model_name),
         repo_id=_in_quotes(repo_id or f"your-name/{model_name}"),
         revision=f', revision="{_in_quotes(revision)}"' if revision not in (None, "main") else "",
@@ -143,7 +141,7 @@ def build_model_card(
         skipped_mlps=describe_skipped_mlps(described),
         rows=_metric_rows(training.get("metrics", {}), baseline),
         baseline=in_code_deep(baseline),
-        license=license,
+        license=stated_license,
         base_model=hub_id(training.get("base_model")),
         teacher=hub_id(training.get("teacher")),
         origin=hub_id(records.pruned["model"]) if records.pruned else None,

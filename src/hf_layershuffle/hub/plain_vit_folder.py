@@ -90,6 +90,7 @@ def publish_with_plain_vit(
     """
     target = plain_repo_id or repo_id
     check_folder(Path(folder))
+    check_plain_target(folder, repo_id, revision, plain_repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         plain_folder = Path(temporary) / target.split("/")[-1]
         save_plain_vit(folder, plain_folder, source=repo_id, execution_order=execution_order)
@@ -99,6 +100,28 @@ def publish_with_plain_vit(
         kwargs["commit_message"] = f"Upload plain {'model' if branch == 'plain' else 'ViT'}"
         kwargs["revision"] = None if plain_repo_id else branch
         return commit, publish_folder(plain_folder, target, go_on, **kwargs)
+
+
+def check_plain_target(
+    folder: str | os.PathLike, repo_id: str | None, revision: str | None, plain_repo_id: str | None
+) -> None:
+    """Refuses to push the plain ViT to the place of the LayerShuffle model, where one would replace the other.
+
+    Args:
+        folder: The model's folder.
+        repo_id, revision, plain_repo_id: As in [`publish_with_plain_vit`].
+
+    Raises:
+        `ValueError`: if both would go to the same branch of the same repository.
+    """
+    branch = "main" if plain_repo_id else plain_revision(folder)
+    is_same_repository = not plain_repo_id or plain_repo_id.lower() == (repo_id or "").lower()
+    if is_same_repository and branch == (revision or "main"):
+        raise ValueError(
+            f"The model and its plain one would both go to the branch '{branch}' of '{repo_id or plain_repo_id}', and "
+            "one would replace the other. Choose another `revision`, or another repository for the plain one "
+            "(--plain_vit_repo_id)."
+        )
 
 
 def check_plain_vit(folder: Path, execution_order: str | list[int] | None = None) -> list[int]:

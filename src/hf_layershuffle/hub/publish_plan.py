@@ -9,8 +9,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.hub_errors import explained_errors
 from ..evaluation.report import REPORT_FILE
+from .card_text import is_our_example_file
 from .folder_records import EXAMPLES_FILE, EXAMPLES_FOLDER, PICTURES
-from .published_files import added_code, matches, published_files
+from .published_files import added_code, published_files
 
 
 def check_targets(*repo_ids: str | None) -> None:
@@ -62,7 +63,9 @@ def _why_no_access(repo_id: str, owner: str, owners: dict, role: str, fine: dict
         return f"the token may only read; use one with write access to '{owner}'"
     if role == "fineGrained":
         of = {owner.lower(), repo_id.lower()}
-        scopes = [scope for scope in fine.get("scoped", []) if str(scope["entity"].get("name")).lower() in of]
+        scopes = [
+            scope for scope in fine.get("scoped") or [] if str((scope.get("entity") or {}).get("name")).lower() in of
+        ]
         if not any("repo.write" in scope.get("permissions", []) for scope in scopes):
             return f"the token has no permission to write to repositories of '{owner}'; give it 'repo.write'"
     return None
@@ -79,7 +82,9 @@ def planned_files(folder: str | os.PathLike, *, evaluates: bool = False) -> dict
     made = {"README.md"}
     if evaluates:
         made |= {REPORT_FILE, *PICTURES, f"{EXAMPLES_FOLDER}/*.png", f"{EXAMPLES_FOLDER}/{EXAMPLES_FILE}"}
-    there = [name for name in published_files(folder) if not matches(name, made)]
+    there = [
+        name for name in published_files(folder) if name not in made and not (evaluates and is_our_example_file(name))
+    ]
     sizes = {name: (folder / name).stat().st_size for name in there} | dict.fromkeys(made)
     sizes |= {path.name: path.stat().st_size for path in added_code(folder)}
     return dict(sorted(sizes.items()))

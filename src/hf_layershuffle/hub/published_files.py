@@ -23,6 +23,7 @@ from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
 from ..models.auto_classes import auto_classes_of, is_free_model_type, plain_type_of
 from ..models.modeling_layershuffle import LayerShuffleMixin
+from .card_text import is_our_example_file
 from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, EXPORT_FILE, PICTURES, TRAINING_FILE, read_json
 
 
@@ -41,15 +42,17 @@ PUBLISHED = (
     *TOKENIZER_FILES,
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
-# What is said of the weights, and what goes with them. On the Hub and not in the folder: if the Hub has the same
-# weights, the records hold and join the folder; if not, all of these are of another model, and the commit removes them
+# What is said of the weights, and what goes with them; our examples, too. On the Hub and not in the folder: if the Hub
+# has the same weights, the records hold and join the folder; if not, they are of another model, and the commit removes
+# them
 RECORDS = (
     REPORT_FILE,
     BUDGET_FILE,
     TRAINING_FILE,
     "*_results.json",
     "merge_plan.yaml",
-    f"{EXAMPLES_FOLDER}/*",
+    "random_merges.json",
+    "random_merges.png",
     *PICTURES,
     BUDGET_PICTURE,
 )
@@ -62,12 +65,17 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def is_record(name: str) -> bool:
+    """Whether a file of a model says something of its weights, or goes with what does."""
+    return matches(name, RECORDS) or is_our_example_file(name)
+
+
 def is_replaced(name: str) -> bool:
     """Whether a file on the Hub goes when a model is pushed that has no file of that name.
 
     That holds for weights, their records and our code.
     """
-    return matches(name, REPLACED) or name in {path.name for path in package_code()}
+    return matches(name, REPLACED) or is_our_example_file(name) or name in {path.name for path in package_code()}
 
 
 def published_files(folder: str | os.PathLike) -> list[str]:

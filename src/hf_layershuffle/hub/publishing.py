@@ -17,18 +17,19 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel
 
-from ..adaptive.budget_report import BudgetReport
 from ..checkpoints.hub_connection import commit_once, retried
 from ..checkpoints.hub_errors import explained_errors
+from ..checkpoints.locations import TOKENIZER_FILES
 from ..checkpoints.processing_classes import ProcessingClass, chosen_processing_class
 from ..common.files import write_text
 from ..common.paths import inside
-from ..evaluation.report import RobustnessReport
-from .card_files import read_card
+from ..common.reports import Report
+from .card_files import license_in, read_card, stated_license
 from .card_text import combine_cards, mark_published
-from .folder_records import BUDGET_PICTURE, EXAMPLES_FOLDER, PICTURES, FolderRecords, read_license
+from .folder_records import EXAMPLES_FOLDER, FolderRecords
 from .model_card import write_model_card
-from .published_files import RECORDS, added_code, check_folder, is_replaced, matches, published_files
+from .published_files import added_code, check_folder, is_record, is_replaced, published_files
+from .report_checks import check_pushed_report
 
 
 def publish(
@@ -104,6 +105,7 @@ def publish_folder(
     check_folder(folder)
     card = folder / "README.md"
     card_kwargs: dict[str, Any] = {"revision": revision, "license": license, "tags": tags}
+    stated = stated_license(folder)  # before the card states what the records do
     records = FolderRecords.read(folder)
     write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
     with explained_errors(repo_id, go_on):
@@ -114,13 +116,14 @@ def publish_folder(
         tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
         there = {file.path: file for file in tree if isinstance(file, RepoFile)}
         if _has_same_weights(folder, there):
-            names = [name for name in there if matches(name, RECORDS)]
+            names = [name for name in there if is_record(name)]
             if _fetch_missing(api, repo_id, head, folder, names):
                 records = FolderRecords.read(folder)
         hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
             write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
-        records = replace(records, license=read_license(folder) or records.license)  # which the Hub's card may state
+            stated = stated or license_in(hub_card)
+        records = replace(records, license=stated or records.license)
         write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
         write_text(card, mark_published(read_card(card)))
         files = published_files(folder)
@@ -191,7 +194,7 @@ def push_model(
 
 
 def push_report(
-    report: RobustnessReport | BudgetReport,
+    report: Report,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -201,7 +204,10 @@ def push_report(
 ) -> CommitInfo:
     """`report.push_to_hub`: pushes a report, its pictures and the card that shows them in one commit, beside a model.
 
+    If the repository holds weights, they are downloaded and compared with those that the report is of.
+
     Raises:
+        `ValueError`: if the report is of another model than the repository's.
         `OSError`: as in [`publish`].
     """
     go_on = "The report is untouched: push it again when that is mended"
@@ -210,17 +216,15 @@ def push_report(
         repo_id = _make_repository(api, repo_id, private, revision)
         folder = Path(temporary) / repo_id.split("/")[-1]
         head = _head_of(api, repo_id, revision)
+        _check_model(api, repo_id, head, report)
         # The weights and the code are not needed for the card
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
         report.save(folder)
-        report.plot().save(folder)
+        pictures = report.plot()
+        pictures.save(folder)
         write_model_card(folder, repo_id=repo_id, revision=revision)
-        names = [
-            "README.md",
-            report.file_name,
-            *(name for name in (*PICTURES, BUDGET_PICTURE) if (folder / name).exists()),
-        ]
+        names = ["README.md", report.file_name, *(f"{name}.png" for name in pictures)]
         return commit_once(
             api,
             repo_id,
@@ -229,6 +233,19 @@ def push_report(
             revision=revision,
             parent_commit=head,
         )
+
+
+def _check_model(api: HfApi, repo_id: str, revision: str, report: Report) -> None:
+    """Refuses a report of another model than the one in the repository, if there is one."""
+    with tempfile.TemporaryDirectory() as folder:
+        api.snapshot_download(
+            repo_id,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
+            ignore_patterns=["*/*"],
+        )
+        check_pushed_report(Path(folder), report, repo_id)
 
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:

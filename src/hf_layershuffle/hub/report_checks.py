@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """Whether the reports in a model's folder are of the model beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ..checkpoints.locations import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES
 from ..checkpoints.tokenizers import load_tokenizer, tokenizer_digest
 from ..common import yaml_files
 from ..common.paths import inside
+from ..common.reports import Report
 from ..evaluation.fingerprint import processor_digest
 from ..evaluation.report import RobustnessReport
 
@@ -29,20 +30,49 @@ def check_reports(folder: Path, reports: Iterable[RobustnessReport | BudgetRepor
     digests: dict[torch.dtype, str] = {}
     for report in reports:
         _check_depth(folder, report)
-        expected = report.config.get("weights")
-        if expected is None or not any(folder.glob("*.safetensors")):
-            continue
-        file = folder / report.file_name
-        dtype = getattr(torch, report.environment.get("dtype", "float32"), None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"'{file}' is of weights of the dtype {report.environment['dtype']!r}, which is none.")
-        command = "budget" if isinstance(report, BudgetReport) else "publish"
-        again = f"Evaluate again (`hf-layershuffle {command} --dataset_name ...`), or remove it."
-        if dtype not in digests:
-            digests[dtype] = weights_digest(load_classifier(str(folder), dtype=dtype))
-        if digests[dtype] != expected:
-            raise ValueError(f"'{file}' is a report of other weights than those beside it. {again}")
-        _check_processing(folder, report, again)
+        difference = _difference(folder, report, digests)
+        if difference is not None:
+            command = "budget" if isinstance(report, BudgetReport) else "publish"
+            raise ValueError(
+                f"'{folder / report.file_name}' {difference} beside it. Evaluate again "
+                f"(`hf-layershuffle {command} --dataset_name ...`), or remove it."
+            )
+
+
+def check_pushed_report(folder: Path, report: Report, repo_id: str) -> None:
+    """Refuses a report of another model than the one that was downloaded from a repository into a folder.
+
+    Raises:
+        `ValueError`: if it is.
+    """
+    difference = _difference(folder, report, {})
+    if difference is not None:
+        raise ValueError(
+            f"'{report.file_name}' {difference} of '{repo_id}'. Push it to the repository of its own model, or "
+            "evaluate the model of this one."
+        )
+
+
+def _difference(folder: Path, report: Report, digests: dict[torch.dtype, str]) -> str | None:
+    """What tells a report from one of the folder's model, such as "is a report of other weights than those".
+
+    None if nothing does, or if the folder holds no weights.
+
+    Args:
+        digests: Those of the folder's weights by dtype, as far as they are known.
+    """
+    config = getattr(report, "config", {})
+    if config.get("weights") is None or not any(folder.glob("*.safetensors")):
+        return None
+    name = getattr(report, "environment", {}).get("dtype", "float32")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"'{folder / report.file_name}' is of weights of the dtype {name!r}, which is none.")
+    if dtype not in digests:
+        digests[dtype] = weights_digest(load_classifier(str(folder), dtype=dtype))
+    if digests[dtype] != config["weights"]:
+        return "is a report of other weights than those"
+    return _processing_difference(folder, config)
 
 
 def _check_depth(folder: Path, report: RobustnessReport | BudgetReport) -> None:
@@ -53,15 +83,13 @@ def _check_depth(folder: Path, report: RobustnessReport | BudgetReport) -> None:
         raise ValueError(f"The report is of a model with {report.num_layers} layers, and '{folder.name}' has {depth}.")
 
 
-def _check_processing(folder: Path, report: RobustnessReport | BudgetReport, again: str) -> None:
-    file = folder / report.file_name
-    tokenizer = report.config.get("tokenizer")
+def _processing_difference(folder: Path, config: Mapping) -> str | None:
+    tokenizer = config.get("tokenizer")
     if tokenizer is not None and any((folder / name).exists() for name in TOKENIZER_FILES):
         if tokenizer_digest(load_tokenizer(folder)) != tokenizer:
-            raise ValueError(f"'{file}' was made with another tokenizer than the one beside it. {again}")
-    processor = report.config.get("image_processor")
+            return "was made with another tokenizer than the one"
+    processor = config.get("image_processor")
     if processor is not None and any((folder / name).exists() for name in IMAGE_PROCESSOR_FILES):
         if processor_digest(load_image_processor(folder)) != processor:
-            raise ValueError(
-                f"'{file}' was made with other settings of the image processor than those beside it. {again}"
-            )
+            return "was made with other settings of the image processor than those"
+    return None
