@@ -53,7 +53,7 @@ def evaluate(
     from hf_layershuffle.plotting import save_report_pictures
 
     names = outputs.distinct_names(models)
-    folders = [output_dir / name.strip("./").replace("/", "--") if len(names) > 1 else output_dir for name in names]
+    folders = outputs.distinct_folders(output_dir, names) if len(names) > 1 else [output_dir]
     for folder in folders:
         outputs.check_can_be_written(folder)
     outputs.claim(context, output_dir, *folders)

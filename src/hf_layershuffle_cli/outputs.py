@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,21 @@ def distinct_names(names_or_paths: list[str]) -> list[str]:
     Raises:
         `ValueError`: if a model is given twice.
     """
-    if len(set(names_or_paths)) < len(names_or_paths):
+    places = {Path(name).resolve() if Path(name).is_dir() else name for name in names_or_paths}
+    if len(places) < len(names_or_paths):
         raise ValueError(f"A model is given twice: {', '.join(names_or_paths)}.")
     names = [short_name(name) for name in names_or_paths]
     return names if len(set(names)) == len(names) else list(names_or_paths)
+
+
+def distinct_folders(output_dir: Path, names: list[str]) -> list[Path]:
+    """A folder in `output_dir` for each name, numbered from 2 where it is another one's."""
+    found: list[Path] = []
+    for name in names:
+        short = name.strip("./").replace("/", "--") or Path(name).resolve().name
+        numbered = (output_dir / (short if number == 1 else f"{short}-{number}") for number in count(1))
+        found.append(next(folder for folder in numbered if folder not in found))
+    return found
 
 
 def check_can_be_written(output_dir: Path) -> None:

@@ -95,7 +95,9 @@ ClusterAddress = Annotated[
 Journal = Annotated[
     Path | None,
     typer.Option(
-        "--journal", help="Folder that keeps accepted requests until they are answered, so that a restart loses none."
+        "--journal",
+        help="Folder that keeps accepted requests until they have run. The next start runs those that a crash left, "
+        "but their answers are not kept: a client whose connection broke sends its request again.",
     ),
 ]
 Host = Annotated[
@@ -115,11 +117,13 @@ Demo = Annotated[
     bool,
     typer.Option(
         "--demo",
-        help="For show: sends labelled images of --dataset_name to itself, slows workers down so that the eye can "
-        "follow, and lets the page kill them.",
+        help="For show: sends labelled images or texts of --dataset_name to itself, slows workers down so that the "
+        "eye can follow, and lets the page kill them.",
     ),
 ]
-Rate = Annotated[float | None, typer.Option("--rate", help="With --demo: images a second at first. Defaults to 3.")]
+Rate = Annotated[
+    float | None, typer.Option("--rate", help="With --demo: of these, how many a second at first. Defaults to 3.")
+]
 LayerSeconds = Annotated[
     float | None,
     typer.Option(
@@ -195,13 +199,14 @@ def serve(
     hub: dict[str, Any] = {"revision": revision} if revision else {}
     made = RequestInputs.from_pretrained(model, limits, trust_remote_code=trust_remote_code, **hub)
     check_number("rate", rate, 0.0, MOST_RATE)
-    items = [] if dataset is None else _labelled_inputs(made, dataset)
     hub |= {"device": str(inputs.choose_device(device))}
     reached = PacedTransport(transport_of(transport, model, address, hub), layer_seconds) if demo else None
     swarm = Swarm.from_pretrained(
         model, workers=workers, replicas=replicas, transport=reached or transport, policy=policy, max_queue=max_queue,
         address=address, journal=journal, **rules, **hub,
     )  # fmt: skip
+    made.cut_texts_for(swarm.model.model)
+    items = [] if dataset is None else _labelled_inputs(made, dataset)
     _announce_start(f"Starting {workers} workers ({transport}) for {model}; this may take a minute")
     try:
         asyncio.run(run_service(swarm, made, listen, items=items, rate=rate, paced=reached, announce=_announce))
@@ -226,7 +231,7 @@ def _refuse_without_demo(**given: object) -> None:
 def _chosen_model(
     model: str | None, dataset_name: str | None, demo: bool, revision: str | None
 ) -> tuple[str, str | None]:
-    """The model, and for show the dataset whose images are sent to it.
+    """The model, and for show the dataset whose images or texts are sent to it.
 
     Raises:
         `ValueError`: if there is no model, or no dataset is known.

@@ -171,8 +171,8 @@ def run(
         report = SimulationReport.load(output_dir)
         if not report.is_of(expected):
             raise ValueError(
-                f"'{output_dir}' holds the report of another simulation; choose another --output_dir, or add "
-                "--overwrite to replace it."
+                f"'{output_dir}' holds the report of another simulation, or of another version; choose another "
+                "--output_dir, or add --overwrite to replace it."
             )
     progress_file = output_dir / PROGRESS_FILE
     if report is None:

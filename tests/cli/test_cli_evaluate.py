@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import hf_layershuffle as ls
 import hf_layershuffle_cli
 from hf_layershuffle.evaluation.robustness import score_execution_orders
 from hf_layershuffle.hub.folder_records import record_training
+from hf_layershuffle_cli.outputs import distinct_folders
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,25 @@ def test_one_model_has_its_report_in_the_output_folder(folders, tmp_path):
     assert ls.RobustnessReport.load(tmp_path).environment["dtype"] == "bfloat16"
     assert "layers know their position" in result.stdout
     assert f"Saved to {tmp_path}" in result.stdout
+
+
+def test_models_of_one_name_have_a_folder_each(folders, tmp_path, quick_pictures):
+    shutil.copytree(folders / "ours", tmp_path / "a" / "m")
+    shutil.copytree(folders / "plain", tmp_path / "here" / "a" / "m")
+    few = ["--max_samples", "10", "--num_orders", "1", "--num_subsets", "1", "--output_dir", "out"]
+    result = run_cli("evaluate", "./a/m", "../a/m", *few, cwd=tmp_path / "here")
+    assert result.returncode == 0, result.stderr
+    reports = {
+        path.name: ls.RobustnessReport.load(path) for path in (tmp_path / "here" / "out").iterdir() if path.is_dir()
+    }
+    assert {name: report.model for name, report in reports.items()} == {"a--m": "./a/m", "a--m-2": "../a/m"}
+    assert reports["a--m"].config["weights"] != reports["a--m-2"].config["weights"]
+
+
+def test_folders_of_names():
+    names = ["org/m", "../org/m", "./org--m", "/org/m-2", "."]
+    found = [folder.name for folder in distinct_folders(Path("out"), names)]
+    assert found == ["org--m", "org--m-2", "org--m-3", "org--m-2-2", Path.cwd().name]
 
 
 def test_prune_saves_a_shorter_model(folders, tmp_path):
@@ -153,6 +174,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
             "`dtype` is 'int3'": ["evaluate", ours, *few, "--dtype", "int3"],
             "`device` is 'tpu9'": ["evaluate", ours, *few, "--device", "tpu9"],
             "A model is given twice": ["evaluate", ours, ours, *few],
+            "A model is given twice: ": ["evaluate", ours, f"{ours}/../ours", *few],
             "Missing argument": ["evaluate"],
             "--orders (Possible options: --num_orders). See --help.": ["evaluate", ours, "--orders", "3"],
             "Say which layers stay": ["prune", ours, *out],

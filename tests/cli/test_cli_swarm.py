@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, assert_all_refused, run_cli
 from support.processes import descendants, is_running, until
-from support.texts import save_with_tokenizer, text_classifier
+from support.texts import labelled_texts, save_with_tokenizer, text_classifier
 
 import hf_layershuffle as ls
 import hf_layershuffle_cli
@@ -259,6 +259,24 @@ def test_the_load_is_labelled_images_of_the_dataset(visited):
         assert answers[0]["expected"] in list("0123456789") and answers[0]["is_right"] in (True, False)
 
     visited(visit, "--demo", "--rate", "20", "--layer_seconds", "0")
+
+
+def test_long_texts_of_a_dataset_are_cut_off(visited, tmp_path):
+    def visit(service):
+        connection = service.connect()
+        connection.request("GET", "/events")
+        for line in connection.getresponse():
+            events = json.loads(line[6:]) if line.startswith(b"data: ") else []
+            kinds = {event["type"] for event in events} & {"classified", "unanswered"}
+            if kinds:
+                break
+        connection.close()
+        assert kinds == {"classified"}
+
+    folder = save_with_tokenizer(text_classifier(shuffle_mode="arbitrary"), tmp_path / "texts")
+    long = labelled_texts(24).map(lambda row: {"text": " ".join([row["text"]] * 20)})
+    long.save_to_disk(tmp_path / "long")
+    visited(visit, folder, "--demo", "--dataset_name", tmp_path / "long", "--rate", "20", "--layer_seconds", "0")
 
 
 def test_a_signal_while_workers_start_ends_it_too(monkeypatch, tmp_path):

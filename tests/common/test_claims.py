@@ -3,6 +3,7 @@
 When the first was killed, the second cleans up after it.
 """
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from datasets import Array2D, ClassLabel, Dataset, Features
 from transformers import ViTImageProcessor
 
 import hf_layershuffle
+from hf_layershuffle.common import claims
 from hf_layershuffle_cli import main
 
 
@@ -144,3 +146,20 @@ def test_a_folder_in_use_is_refused_and_what_its_killed_writer_left_is_removed(w
     code, error = command(*arguments)
     assert code == 0, error
     assert leftovers(work) == of_the_living
+
+
+@pytest.mark.parametrize("failing", ["write_text", "remove_leftovers"])
+def test_a_claim_that_a_full_disk_ends_leaves_nothing(tmp_path, monkeypatch, failing):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, failing, full)
+        for folder in (tmp_path / "a" / "b", tmp_path / "there"):
+            with pytest.raises(OSError, match=r"cannot be written into \(No space left on device\); choose another"):
+                with claims.claimed_folder(folder):
+                    pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with claims.claimed_folder(tmp_path / "there"):  # the lock was given back
+        pass

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hf_layershuffle.common.yaml_files import MAX_DEPTH, parse_yaml, read_json, read_mapping
+from hf_layershuffle.common.yaml_files import MAX_DEPTH, _without_duplicates, parse_yaml, read_json, read_mapping
 from hf_layershuffle.merging.plan import MergePlan
 
 
@@ -118,3 +118,20 @@ def test_what_is_no_text_file_is_refused(tmp_path, monkeypatch):
 def test_a_long_list_is_read(tmp_path):
     (tmp_path / "a.yaml").write_text("a: [" + "x, " * 5_000 + "x]")
     assert len(read_mapping(tmp_path / "a.yaml")["a"]) == 5_001
+
+
+def test_a_key_that_stands_twice_is_found_without_comparing_all_keys():
+    num_compared = 0
+
+    class Key(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal num_compared
+            num_compared += 1
+            return str.__eq__(self, other)
+
+    names = [f"key-{number}" for number in range(1000)]
+    with pytest.raises(ValueError, match="the key 'key-999' is there more than once"):
+        _without_duplicates([(Key(name), 0) for name in [*names, names[-1]]])
+    assert num_compared < 5 * len(names)

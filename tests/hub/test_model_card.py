@@ -152,6 +152,15 @@ def test_a_report_of_other_weights_is_refused(folder):
     assert (folder / "README.md").read_bytes() == before
 
 
+def test_a_report_of_a_model_that_ran_all_mlps_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"skipped_mlps": [1]}))
+    with pytest.raises(ValueError, match=r"a report of other `skipped_mlps` than those of the config\.json beside it"):
+        write_model_card(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"skipped_mlps": []}))
+    assert write_model_card(folder)
+
+
 def test_a_report_of_another_depth_is_refused(folder):
     (folder / "model.safetensors").unlink()  # as where a report joins a model on the Hub
     assert write_model_card(folder)

@@ -22,6 +22,7 @@ from hf_layershuffle.analysis import analyze
 from hf_layershuffle.evaluation.report import RobustnessReport
 from hf_layershuffle.evaluation.statistics import OrderGroup, OrderScore
 from hf_layershuffle.merging.random_merges import MergeScore, RandomMergeReport
+from hf_layershuffle.plotting.merges import plot_random_merges
 from hf_layershuffle.plotting.style import COLUMN_WIDTH, PAGE_WIDTH, series_style
 
 
@@ -233,6 +234,36 @@ def test_titles_name_model_and_dataset(analysis):
 
 def title_of(figure: Figure) -> str:
     return figure.get_suptitle().replace("\n", " ")
+
+
+def test_pictures_of_a_model_of_texts_say_texts():
+    report = dataclasses.replace(make_report(), config={"inputs": "texts"})
+    budget = dataclasses.replace(make_budget(), config={"inputs": "texts"})
+    merges = RandomMergeReport("pool", "d", 50, 4, 0, False, "a", {"a": {}}, {"a": OrderScore([0], 0.5, 1.0)},
+                               [MergeScore(0, [["a", 0]], 0.25, 1.0)], inputs="texts")  # fmt: skip
+    for each, num_labels in ((report, 3), (budget, 1), (merges, 0)):
+        said = [words_of(figure) for figure in each.plot().values()]
+        assert all("(50 texts)" in words for words in said) and "images" not in " ".join(said)
+        assert sum("accuracy (fraction of texts)" in words for words in said) == num_labels
+    both = plotting.plot_order_distribution({"a": make_report(), "b": report})
+    assert both.axes[0].get_xlabel() == "accuracy (fraction of images and texts)"
+
+
+def words_of(figure: Figure) -> str:
+    axes = [word for each in figure.axes for word in (each.get_title("left"), each.get_xlabel(), each.get_ylabel())]
+    return " ".join([title_of(figure), *axes])
+
+
+def test_random_merges_of_reports_of_one_name_have_rows_of_their_own():
+    reports = [
+        RandomMergeReport("pool", "d", 50, 4, 0, False, "a", {"a": {}}, {"a": OrderScore([0], accuracy, 1.0)},
+                          [MergeScore(0, [["a", 0]], accuracy / 2, 1.0)])
+        for accuracy in (0.5, 0.75)
+    ]  # fmt: skip
+    axes = plot_random_merges(reports)["random_merges"].axes[0]
+    rows = ["pool: sources", "pool: random merges", "pool: sources (2)", "pool: random merges (2)"]
+    assert [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()] == rows
+    assert line_of(axes, "mean")[0].tolist() == [0.5, 0.25, 0.75, 0.375]
 
 
 def test_the_legend_names_every_line(analysis):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from support.images import image_dataset, processor
 from support.texts import save_with_tokenizer, text_classifier, tokenizer_of
@@ -90,6 +91,15 @@ def test_texts_are_cut_off_and_never_empty(tmp_path):
             texts.of_text(text)
     with pytest.raises(RefusedInputError, match="`text_pair` is '1'"):
         texts.of_text("a", 1)
+
+
+def test_labelled_texts_are_cut_off_where_the_model_ends(tmp_path):
+    model = text_classifier()
+    texts = RequestInputs.from_pretrained(str(save_with_tokenizer(model, tmp_path)))
+    texts.cut_texts_for(model)
+    data = Dataset.from_dict({"text": ["cat and dog " * 20, "a cat"], "label": [0, 1]})
+    sizes = [item.inputs["input_ids"].shape[1] for item in texts.labelled(data)]
+    assert max(sizes) == 16 > min(sizes)
 
 
 def test_a_model_of_something_else_is_refused():

@@ -86,6 +86,7 @@ def test_a_hedge_asks_a_replica_and_the_first_result_counts():
         assert states(swarm) == {"worker-0": "healthy", "worker-1": "healthy"}
         await until(lambda: not any(worker["busy_with"] for worker in swarm.status()["workers"]))
         assert swarm.transport.num_calls == {"worker-0": 2, "worker-1": 2}  # of these one each to warm up
+        assert swarm.metrics()["faults"] == {}
 
     run(check, num_layers=1, placement={"worker-0": (0,), "worker-1": (0,)}, hedge=0.05)
 
@@ -217,6 +218,16 @@ def test_the_deadline_counts_from_the_call_and_not_from_the_embedding():
         assert (await swarm.classify(numbers(1), deadline=20.0)).seconds >= 0.5
 
     run(check)
+
+
+def test_a_replica_that_is_later_and_wrong_has_a_fault():
+    async def check(swarm):
+        first = slow_first_call(swarm, 0.5)
+        check_answer(swarm, numbers(4), await swarm.classify(numbers(4)))
+        swarm.transport.fail(first[0], "nan")
+        await until(lambda: swarm.metrics()["faults"] == {"0": {first[0]: 1}})
+
+    run(check, num_layers=1, placement={"worker-0": (0,), "worker-1": (0,)}, hedge=0.05)
 
 
 def test_a_replica_that_is_asked_too_did_not_wait():

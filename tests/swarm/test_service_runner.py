@@ -6,8 +6,12 @@ import signal
 import socket
 
 import pytest
+import torch
 
-from hf_layershuffle.swarm.service_runner import Address, _Stops, read_token
+import hf_layershuffle as ls
+from hf_layershuffle.swarm.journal import Journal, Record
+from hf_layershuffle.swarm.request_inputs import RequestInputs
+from hf_layershuffle.swarm.service_runner import Address, _running_left, _Stops, read_token, run_service
 
 
 def test_a_free_port_is_named_and_refuses_until_it_listens():
@@ -121,3 +125,43 @@ def test_what_is_started_is_cancelled_by_a_signal_and_its_error_is_told():
 def test_a_token_file_that_is_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a file; name one, or one that is not there yet"):
         read_token(tmp_path)
+
+
+def test_what_was_left_in_the_journal_runs_once(tmp_path, caplog):
+    folder = ls.example_model()
+
+    def served(left: list[Record]) -> dict:
+        async def run():
+            swarm = ls.Swarm.from_pretrained(folder, workers=2, transport="local", journal=tmp_path / "journal")
+            journal = Journal(tmp_path / "journal", swarm.model.digests)
+            await journal.open()
+            for record in left:
+                await journal.write(record)
+            await journal.close()
+            stop = lambda address: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+            inputs = RequestInputs.from_pretrained(folder)
+            await run_service(swarm, inputs, Address(port=0), announce=stop)
+            return swarm.metrics()
+
+        return asyncio.run(run())
+
+    left = [Record(f"r{i}", {"pixel_values": torch.rand(1, 3, 8, 8)}) for i in range(3)]
+    assert served([*left, Record("wrong", {"pixel_values": torch.rand(1, 5, 8, 8)})])["answered"] == 3
+    assert list((tmp_path / "journal").iterdir()) == []
+    assert "'wrong', which was left in the journal, has no answer: `pixel_values` has 5 channels" in caplog.text
+    assert served([])["answered"] == 0
+
+
+def test_what_was_left_in_the_journal_is_not_waited_for_after_a_fault():
+    class Endless:
+        request_ids = ("a",)
+
+        async def answer(self, name):
+            await asyncio.sleep(3600)
+
+    async def run():
+        async with _running_left(Endless()):
+            raise KeyError("a fault")
+
+    with pytest.raises(KeyError):
+        asyncio.run(run())

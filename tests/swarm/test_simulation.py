@@ -1,6 +1,7 @@
 """The router's scheduler in simulated time: its rules hold whatever happens, and free order is worth what we say."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,11 +15,23 @@ from hf_layershuffle.swarm.simulated_nodes import SERVICE_TIMES, Outage, Simulat
 from hf_layershuffle.swarm.simulation import SimulatedSwarm, place_on_nodes, simulate
 
 
+class CountedScheduler(CheckedScheduler):
+    """Counts also the visits of each request."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.num_visits = Counter()
+
+    def _check_start(self, visit):
+        super()._check_start(visit)
+        self.num_visits[visit.request] += 1
+
+
 def checked_run(simulation, policy, replicas=1):
     """The result of a simulation all of whose decisions were checked, and what its requests came to."""
     nodes = SimulatedNodes(simulation)
     layers = range(simulation.num_layers)
-    scheduler = CheckedScheduler(Scheduler(layers, policy), layers, policy.max_skips, policy)
+    scheduler = CountedScheduler(Scheduler(layers, policy), layers, policy.max_skips, policy)
     placement = place_on_nodes(simulation.num_layers, nodes.names, replicas)
     result = SimulatedSwarm(scheduler, nodes, placement).run()
     assert set(scheduler.ended) == set(scheduler.ran), "an accepted request has not ended"
@@ -155,6 +168,74 @@ def test_what_a_node_is_at_goes_on_after_it_hung_and_is_lost_if_it_died(hangs, s
     nodes = AwayOnce(alone)
     result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
     assert result.latencies == pytest.approx([seconds]) and result.lost_hops == (not hangs)
+
+
+def test_hops_are_counted_after_the_warm_up():
+    result = simulate(SimulationSettings(num_layers=6, nodes=6, num_requests=1000))
+    assert (result.counted, result.hops, result.lost_hops) == (900, 5400, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({"hangs": 1.0}, {"call_timeout": 1.0, "max_skips": 1}),
+        ({"hangs": 0.5}, {"call_timeout": 0.05, "deadline": 0.2, "max_skips": 1}),
+        ({"hangs": 0.3, "nodes": 6}, {"hedge": 0.03, "max_attempts": 1}),
+    ],
+)
+def test_each_visit_is_a_hop_or_a_lost_one(changes, rules):
+    failing = SimulationSettings(
+        **{"num_layers": 2, "nodes": 2, "num_requests": 400, "failure_rate": 0.3, "repair_seconds": 3.0, **changes}
+    )
+    result, scheduler = checked_run(failing, Policy(**rules), replicas=failing.nodes // 2)
+    ran = sum(len(order) for request, order in scheduler.ran.items() if request >= 40)
+    visits = sum(number for request, number in scheduler.num_visits.items() if request >= 40)
+    assert result.hops == ran and result.lost_hops == visits - ran > 0
+
+
+def test_a_visit_that_took_too_long_is_lost_once():
+    class AwayOnce(SimulatedNodes):
+        def outages(self, number):
+            yield Outage(0.5, 3.5, hangs=True)
+
+    alone = SimulationSettings(
+        num_layers=1, nodes=1, num_requests=1, service="constant", service_seconds=1.0, latency_seconds=0.0,
+        failure_rate=0.1,
+    )  # fmt: skip
+    nodes = AwayOnce(alone)
+    scheduler = Scheduler(range(1), Policy(call_timeout=2.0))
+    result = SimulatedSwarm(scheduler, nodes, place_on_nodes(1, nodes.names)).run()
+    # From 0 to 4, of which it hung for 3; then again
+    assert (result.hops, result.lost_hops) == (1, 1) and result.latencies == pytest.approx([5.0])
+    assert result.busy == pytest.approx(1.0)
+
+
+def test_nodes_are_busy_after_the_warm_up_only():
+    class LongPause(SimulatedNodes):
+        def arrivals(self):
+            return [0.0, *range(100, 109)]
+
+    steady = SimulationSettings(
+        num_layers=1, nodes=1, num_requests=10, service="constant", service_seconds=1.0, latency_seconds=0.0,
+        arrival_rate=1.0,
+    )  # fmt: skip
+    nodes = LongPause(steady)
+    result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+    assert result.busy == pytest.approx(1.0) and result.hops == 9
+
+
+def test_a_call_that_a_failure_ends_is_busy_until_then():
+    class AwayOnce(SimulatedNodes):
+        def outages(self, number):
+            yield Outage(0.5, 3.5, hangs=False)
+
+    alone = SimulationSettings(
+        num_layers=1, nodes=1, num_requests=1, service="constant", service_seconds=1.0, latency_seconds=0.0,
+        failure_rate=0.1,
+    )  # fmt: skip
+    nodes = AwayOnce(alone)
+    result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+    assert result.busy == pytest.approx(1.5 / 4.5)
 
 
 def test_a_hedge_asks_a_second_node_and_takes_the_first_result():

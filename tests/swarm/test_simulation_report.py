@@ -11,7 +11,7 @@ from hf_layershuffle.swarm.expected_accuracy import ExpectedAccuracy, digits_rep
 from hf_layershuffle.swarm.policy import Policy
 from hf_layershuffle.swarm.simulated_nodes import SimulationSettings
 from hf_layershuffle.swarm.simulation_picture import plot_simulation
-from hf_layershuffle.swarm.simulation_report import PROGRESS_FILE, SimulationReport, compare_policies
+from hf_layershuffle.swarm.simulation_report import PROGRESS_FILE, SimulationReport, compare_policies, models_of
 
 
 SMALL = SimulationSettings(num_layers=6, nodes=6, num_requests=120)
@@ -112,12 +112,31 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not(report, tmp_pa
     assert begun == [*range(1, 17), *range(1, 17)]
 
 
+def test_a_report_of_another_version_is_not_of_this_one(report, tmp_path):
+    for name in ("hf-layershuffle", "numpy"):
+        versions = report.environment["versions"] | {name: "0.0.1"}
+        assert not replace(report, environment={"versions": versions}).is_of(report)
+    assert replace(report, environment=report.environment | {"date": "another"}).is_of(report)
+    assert not replace(report, environment={}).is_of(report)
+
+
+def test_models_of_one_name_must_be_of_one_dataset():
+    free, plain = (replace(each, model="final") for each in digits_reports())
+    texts = replace(plain, config=plain.config | {"inputs": "texts"})
+    for other in (replace(plain, dataset="cifar10"), texts):
+        said = f"'final' on {other.dataset} \\(360 {other.noun}\\)"
+        with pytest.raises(ValueError, match=rf"'final' on digits \(360 images\), {said}"):
+            models_of([free, other])
+
+
 def test_a_report_survives_saving(report, tmp_path):
     assert SimulationReport.load(report.save(tmp_path).parent) == report
     assert json.loads((tmp_path / "simulation.json").read_text())["settings"]["failure_rates"] == list(RATES)
-    (tmp_path / "simulation.json").write_text('{"points": 3}')
-    with pytest.raises(ValueError, match="is not a report of a simulation"):
-        SimulationReport.load(tmp_path)
+    values = json.loads((tmp_path / "simulation.json").read_text())
+    for damaged in ({"points": 3}, values | {"environment": 3}, values | {"environment": {"versions": [3]}}):
+        (tmp_path / "simulation.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="is not a report of a simulation"):
+            SimulationReport.load(tmp_path)
 
 
 def test_the_table_and_the_picture_show_all_policies(report, tmp_path):

@@ -35,7 +35,7 @@ def assert_like_the_local_model(folder, inputs, orders=ORDERS, **options) -> Non
     local = load_classifier(folder, **options).eval()
     split = SplitModel.from_pretrained(folder, **options)
     workers = [LayerWorker(folder, split.layers[half::2], **options) for half in (0, 1)]
-    assert {**workers[0].info.digests, **workers[1].info.digests} == split.digests
+    assert {**workers[0].info.digests, **workers[1].info.digests, "rest": split.digests["rest"]} == split.digests
     seen = []
     for order in orders:
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_only_the_layers_of_the_execution_order_are_asked_for(vit, batch, tmp_pa
     model = randomize(vit.classifier(execution_order=[3, 0, 2])).eval()
     model.save_pretrained(tmp_path)
     split = SplitModel.from_pretrained(tmp_path)
-    assert split.layers == [3, 0, 2] and split.digests.keys() == {3, 0, 2}
+    assert split.layers == [3, 0, 2] and split.digests.keys() == {3, 0, 2, "rest"}
     logits = through_workers(split, [LayerWorker(tmp_path, [0, 2, 3])], split.layers, batch["pixel_values"])
     torch.testing.assert_close(logits, model(batch["pixel_values"]).logits, atol=1e-5, rtol=0)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -91,6 +91,17 @@ def test_only_the_layers_of_the_execution_order_are_asked_for(vit, batch, tmp_pa
         SplitModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"execution_order": "arbitrary"}))
     assert SplitModel.from_pretrained(tmp_path).layers == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("part", ["classifier", "vit.embeddings"])
+def test_another_head_or_other_embeddings_have_another_digest(vit, part, tmp_path):
+    model = vit.classifier()
+    model.save_pretrained(tmp_path / "one")
+    with torch.no_grad():
+        next(model.get_submodule(part).parameters()).add_(1)
+    model.save_pretrained(tmp_path / "other")
+    one, other = (SplitModel.from_pretrained(tmp_path / name).digests for name in ("one", "other"))
+    assert {name for name in one if one[name] != other[name]} == {"rest"}
 
 
 def test_the_layers_take_no_memory(vit, tmp_path):

@@ -1,6 +1,7 @@
 """What is told of each request, and what a page that opens later has to know."""
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,23 @@ def test_the_load_uses_the_limit_of_skips_of_the_swarm():
     settings, heard = watched(wait, items=items, rate=50.0)
     assert settings == {"rate": 50.0, "max_skips": 1}
     assert sum(event["type"] == "classified" for event in heard) >= 3
+
+
+@pytest.mark.parametrize("fault, count", [(ValueError, "refused"), (OSError, "failed"), (DeadlineError, "failed")])
+def test_what_of_the_load_has_no_answer_is_counted_and_goes_to_no_log(fault, count, caplog):
+    async def wait(watching):
+        async def fails(*arguments, **options):
+            raise fault("for a trial")
+
+        watching.swarm.classify = fails
+        for _ in range(500):
+            if sum(watching.numbers.totals.values()) >= 2:
+                break
+            await asyncio.sleep(0.01)
+        return dict(watching.numbers.totals)
+
+    totals, heard = watched(wait, items=[LabelledInput(PIXELS, {"text": "a"}, "3")], rate=50.0)
+    assert totals[count] >= 2 and sum(totals.values()) == totals[count]
+    assert sum(event["type"] == "unanswered" for event in heard) >= 2
+    gc.collect()
+    assert "never retrieved" not in caplog.text

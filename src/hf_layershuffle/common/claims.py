@@ -44,19 +44,24 @@ def claimed_folder(folder: Path, remedy: str = "choose another --output_dir") ->
         remove_leftovers(folder)
         write_text(folder / OWNER_FILE, json.dumps(describe_process()) + "\n")
     except OSError as error:
-        lock.release()
+        _give_back(lock, [folder / name for name in CLAIM_FILES if lock.is_locked], new)
         raise OSError(
             f"The output folder '{folder}' cannot be written into ({error.strerror or error}); {remedy}."
         ) from error
     try:
         yield folder
     finally:
-        (folder / OWNER_FILE).unlink(missing_ok=True)
-        (folder / LOCK_FILE).unlink(missing_ok=True)  # while it is held: who waits for it makes a new one
-        lock.release()
-        for path in new:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        _give_back(lock, [folder / name for name in CLAIM_FILES], new)
+
+
+def _give_back(lock: FileLock, files: list[Path], new_folders: list[Path]) -> None:
+    """Ends a claim, and removes its files and those of the new folders that are empty."""
+    for file in files:
+        file.unlink(missing_ok=True)  # while the lock is held: who waits for it makes a new one
+    lock.release()
+    for path in new_folders:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _acquire(lock: FileLock, folder: Path, remedy: str) -> None:

@@ -8,6 +8,7 @@ numbers that are not finite, and aliases that multiply (a few hundred bytes can 
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -197,8 +198,8 @@ def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int] | None]) -> tuple
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there more than once.")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {next(key for key in counts if counts[key] > 1)!r} is there more than once.")
     return values
 
 

@@ -72,6 +72,11 @@ def _difference(folder: Path, report: Report, digests: dict[torch.dtype, str]) -
         digests[dtype] = weights_digest(load_classifier(str(folder), dtype=dtype))
     if digests[dtype] != config["weights"]:
         return "is a report of other weights than those"
+    stored = yaml_files.read_json(inside(folder, "config.json"), dict)
+    if isinstance(report, RobustnessReport) and sorted(stored.get("skipped_mlps") or []) != (
+        config.get("skipped_mlps") or []
+    ):
+        return "is a report of other `skipped_mlps` than those of the config.json"
     return _processing_difference(folder, config)
 
 

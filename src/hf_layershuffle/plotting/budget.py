@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..adaptive.budget_report import CONTROLS, MULTIPLY_ADDS, OTHER_MODELS, BudgetPoint, BudgetReport
-from .robustness import ACCURACY_LABEL
-from .style import PAGE_WIDTH, Pictures, legend_below, set_title, styled
+from .style import PAGE_WIDTH, Pictures, accuracy_label, legend_below, set_title, styled
 
 
 SHOWN_BELOW_BEST = 0.25  # of accuracy; what is lower is not drawn, so that the others can be told apart
@@ -46,7 +45,7 @@ def plot_budget(report: BudgetReport) -> Figure:
     for axes, cost in zip(all_axes, panels):
         draw_budget_panel(axes, report, cost, list(report.by_policy()))
     all_axes[0].set_ylim(*accuracy_limits(report))
-    all_axes[0].set_ylabel(ACCURACY_LABEL)
+    all_axes[0].set_ylabel(accuracy_label([report]))
     set_title(figure, "Accuracy against cost", {report.model: report})
     legend_below(figure, all_axes[0])
     return figure

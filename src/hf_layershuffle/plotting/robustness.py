@@ -16,6 +16,7 @@ from .style import (
     CHANCE,
     PAGE_WIDTH,
     Pictures,
+    accuracy_label,
     check_not_empty,
     colors_of,
     legend_below,
@@ -64,7 +65,7 @@ def plot_order_distribution(reports: dict[str, RobustnessReport]) -> Figure:
     """
     check_not_empty(reports, "reports")
     accuracies = {name: [score.accuracy for score in each.arbitrary.scores] for name, each in reports.items()}
-    figure, axes = _distribution_figure(accuracies, None, ACCURACY_LABEL, "one arbitrary order")
+    figure, axes = _distribution_figure(accuracies, None, accuracy_label(reports.values()), "one arbitrary order")
     axes.plot(
         [report.sequential.accuracy for report in reports.values()],
         np.arange(len(reports)) - 0.12,
@@ -111,7 +112,7 @@ def plot_pruning_curves(reports: dict[str, RobustnessReport]) -> Figure:
         axes.set_title(title)
         axes.set_xlabel("layers kept (number)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_ylabel(ACCURACY_LABEL)
+    panels[0].set_ylabel(accuracy_label(reports.values()))
     panels[0].set_ylim(0, 1.02)
     set_title(figure, "Accuracy with fewer layers", reports)
     legend_below(figure, panels[0])
@@ -139,7 +140,7 @@ def plot_layer_ablation(reports: dict[str, RobustnessReport]) -> Figure:
     panels[0].set_xlabel("layer left out (index)")
     panels[1].set_title("two neighbours swapped")
     panels[1].set_xlabel("swapped layers (between their indices)")
-    panels[0].set_ylabel(ACCURACY_LABEL)
+    panels[0].set_ylabel(accuracy_label(reports.values()))
     label = "thin line: all layers, in sequential order"
     panels[0].plot([], [], color="0.3", linewidth=0.6, label=label)
     set_title(figure, "Accuracy with a layer left out, or two swapped", reports)

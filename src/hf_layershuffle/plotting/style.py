@@ -7,7 +7,7 @@ import io
 import os
 import textwrap
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -130,11 +130,16 @@ def set_title(figure: Figure, what: str, reports: Mapping[str, Report]) -> None:
 
     Several models are named elsewhere.
     """
-    datasets = {f"{report.dataset} ({report.num_images:,} images)": None for report in reports.values()}
+    datasets = {f"{report.dataset} ({report.num_images:,} {report.noun})": None for report in reports.values()}
     models = next(iter(reports)) if len(reports) == 1 else f"{len(reports)} models"
     width = round(15 * figure.get_figwidth())  # letters
     text = textwrap.fill(f"{what}: {models} on {' and '.join(datasets)}", width)
     figure.suptitle(text, x=0.01, horizontalalignment="left")
+
+
+def accuracy_label(reports: Iterable[Report]) -> str:
+    """What an axis of accuracies says: of what they are fractions."""
+    return f"accuracy (fraction of {' and '.join(dict.fromkeys(report.noun for report in reports))})"
 
 
 def wrap_name(name: str, width: int = 26) -> str:

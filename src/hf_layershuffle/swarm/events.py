@@ -9,6 +9,8 @@ from typing import Any
 from weakref import WeakSet
 
 
+# Reasons for which a layer's result does not count, though its worker did nothing wrong
+TOO_LATE, ROUTER_RESTARTED = "it came too late", "the router was restarted"
 MOST_EVENTS = 1000  # that a listener may be behind before it loses the oldest
 
 

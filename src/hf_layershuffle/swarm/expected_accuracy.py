@@ -35,7 +35,7 @@ class ExpectedAccuracy:
 
     def __init__(self, report: RobustnessReport):
         self.model, self.dataset = report.model, report.dataset
-        self.num_layers, self.num_images = report.num_layers, report.num_images
+        self.num_layers, self.num_images, self.noun = report.num_layers, report.num_images, report.noun
         self.digest = hashlib.sha256(json.dumps(report.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         self._mean = {method: _means(report, method) for method in ("random", "arbitrary")}
         self._known = {tuple(score.execution_order): score.accuracy for score in _scores(report)}

@@ -45,7 +45,7 @@ class Journal:
 
     Args:
         folder: Is made if it is missing.
-        digests: Of the model's layers: the requests are for this model.
+        digests: Of the model's parts: the requests are for this model.
     """
 
     def __init__(self, folder: str | os.PathLike, digests: Mapping[int | str, str]):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .answers import SwarmError
+from .events import ROUTER_RESTARTED, TOO_LATE
 
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
@@ -51,7 +52,7 @@ class Metrics:
         self.failed: Counter[str] = Counter()  # by kind
         self.refused: Counter[str] = Counter()  # by kind
         self.skips: Counter[tuple[int, str]] = Counter()  # by layer and cause
-        self.faults: Counter[tuple[int, str]] = Counter()  # visits without a usable result, by layer and worker
+        self.faults: Counter[tuple[int, str]] = Counter()  # of workers, by layer and worker
         self.workers: Counter[tuple[str, str]] = Counter()  # changes of state, by worker and state
         self.request_seconds, self.queue_seconds = Latencies(), Latencies()
         self.hop_seconds: dict[int, Latencies] = {}
@@ -71,7 +72,7 @@ class Metrics:
             self.queue_seconds.add(event["waited"])
         elif kind == "hop_ended" and event["reason"] is None:
             self.hop_seconds.setdefault(event["layer"], Latencies()).add(event["seconds"])
-        elif kind == "hop_ended":
+        elif kind == "hop_ended" and event["reason"] not in (TOO_LATE, ROUTER_RESTARTED):
             self.faults[event["layer"], event["worker"]] += 1
         elif kind == "skipped":
             self.skips[event["layer"], _cause(event["reason"])] += 1
@@ -124,7 +125,7 @@ class _Collector:
             ("requests_failed", "Requests that ended without an answer", ["kind"], ours.failed),
             ("requests_refused", "Requests that were not accepted", ["kind"], ours.refused),
             ("skips", "Layers that did not run for a request", ["layer", "cause"], ours.skips),
-            ("faults", "Calls without a usable result", ["layer", "worker"], ours.faults),
+            ("faults", "Calls that failed or took longer than call_timeout", ["layer", "worker"], ours.faults),
             ("worker_changes", "Changes of the state of workers", ["worker", "state"], ours.workers),
         )
         for name, help_text, labels, counter in counters:

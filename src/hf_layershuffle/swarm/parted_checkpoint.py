@@ -98,10 +98,10 @@ class PartedCheckpoint:
             return None, {}
         return module, {DEPTH_EMBEDDING: self._fill(module, self._depth_prefix, list(module.state_dict()))}
 
-    def load_rest(self) -> None:
-        """Gives `model` the weights of all but its layers. These stay without memory."""
+    def load_rest(self) -> str:
+        """Gives `model` the weights of all but its layers, which stay without memory. Returns their digest."""
         layers = f"{self.model.layers_path}."
-        self._fill(self.model, "", [name for name in self.model.state_dict() if not name.startswith(layers)])
+        return self._fill(self.model, "", [name for name in self.model.state_dict() if not name.startswith(layers)])
 
     def digests(self, layers: Sequence[int]) -> dict[int | str, str]:
         """Of the weights of each layer, and of the depth embedding, as they are stored, with the configuration.

@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from ..checkpoints.checks import explained_reading
 from ..checkpoints.processing_classes import ProcessingClass, check_evaluable, load_processing_class
-from ..checkpoints.tokenizers import input_kind
+from ..checkpoints.tokenizers import input_kind, longest_text
 from ..common.checks import check_integers
 from ..data.image_reading import draw_rows, read_images, to_pil
 from ..models.configuration_layershuffle import num_channels_of
@@ -123,6 +123,11 @@ class RequestInputs:
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
         processing_class = load_processing_class(name_or_path, config, trust_remote_code=trust_remote_code, **kwargs)
         return cls(config, processing_class, limits)
+
+    def cut_texts_for(self, model: PreTrainedModel) -> None:
+        """Cuts texts off, from now on, after the tokens that the model and its tokenizer take."""
+        if self.kind == "text":
+            self.max_length = longest_text(self.processing_class, model)
 
     def labelled(self, dataset: Dataset, max_samples: int = 500, seed: int = 0) -> list[LabelledInput]:
         """Inputs of a dataset with the columns `image` or `text`, and `label`, of the model's classes.

@@ -12,7 +12,7 @@ import torch
 
 from .answers import Hop, Skip, SwarmAnswer, SwarmError
 from .decisions import Decision, Failed, Finished, Start, TimedOut, Visit
-from .events import Events
+from .events import ROUTER_RESTARTED, TOO_LATE, Events
 from .policy import Policy
 from .routed_request import RoutedRequest, named, request_of
 from .scheduling import Scheduler
@@ -98,7 +98,7 @@ class Router:
             if self._pauses[worker]:
                 self._scheduler.pause_worker(worker)
         for visit in list(self._open):
-            self._report_hop(visit, "the router was restarted")
+            self._report_hop(visit, ROUTER_RESTARTED)
         for request in sorted(self._requests, key=lambda request: request.accepted):
             if not request.end.done():
                 self._accept(request)
@@ -308,7 +308,7 @@ class Router:
         else:
             counts = scheduler.failed(visit, now, f"{visit.worker}: {fault}")
         if not counts or scheduler is not self._scheduler:
-            self._end_late(visit)
+            self._end_late(visit, fault)
         elif fault is None:
             self._take(visit, result)
         else:
@@ -326,10 +326,10 @@ class Router:
         self._report_hop(visit, None, now - visit.started)
         self.watcher.succeeded(visit.worker, now - visit.started)
 
-    def _end_late(self, visit: Visit) -> None:
-        """A result that no longer counts. Its worker lives, so its request did it no harm."""
+    def _end_late(self, visit: Visit, fault: str | None) -> None:
+        """A result that no longer counts, or a fault in its place. Its worker lives, so its request did it no harm."""
         request_of(visit).blamed.discard(visit)
-        self._report_hop(visit, "it came too late")
+        self._report_hop(visit, fault or TOO_LATE)
         if not self._calls.get(visit.worker):
             self.resume(visit.worker, "an earlier call")
 

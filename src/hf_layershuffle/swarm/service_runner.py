@@ -2,18 +2,18 @@
 """Runs the web service of a swarm from its start to a clean end."""
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.tokenizers import longest_text
 from .demonstration import LabelledInput, PacedTransport
 from .request_inputs import RequestInputs
 from .service import create_app
@@ -31,6 +31,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from .swarm import Swarm
 
+logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 30  # that answers under way have at the end
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -159,8 +160,7 @@ async def run_service(
         `OSError`, `SwarmError`, `ValueError`: if the port is taken, or the swarm cannot start. Nothing is left then.
     """
     stops = _Stops()
-    if inputs.kind == "text":
-        inputs.max_length = longest_text(inputs.processing_class, swarm.model.model)
+    inputs.cut_texts_for(swarm.model.model)
     try:
         async with AsyncExitStack() as stack:
             address = address or Address()
@@ -169,6 +169,7 @@ async def run_service(
             if not await stops.unless_stopped(stack.enter_async_context(swarm)):
                 return
             stops.hear()  # Ray has handlers of its own
+            await stack.enter_async_context(_running_left(swarm))
             watched = WatchedSwarm(swarm, inputs.labels, items=items, rate=rate, paced=paced)
             app = create_app(watched, inputs, token=address.token)
             config = uvicorn.Config(
@@ -185,6 +186,28 @@ async def run_service(
     except asyncio.CancelledError:
         if not stops.is_forced:
             raise
+
+
+@asynccontextmanager
+async def _running_left(swarm: "Swarm") -> AsyncIterator[None]:
+    """A context at whose end the requests that were left in the journal have run, and are no longer in it.
+
+    Nobody can ask for their answers.
+    """
+
+    async def run(name: str) -> None:
+        try:
+            await swarm.answer(name)
+        except Exception as error:  # each ends in its own way
+            logger.warning("'%s', which was left in the journal, has no answer: %s", name, error)
+
+    tasks = [asyncio.ensure_future(run(name)) for name in swarm.request_ids]
+    try:
+        yield
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class _Server(uvicorn.Server):

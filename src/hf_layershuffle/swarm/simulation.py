@@ -45,8 +45,8 @@ class SimulationResult:
         throughput: Answers a second.
         latencies: Seconds from acceptance to the answer, of the answered.
         orders: How often each execution order ran.
-        hops: Layers that ran and counted.
-        lost_hops: Layers that a node was asked for in vain: it failed, took too long, or another was faster.
+        hops: Layers that ran and counted, of the requests sent after the warm-up.
+        lost_hops: Layers of these that a node was asked for in vain: it failed, took too long, or another was faster.
         busy: Fraction in [0, 1] of the nodes' time in which they were asked for something.
     """
 
@@ -151,6 +151,7 @@ class SimulatedSwarm:
         self._answers_in_time = 0
         self._next_timer: float | None = None
         self._busy_seconds = self._router_is_free_at = 0.0
+        self._num_visits = 0  # of requests that count
 
     def run(self) -> SimulationResult:
         """Sends all requests, and waits until each has ended."""
@@ -172,9 +173,12 @@ class SimulatedSwarm:
         result = self.result
         start, end = self._counting_from or 0.0, self._counting_until
         result.seconds = (self.env.now if end is None or end <= start else end) - start
+        for node in self._nodes.values():
+            self._count_busy(node)
         if result.seconds > 0:
             result.throughput = self._answers_in_time / result.seconds
-            result.busy = self._busy_seconds / (self.env.now * len(self._nodes))
+            result.busy = self._busy_seconds / ((self.env.now - start) * len(self._nodes))
+        result.lost_hops = self._num_visits - result.hops  # all requests have ended, and so nobody waits for a visit
         return result
 
     # Requests
@@ -189,7 +193,7 @@ class SimulatedSwarm:
         for _ in range(number):
             request = self._sent
             self._sent += 1
-            counts = request >= self._first_counted
+            counts = self._counts(request)
             if counts and self._counting_from is None:
                 self._counting_from = self.env.now
             if self._sent == self.settings.num_requests:
@@ -204,6 +208,10 @@ class SimulatedSwarm:
             self._accepted_at[request] = self.env.now
             self.scheduler.accept(request, self.env.now)
 
+    def _counts(self, request: Any) -> bool:
+        """Whether a request is sent after the warm-up. They are numbered from 0."""
+        return request >= self._first_counted
+
     def _end(self, decision: Finished | Failed) -> None:
         request = decision.request
         accepted_at = self._accepted_at.pop(request)
@@ -212,7 +220,7 @@ class SimulatedSwarm:
         # not lower it
         if is_answer and self._counting_from is not None and self._counting_until is None:
             self._answers_in_time += 1
-        if is_answer and request >= self._first_counted:  # type: ignore[operator]
+        if is_answer and self._counts(request):
             self.result.answered += 1
             self.result.latencies.append(self.env.now - accepted_at)
             self.result.orders[tuple(decision.order)] += 1  # type: ignore[union-attr]
@@ -234,9 +242,7 @@ class SimulatedSwarm:
             for decision in self.scheduler.decide(self.env.now):
                 if isinstance(decision, Start):
                     self._start(decision.visit)
-                elif isinstance(decision, TimedOut):
-                    self.result.lost_hops += 1
-                else:
+                elif not isinstance(decision, TimedOut):
                     self._end(decision)
                     if is_closed and self._sent < self.settings.num_requests:
                         self._send(1)
@@ -262,6 +268,7 @@ class SimulatedSwarm:
     # Nodes
 
     def _start(self, visit: Visit) -> None:
+        self._num_visits += self._counts(visit.request)
         node = self._nodes[visit.worker]
         attempt = self._attempts[visit.request, visit.layer]
         self._attempts[visit.request, visit.layer] += 1
@@ -270,7 +277,6 @@ class SimulatedSwarm:
             return  # the router does not know yet that the node is gone
         start = self.env.now if node.outage is None else node.outage.end
         node.call = _Call(visit, start + seconds)
-        self._busy_seconds += seconds
         self._plan_end(node, node.call)
 
     def _plan_end(self, node: _Node, call: _Call) -> None:
@@ -280,6 +286,7 @@ class SimulatedSwarm:
     def _end_call(self, node: _Node, call: _Call, number: int) -> None:
         if node.call is not call or call.number != number:
             return
+        self._count_busy(node)
         node.call = None
         self._router_is_free_at = max(self.env.now, self._router_is_free_at) + self.settings.router_seconds
         if self._router_is_free_at > self.env.now:
@@ -287,11 +294,14 @@ class SimulatedSwarm:
         else:
             self._arrived(call.visit)
 
+    def _count_busy(self, node: _Node) -> None:
+        """Counts the time of what a node is at until now, without the warm-up."""
+        if node.call is not None and self._counting_from is not None:
+            self._busy_seconds += self.env.now - max(node.call.visit.started, self._counting_from)
+
     def _arrived(self, visit: Visit) -> None:
         if self.scheduler.arrived(visit, self.env.now):
-            self.result.hops += 1
-        else:
-            self.result.lost_hops += 1
+            self.result.hops += self._counts(visit.request)
         self._decide()
 
     def _fail_and_return(self, node: _Node, number: int):
@@ -303,9 +313,10 @@ class SimulatedSwarm:
                 yield self.env.timeout(outage.end - self.env.now)
                 node.outage = None
                 continue
+            self._count_busy(node)
             node.call = None
             yield self.env.timeout(min(self.settings.detection_seconds, outage.end - outage.start))
-            self.result.lost_hops += len(self.scheduler.remove_worker(node.name, f"{node.name} died"))
+            self.scheduler.remove_worker(node.name, f"{node.name} died")
             self._decide()
             yield self.env.timeout(max(outage.end - self.env.now, 0.0))
             node.outage = None

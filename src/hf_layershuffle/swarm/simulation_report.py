@@ -86,8 +86,13 @@ class SimulationReport:
     environment: dict[str, Any] = field(default_factory=dict)
 
     def is_of(self, other: "SimulationReport") -> bool:
-        """Whether both are of the same nodes, load, policies and models, so that their points are equal too."""
-        return (self.settings, self.models, self.labels) == (other.settings, other.models, other.labels)
+        """Whether both are of the same nodes, load, policies, models and versions, so that their points are equal."""
+        return self._origin() == other._origin()
+
+    def _origin(self) -> tuple:
+        """All that the points depend on. Numpy draws what is random."""
+        versions = self.environment.get("versions", {})
+        return self.settings, self.models, self.labels, *(versions.get(name) for name in ("hf-layershuffle", "numpy"))
 
     def curve(self, policy: str) -> list[SimulatedPoint]:
         """A policy's points by failure rate."""
@@ -150,7 +155,9 @@ class SimulationReport:
         path = path / REPORT_FILE if path.is_dir() else path
         values = read_json(path, dict)
         try:
-            return cls(**{**values, "points": [SimulatedPoint(**point) for point in values["points"]]})
+            report = cls(**{**values, "points": [SimulatedPoint(**point) for point in values["points"]]})
+            report._origin()  # which is compared with others
+            return report
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"'{path}' is not a report of a simulation: {error!r}") from error
 
@@ -170,13 +177,13 @@ def models_of(reports: Sequence[RobustnessReport]) -> dict[str, ExpectedAccuracy
                 "one of an order-free model and one of a plain model."
             )
         models[kind] = ExpectedAccuracy(report)
-    depths = {each.model: each.num_layers for each in models.values()}
-    if len(set(depths.values())) > 1:
-        found = ", ".join(f"'{name}' has {depth} layers" for name, depth in depths.items())
+    if len({each.num_layers for each in models.values()}) > 1:
+        found = ", ".join(f"'{each.model}' has {each.num_layers} layers" for each in models.values())
         raise ValueError(f"The reports must be of models with as many layers: {found}.")
-    datasets = {each.model: f"{each.dataset} ({each.num_images} images)" for each in models.values()}
-    if len(set(datasets.values())) > 1:
-        found = ", ".join(f"'{name}' on {dataset}" for name, dataset in datasets.items())
+    if len({(each.dataset, each.num_images, each.noun) for each in models.values()}) > 1:
+        found = ", ".join(
+            f"'{each.model}' on {each.dataset} ({each.num_images} {each.noun})" for each in models.values()
+        )
         raise ValueError(f"The reports must be of one and the same dataset: {found}.")
     return models
 

@@ -39,7 +39,8 @@ class SplitModel:
     Attributes:
         model: The LayerShuffle classifier. The weights of its layers are on the meta device, without memory.
         layers: Those of its execution order.
-        digests: Of the weights of each of these layers, and of the depth embedding, as in [`WorkerInfo`].
+        digests: Of the weights of each of these layers and of the depth embedding, as in [`WorkerInfo`], and, by the
+            name `"rest"`, of all but the layers.
     """
 
     def __init__(self, checkpoint: PartedCheckpoint):
@@ -48,8 +49,8 @@ class SplitModel:
         self.dtype, self.device = checkpoint.dtype, checkpoint.device
         self.layers = _layers_to_run(checkpoint)
         self.gives_tuple = _check_taken_apart(checkpoint)
-        checkpoint.load_rest()
-        self.digests = checkpoint.digests(self.layers)
+        self.digests: dict[int | str, str] = {"rest": checkpoint.load_rest()}
+        self.digests |= checkpoint.digests(self.layers)
         self._longest_text = longest_text(None, self.model)
 
     @classmethod

@@ -102,7 +102,9 @@ class WatchedSwarm:
     async def _send(self, item: LabelledInput, max_skips: int) -> None:
         try:
             await self.classify(item.inputs, item.shown, expected=item.label, max_skips=max_skips)
-        except RuntimeError:  # of the swarm; it is counted and shown
+        except ValueError:  # `classify` counts it for nobody, since it is mostly the fault of who asks
+            self.numbers.add_failure("refused")
+        except (RuntimeError, OSError):  # of the swarm or its journal; it is counted and shown
             pass
 
     @asynccontextmanager
