@@ -29,7 +29,7 @@ def check_layer_places(sources: Mapping[str, SourceCheckpoint], plan: MergePlan)
     """
     for name, source in sources.items():
         moved = [order for order in _orders_of(name, plan) if order != list(range(len(order)))]
-        layers = model_without_numbers(source.config).free_layers if moved else []
+        layers: Any = model_without_numbers(source.config).free_layers if moved else None
         for order in moved:
             try:
                 check_places(layers, order, layer_kinds_of(source.config))
