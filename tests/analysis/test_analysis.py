@@ -75,7 +75,7 @@ def test_a_balanced_order_is_uniform_over_permutations():
 def test_recorded_updates_sum_to_the_layers_update(architecture, depth_embedding):
     parts = LayerwiseClassifier(randomize(architecture.classifier(depth_embedding=depth_embedding)))
     pixel_values, _ = stack(make_items(3))
-    with torch.inference_mode(), recorded_updates(parts) as updates:
+    with torch.no_grad(), recorded_updates(parts) as updates:
         before = parts.embed(pixel_values)
         after, _ = parts.run_layer(before, 2, 1)
     assert set(updates) == {"attention", "mlp"} | ({"depth"} if depth_embedding else set())
@@ -87,7 +87,7 @@ def test_recorded_updates_sum_to_the_layers_update(architecture, depth_embedding
 def naive_quantities(model, items, order) -> dict[str, np.ndarray]:
     """Some quantities of shape (positions, images), by one forward pass a prefix."""
     pixel_values, labels = stack(items)
-    with torch.inference_mode():
+    with torch.no_grad():
         states = model.base_model(pixel_values, execution_order=order, output_hidden_states=True).hidden_states
         first = model.classifier(model.base_model.layernorm(states[0])[:, 0])
         logits = [first] + [model(pixel_values, execution_order=order[: k + 1]).logits for k in range(len(order))]
@@ -197,7 +197,7 @@ def test_representations_are_the_models_hidden_states(vit):
         chosen = torch.from_numpy(found.groups == group)
         for run, row in np.ndindex(2, 4):
             order = orders[group, run, row].tolist()
-            with torch.inference_mode():
+            with torch.no_grad():
                 output = model.base_model(pixel_values[chosen], execution_order=order, output_hidden_states=True)
             for position, layer in enumerate(order):
                 states = output.hidden_states[position + 1].numpy()
@@ -227,7 +227,7 @@ def test_the_token_of_a_causal_model_is_the_one_that_its_head_reads():
     found = collect_representations(model, items, progress=False)
     order = balanced_execution_orders(model.config.num_hidden_layers, 2 * 4 * 5, seed=0)[0]
     mask = torch.stack([item["attention_mask"] for item in items])
-    with torch.inference_mode():
+    with torch.no_grad():
         output = model.base_model(words, attention_mask=mask, execution_order=order, output_hidden_states=True)
     for image in range(4):  # the first group
         expected = output.hidden_states[1][image, lengths[image] - 1].numpy()
@@ -373,7 +373,7 @@ def test_rollout_is_the_product_in_execution_order(vit, order):
     model = randomize(vit.classifier(attn_implementation="sdpa", depth_embedding=True))
     pixel_values, _ = stack(make_items(2))
     found = attention_rollout(model, pixel_values, [[0], order], labels=[4, 1])
-    with torch.inference_mode():
+    with torch.no_grad():
         output = eager(pixel_values, execution_order=order, output_attentions=True)
     tokens = output.attentions[0].shape[-1]
     rollout = torch.eye(tokens).expand(2, -1, -1)
@@ -398,7 +398,7 @@ def test_maps_are_of_the_images_size_and_not_of_the_configurations(height, width
     found = attention_rollout(model, images, [[0, 1]])
     assert found.maps.shape == (2, 1, height // 4, width // 4)
     model.set_attn_implementation("eager")
-    with torch.inference_mode():
+    with torch.no_grad():
         first, second = (each.mean(1) for each in model(images, output_attentions=True).attentions)
     eye = torch.eye(first.shape[-1])
     rollout = (second + eye) / 2 @ (first + eye) / 2

@@ -158,7 +158,7 @@ def evaluate_budget(
     done = FinishedPolicies(
         progress_file, json.dumps([described, str(free.dtype), batch_size, measure_time, seed], sort_keys=True)
     )
-    with _evaluating(free, *rivals.values()), torch.inference_mode(), configured(free, {}):
+    with _evaluating(free, *rivals.values()), torch.no_grad(), configured(free, {}):
         whole, points = measuring.all_points(chosen, done)
     costs = [MULTIPLY_ADDS, *map(time_cost, whole.time_ratio)]
     whole, *points = with_fronts([whole, *points], costs)

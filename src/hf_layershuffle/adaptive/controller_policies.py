@@ -57,7 +57,7 @@ def mean_scores(model: Any, calibration: Any) -> torch.Tensor:
     """The controller's score of each layer, mean over the calibration data: float32 of shape `(num_layers,)`."""
     parts = calibration.parts
     total, count = torch.zeros(parts.num_layers, device=parts.device), 0
-    with torch.inference_mode(), parts.evaluation_mode():
+    with torch.no_grad(), parts.evaluation_mode():
         for batch in calibration.loader:
             inputs = {name: value.to(parts.device) for name, value in batch.items() if name != "labels"}
             scores = model.layer_controller(parts.embed(inputs), inputs.get("attention_mask"))

@@ -149,7 +149,7 @@ def answers_after_layers(
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     labels: list[torch.Tensor] = []
     found: list[list[torch.Tensor]] = [[] for _ in orders]
-    with torch.inference_mode(), parts.evaluation_mode():
+    with torch.no_grad(), parts.evaluation_mode():
         for batch in tqdm(loader, desc="Answers after each layer", unit="batch", disable=not progress):
             labels.append(labels_on_device(parts, batch["labels"]).cpu())
             embedded = parts.embed(inputs_on_device(parts, batch))

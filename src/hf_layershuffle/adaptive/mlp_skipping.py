@@ -189,7 +189,7 @@ def mlp_similarities(
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     sums = torch.zeros(len(orders), len(orders[0]), dtype=torch.float64)
     count = 0
-    with torch.inference_mode(), parts.evaluation_mode(), without_mlps(parts.model, None):
+    with torch.no_grad(), parts.evaluation_mode(), without_mlps(parts.model, None):
         for batch in tqdm(loader, desc="Hidden states around MLPs", unit="batch", disable=not progress):
             embedded = parts.embed(inputs_on_device(parts, batch))
             found = [_similarities(parts, embedded, order) for order in orders]

@@ -161,7 +161,7 @@ def answers_of_programs(
     check_evaluable(parts.model.config, processing_class)
     loader = batches_for(parts, data, processing_class, batch_size=batch_size, max_samples=max_samples, seed=seed)
     labels, answers, features = [], [], []
-    with torch.inference_mode(), parts.evaluation_mode():
+    with torch.no_grad(), parts.evaluation_mode():
         for batch in tqdm(loader, desc="Answers of programs", unit="batch", disable=not progress):
             labels.append(labels_on_device(parts, batch["labels"]).cpu())
             embedded = parts.embed(inputs_on_device(parts, batch))

@@ -72,7 +72,7 @@ def attention_rollout(
     num_patches = rows_columns[0] * rows_columns[1]
     maps = []
     predicted = []
-    with parts.evaluation_mode(), torch.inference_mode(), _recorded_attention(parts) as attention:
+    with parts.evaluation_mode(), torch.no_grad(), _recorded_attention(parts) as attention:
         embedded = parts.embed(pixel_values.to(parts.device))
         _check_tokens(parts, embedded.shape[1], rows_columns)
         for order in orders:

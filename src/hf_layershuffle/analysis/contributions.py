@@ -160,7 +160,7 @@ def layer_contributions(
     sums = np.zeros(())
     sequential = list(range(parts.num_layers))
     num_images = 0
-    with parts.evaluation_mode(), torch.inference_mode(), recorded_updates(parts) as updates:
+    with parts.evaluation_mode(), torch.no_grad(), recorded_updates(parts) as updates:
         for batch in tqdm(loader, desc="Measuring layers' updates", unit="batch", disable=not progress):
             labels = labels_on_device(parts, batch["labels"])
             embedded = parts.embed(inputs_on_device(parts, batch))

@@ -139,7 +139,7 @@ def collect_representations(
     cls = np.empty((num_images, NUM_RUNS, num_layers, num_layers, hidden_size), dtype=np.float32)
     mean = np.empty_like(cls)
     done = 0
-    with parts.evaluation_mode(), torch.inference_mode():
+    with parts.evaluation_mode(), torch.no_grad():
         bar = tqdm(loader, desc="Collecting layers' outputs", unit="group", disable=not progress)
         for group_orders, batch in zip(orders, bar):
             embedded = parts.embed(inputs_on_device(parts, batch))

@@ -127,7 +127,7 @@ def run_tree(
     num_done = tallies.num_batches
     bar = tqdm(total=len(loader), initial=num_done, desc=description, unit="batch", disable=not progress)
     complete = None  # the sums without the batch that is under way, when a stop comes in between
-    with bar, parts.evaluation_mode(), torch.inference_mode():
+    with bar, parts.evaluation_mode(), torch.no_grad():
         try:
             for number, batch in enumerate(loader):
                 if number < num_done:

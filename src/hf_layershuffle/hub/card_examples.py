@@ -187,7 +187,7 @@ def _answer(model: PreTrainedModel, image_processor: BaseImageProcessor, file: P
 
 def _likeliest(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], top_k: int) -> list[dict]:
     """The likeliest classes of one image or text: `label` and `score`."""
-    with torch.inference_mode():
+    with torch.no_grad():
         scores = model(**inputs).logits[0].softmax(-1)
     values, classes = scores.topk(min(top_k, len(scores)))
     class_names = cast(dict[int, str], model.config.id2label)

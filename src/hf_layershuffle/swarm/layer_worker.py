@@ -90,7 +90,7 @@ class LayerWorker:
             module.position_head = None  # of training
         return module, digest
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, call: LayerCall) -> LayerResult:
         """Runs a layer at a position.
 
