@@ -38,8 +38,7 @@ from hf_layershuffle.data.datasets import load_image_datasets
 from hf_layershuffle.layerwise import as_layerwise, batches_for
 from hf_layershuffle.models.configuration_layershuffle import num_layers_of
 from hf_layershuffle.plotting.budget import accuracy_limits, draw_budget_panel
-from hf_layershuffle.plotting.robustness import ACCURACY_LABEL
-from hf_layershuffle.plotting.style import PAGE_WIDTH, legend_below, save_figure, styled
+from hf_layershuffle.plotting.style import PAGE_WIDTH, accuracy_label, legend_below, save_figure, styled
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -308,7 +307,7 @@ def picture(by_dataset: dict[str, list[BudgetReport]]) -> Figure:
         for axes, cost in zip(row, (MULTIPLY_ADDS, mean.costs[-1])):
             draw_budget_panel(axes, mean, cost, names)
         row[0].set_ylim(*accuracy_limits(mean))
-        row[0].set_ylabel(ACCURACY_LABEL)
+        row[0].set_ylabel(accuracy_label([mean]))
         row[0].set_title(f"{dataset}: multiply-adds")
     figure.suptitle("Accuracy against cost, means over seeds", x=0.01, horizontalalignment="left")
     most = max(range(len(means)), key=lambda index: len(list(means.values())[index].by_policy()))

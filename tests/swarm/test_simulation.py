@@ -155,8 +155,9 @@ def test_a_node_that_hangs_is_left_after_the_timeout_and_used_again_afterwards()
     assert result.latency(99) < 2.0  # nobody waits for the end of an outage
 
 
-@pytest.mark.parametrize(("hangs", "seconds"), [(True, 4.0), (False, 4.5)])
-def test_what_a_node_is_at_goes_on_after_it_hung_and_is_lost_if_it_died(hangs, seconds):
+def run_of_one_away(hangs: bool, policy: Policy | None = None):
+    """One request to one node, which works on it for a second, and from 0.5 to 3.5 s hangs or is gone."""
+
     class AwayOnce(SimulatedNodes):
         def outages(self, number):
             yield Outage(0.5, 3.5, hangs)
@@ -166,7 +167,12 @@ def test_what_a_node_is_at_goes_on_after_it_hung_and_is_lost_if_it_died(hangs, s
         failure_rate=0.1,
     )  # fmt: skip
     nodes = AwayOnce(alone)
-    result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+    return SimulatedSwarm(Scheduler(range(1), policy or Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+
+
+@pytest.mark.parametrize(("hangs", "seconds"), [(True, 4.0), (False, 4.5)])
+def test_what_a_node_is_at_goes_on_after_it_hung_and_is_lost_if_it_died(hangs, seconds):
+    result = run_of_one_away(hangs)
     assert result.latencies == pytest.approx([seconds]) and result.lost_hops == (not hangs)
 
 
@@ -194,17 +200,7 @@ def test_each_visit_is_a_hop_or_a_lost_one(changes, rules):
 
 
 def test_a_visit_that_took_too_long_is_lost_once():
-    class AwayOnce(SimulatedNodes):
-        def outages(self, number):
-            yield Outage(0.5, 3.5, hangs=True)
-
-    alone = SimulationSettings(
-        num_layers=1, nodes=1, num_requests=1, service="constant", service_seconds=1.0, latency_seconds=0.0,
-        failure_rate=0.1,
-    )  # fmt: skip
-    nodes = AwayOnce(alone)
-    scheduler = Scheduler(range(1), Policy(call_timeout=2.0))
-    result = SimulatedSwarm(scheduler, nodes, place_on_nodes(1, nodes.names)).run()
+    result = run_of_one_away(True, Policy(call_timeout=2.0))
     # From 0 to 4, of which it hung for 3; then again
     assert (result.hops, result.lost_hops) == (1, 1) and result.latencies == pytest.approx([5.0])
     assert result.busy == pytest.approx(1.0)
@@ -225,16 +221,7 @@ def test_nodes_are_busy_after_the_warm_up_only():
 
 
 def test_a_call_that_a_failure_ends_is_busy_until_then():
-    class AwayOnce(SimulatedNodes):
-        def outages(self, number):
-            yield Outage(0.5, 3.5, hangs=False)
-
-    alone = SimulationSettings(
-        num_layers=1, nodes=1, num_requests=1, service="constant", service_seconds=1.0, latency_seconds=0.0,
-        failure_rate=0.1,
-    )  # fmt: skip
-    nodes = AwayOnce(alone)
-    result = SimulatedSwarm(Scheduler(range(1), Policy()), nodes, place_on_nodes(1, nodes.names)).run()
+    result = run_of_one_away(False)
     assert result.busy == pytest.approx(1.5 / 4.5)
 
 

@@ -3,11 +3,13 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from ..adaptive.budget_report import BudgetReport
-from ..checkpoints.identity import weights_digest
+from ..checkpoints.identity import skipped_mlps_of, weights_digest
 from ..checkpoints.image_processors import load_image_processor
 from ..checkpoints.loading import load_classifier
 from ..checkpoints.locations import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES
@@ -72,10 +74,8 @@ def _difference(folder: Path, report: Report, digests: dict[torch.dtype, str]) -
         digests[dtype] = weights_digest(load_classifier(str(folder), dtype=dtype))
     if digests[dtype] != config["weights"]:
         return "is a report of other weights than those"
-    stored = yaml_files.read_json(inside(folder, "config.json"), dict)
-    if isinstance(report, RobustnessReport) and sorted(stored.get("skipped_mlps") or []) != (
-        config.get("skipped_mlps") or []
-    ):
+    stored: Any = SimpleNamespace(**yaml_files.read_json(inside(folder, "config.json"), dict))
+    if isinstance(report, RobustnessReport) and skipped_mlps_of(stored) != config.get("skipped_mlps"):
         return "is a report of other `skipped_mlps` than those of the config.json"
     return _processing_difference(folder, config)
 

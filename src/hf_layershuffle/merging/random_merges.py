@@ -55,12 +55,13 @@ class MergePool(LayerwiseClassifier):
         # Position heads play no part in what is measured here
         fields = [field for field in COMPARED_FIELDS if field != "position_predictor"]
         check_configs_agree({name: part.model.config for name, part in parts.items()}, fields)
-        super().__init__(parts[base or next(iter(parts))].model)
+        base_part = parts[base or next(iter(parts))]
+        super().__init__(base_part.model)
         self.parts = parts
         self._layers = [layer for part in parts.values() for layer in part.layers]
         self._places = [index for part in parts.values() for index in range(part.num_layers)]
         self._kinds = [kind for part in parts.values() for kind in _kinds_of(part)]
-        self._kinds_of_base = _kinds_of(parts[base or next(iter(parts))])
+        self._kinds_of_base = _kinds_of(base_part)
         missing = set(self._kinds) - set(self._kinds_of_base)
         if missing:
             raise ValueError(

@@ -27,7 +27,6 @@ from .style import (
 )
 
 
-ACCURACY_LABEL = "accuracy (fraction of images)"
 _PRUNING_TITLES = {
     "arbitrary": "first layers\nof a random order",
     "random": "random layers\nin sequential order",
