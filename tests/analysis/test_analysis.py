@@ -143,11 +143,14 @@ def test_a_layer_that_adds_nothing_is_seen_to(vit):
     assert "depth_norm" not in found.mean
 
 
-def test_a_layer_without_its_mlp_adds_nothing_by_it(vit):
+@pytest.mark.parametrize("skipped", [[2], [0], [0, 1]])
+def test_a_layer_without_its_mlp_adds_nothing_by_it(vit, skipped):
     model = randomize(vit.classifier())
-    model.config.skipped_mlps = [2]
+    model.config.skipped_mlps = skipped
     found = layer_contributions(model, make_items(4), num_orders=4, progress=False)
-    assert (found.mean["mlp_size"][:, 2] == 0).all() and (found.mean["mlp_size"][:, [0, 1, 3]] > 0).all()
+    with_mlp = [position for position in range(4) if position not in skipped]
+    for name in ("mlp_size", "mlp_norm"):
+        assert (found.mean[name][:, skipped] == 0).all() and (found.mean[name][:, with_mlp] > 0).all()
 
 
 def test_a_token_that_is_zero_is_no_harm(vit):

@@ -13,6 +13,7 @@ from datasets import Dataset
 from support.images import image_dataset, in_classes, processor, random_images, write_images
 
 from hf_layershuffle.data.datasets import ImageClassificationDataset, load_image_datasets
+from hf_layershuffle.data.streamed_splits import load_image_stream
 from hf_layershuffle.data.text_datasets import load_text_datasets
 
 
@@ -170,6 +171,22 @@ def test_brackets_in_a_path_are_no_pattern(tmp_path, layout):
     held_out = layout in ("paths", "class folders")
     assert [len(splits[name]) for name in ("train", "test")] == ([8, 2] if held_out else [10, 10])
     assert [name.strip("[]") for name in splits["train"].features["label"].names] == ["cat", "dog"]
+
+
+def test_a_readme_that_names_files_is_not_passed_over(tmp_path):
+    folder = tmp_path / "pictures [old]"
+    folder.mkdir()
+    image_dataset(20).to_parquet(folder / "first.parquet")
+    image_dataset(10).to_parquet(folder / "second.parquet")
+    files = "[{split: train, path: first.parquet}, {split: test, path: second.parquet}]"
+    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: default, data_files: {files}}}]\n---\n")
+    for load in (load_image_datasets, load_image_stream):
+        with pytest.raises(
+            ValueError, match=r"README.md' names the files of each split .* rename the folder, or remove"
+        ):
+            load(str(folder))
+    splits = load_image_datasets(str(folder.rename(tmp_path / "pictures")))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 20, "test": 10}
 
 
 def test_brackets_in_the_name_of_a_table_are_no_pattern(tmp_path):

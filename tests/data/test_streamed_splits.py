@@ -8,6 +8,7 @@ from support.streams import image_bytes, write_parquet, write_tars
 
 from hf_layershuffle.data.datasets import load_image_datasets
 from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.data.labelled_splits import find_label_column, standard_columns
 from hf_layershuffle.data.streamed_splits import load_image_stream
 
 
@@ -42,6 +43,29 @@ def test_tar_files_have_the_classes_of_the_evaluation_split(tmp_path):
     named = load_image_stream(str(tmp_path / "tars"), class_names=["ant", "bee", "cow", "doe"])
     assert named.test.features["label"].names == ["ant", "bee", "cow", "doe"]
     assert labels_of(named) == [row % 3 for row in range(26)]
+
+
+@pytest.mark.parametrize("name, feature", [("label", Value("int64")), ("category", ClassLabel(names=["ant", "bee"]))])
+def test_a_field_is_no_label_where_a_column_is(name, feature):
+    """Whatever its type is."""
+    fields = {"source": ClassLabel(names=["web", "camera"]), "label": ClassLabel(names=["up", "down"])}
+    features = Features({"image": Image(), "json": fields, "meta": fields, name: feature})
+    assert find_label_column(features, None, "mine") == name
+    assert find_label_column(features, "meta.source", "mine") == "meta.source"
+    del features[name]
+    assert find_label_column(features, None, "mine") == "json.label"
+    del features["json"]
+    with pytest.raises(ValueError, match=r"no label column .*; it has .*'meta.source'"):
+        find_label_column(features, None, "mine")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_field_of_a_column_whose_name_has_dots(streamed):
+    features = Features({"image": Value("string"), "meta.json": {"label": Value("int64")}})
+    split = Dataset.from_dict({"image": ["a", "b"], "meta.json": [{"label": 3}, {"label": 4}]}, features=features)
+    split = split.to_iterable_dataset() if streamed else split
+    columns = {"image": "image", "label": "meta.json.label"}
+    assert [*standard_columns(split, columns, "train")] == [{"image": "a", "label": 3}, {"image": "b", "label": 4}]
 
 
 @pytest.mark.parametrize("field, column", [("label", None), ("kind", "json.kind")])

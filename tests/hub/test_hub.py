@@ -284,9 +284,9 @@ folder, second, repo_id = sys.argv[1], Path(sys.argv[2]), "org/updated"
 publish(folder, repo_id)
 messages = []
 
-def attempt(report, to=repo_id):
+def attempt(report, to=repo_id, **kwargs):
     try:
-        report.push_to_hub(to)
+        report.push_to_hub(to, **kwargs)
     except ValueError as error:
         messages.append(str(error))
 
@@ -294,13 +294,28 @@ model = ls.LayerShuffleViTForImageClassification.from_pretrained(folder).eval()
 other = ls.LayerShuffleViTForImageClassification.from_pretrained(folder).eval()
 torch.nn.init.normal_(other.classifier.weight)
 items = [{"pixel_values": image, "labels": i % 5} for i, image in enumerate(torch.randn(8, 3, 8, 8))]
-attempt(ls.evaluate_robustness(other, items, num_orders=1, num_subsets=1, progress=False, model_name="other"))
+of_other = ls.evaluate_robustness(other, items, num_orders=1, num_subsets=1, progress=False, model_name="other")
+attempt(of_other)
+attempt(of_other, revision="refused")
+HfApi().create_repo("org/adapter")
+for name in ("adapter_config.json", "adapter_model.safetensors"):
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="org/adapter")
+attempt(of_other, "org/adapter", revision="new")
 merges = ls.evaluate_random_merges({"a": model, "b": other}, items, num_merges=2, progress=False)
 attempt(merges)
 # Other weights than those that the Hub has results and examples of
 HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="examples/mine.png", repo_id=repo_id)
 other.save_pretrained(second)
 (second / "training.json").write_text('{"license": "apache-2.0"}')
+publish(second, repo_id)
+# A person changes the licence on the Hub, and nothing else
+(second / "training.json").write_text('{"license": "other"}')
+card = (second / "README.md").read_text()
+assert "license: other" in card
+HfApi().upload_file(
+    path_or_fileobj=card.replace("license: other", "license: cc-by-4.0").encode(), path_in_repo="README.md",
+    repo_id=repo_id,
+)
 publish(second, repo_id)
 print(json.dumps(messages))
 """
@@ -313,10 +328,16 @@ def test_reports_are_of_the_model_on_the_hub_and_go_with_it(hub, tmp_path):
     path.write_text(path.read_text().replace("license: mit", "license: other"))
     result = run_python(UPDATE, folder, tmp_path / "second", environment=hub.environment(tmp_path / "home"))
     assert result.returncode == 0, result.stderr
-    (message,) = json.loads(result.stdout)
+    message, again = json.loads(result.stdout)
     assert re.match("'robustness.json' is a report of other weights than those of 'org/updated'. Push it to", message)
+    assert again == message and set(hub.repositories["org/updated"].branches) == {"main"}
+    assert (
+        "robustness.json"
+        in hub.repositories["org/adapter"].commits[hub.repositories["org/adapter"].branches["new"]].files
+    )
     history = hub.repositories["org/updated"].history()
-    first, merges, mine, last = history[1:]
+    first, merges, mine, last, _, relicensed = history[1:]
+    assert split_card(relicensed.files["README.md"].decode())[1]["license"] == "cc-by-4.0"
     assert set(merges.files) - set(first.files) == {"random_merges.json", "random_merges.png"}
     before, after = (split_card(commit.files["README.md"].decode()) for commit in (merges, last))
     assert "](random_merges.png)" in before[2] and {"model-index", "widget", "base_model"} <= set(before[1])
@@ -418,6 +439,7 @@ def edit_on_the_hub(old, new):
 results = {"first": command(folder, "--repo_id", repo_id, "--license", "mit")}
 # A person edits the card on the Hub; pushing again keeps that, here and there
 edit_on_the_hub("# vit-command", "# vit-command\\n\\nMind the gap.")
+edit_on_the_hub("license: mit", "license: cc-by-nc-4.0")
 results["again"] = command(folder, "--repo_id", repo_id, "--plain_vit")
 results["card here"] = (folder / "README.md").read_text()
 results["card there"] = Path(hf_hub_download(repo_id, "README.md")).read_text()
@@ -449,7 +471,7 @@ def test_the_command_publishes_and_keeps_what_persons_wrote(hub, tmp_path):
     results, repository = json.loads(result.stdout), hub.repositories["org/vit-command"]
     first = next(sha for sha, commit in repository.commits.items() if commit.message == "Upload model")
     assert results["first"]["output"] == f"Published {hub.endpoint}/org/vit-command/commit/{first}\n"
-    assert split_card(results["card there"])[1]["license"] == "mit"
+    assert split_card(results["card there"])[1]["license"] == "cc-by-nc-4.0"
     for name in ("first", "again", "overwrite"):
         assert results[name]["code"] == 0, results[name]
 

@@ -281,7 +281,6 @@ def test_a_run_that_was_moved_ends_with_the_best_weights(tmp_path, monkeypatch, 
         ("greater_is_better", "False", True),
         ("save_steps", "4", True),
         ("train_sampling_strategy", "sequential", False),
-        ("ignore_data_skip", "True", False),
     ],
 )
 def test_what_decides_the_weights_at_the_end_is_compared(tmp_path, name, other, only_of_best):

@@ -182,7 +182,9 @@ def _measured_quantities(
 
     Those of attention and MLP are left out where a family does not add them up, as one that normalises after adding.
     """
-    update = parts.run_layer(embedded, 0, 0)[0].float() - embedded.float()
+    # Where a layer runs with its MLP, if there is such a position
+    position = next((each for each in range(parts.num_layers) if each not in parts.model._skipped_mlps), 0)
+    update = parts.run_layer(embedded, 0, position)[0].float() - embedded.float()
     added_up = sum((part.float() for part in updates.values()), torch.zeros_like(update))
     measured = {"update", *updates}
     if (added_up - update).norm() > 0.01 * (update.norm() + embedded.float().norm()):

@@ -25,6 +25,7 @@ from datasets import (
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import metadata_load
 
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
@@ -138,10 +139,20 @@ def _load_image_folders(folders: dict[str, list[Path]], load_kwargs: dict) -> An
 
 
 def files_of_folder(folder: Path) -> dict[str, Any]:
-    """Arguments for `datasets` by which it finds the files of a folder whose path it would take for a pattern."""
+    """Arguments for `datasets` by which it finds the files of a folder whose path it would take for a pattern.
+
+    Raises:
+        `ValueError`: for such a folder whose README.md says which files are of which split: that would not be read.
+    """
     base = glob.escape(str(folder.resolve()))
     if base == str(folder.resolve()):
         return {}
+    readme = folder / "README.md"
+    if readme.is_file() and "configs" in (metadata_load(readme) or {}):
+        raise ValueError(
+            f"'{readme}' names the files of each split (`configs`), and the path of '{folder}' holds one of the "
+            "characters *, ? and [, by which no file would be found; rename the folder, or remove `configs`."
+        )
     found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
     return {"data_files": {split: escaped(paths) for split, paths in found.items()}}
 

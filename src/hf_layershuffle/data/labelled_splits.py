@@ -2,7 +2,7 @@
 """The labelled splits of a dataset, of images or of texts: which to take, which columns, and one numbering."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -111,7 +111,8 @@ def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_colu
 def find_label_column(features: Features, requested: str | None, dataset_name: str) -> str:
     """The column of labels: the requested one, or the one found by its type, then by usual names.
 
-    A field of a column of fields counts as one: `json.label`.
+    A field of a column of fields counts as one where it is requested. Where no column could be meant, those of JSON
+    files with a usual name (`json.label`) do too.
     """
     fields = {
         f"{column}.{field}": feature
@@ -120,11 +121,27 @@ def find_label_column(features: Features, requested: str | None, dataset_name: s
         for field, feature in of_column.items()
     }
     every = Features({**fields, **features})
-    return find_column(every, requested, (*LABEL_COLUMNS, *_FIELDS), _is_class_label, "label", dataset_name)
+    usual_fields = {name: fields[name] for name in _FIELDS if name in fields}
+    searched = features if _candidates(features, LABEL_COLUMNS, _is_class_label) else usual_fields
+    found = _candidates(searched, (*LABEL_COLUMNS, *_FIELDS), _is_class_label)
+    # So that a message names all columns and fields
+    return find_column(every, requested or next(iter(found), None), (), _is_nothing, "label", dataset_name)
 
 
 def _is_class_label(feature: Any) -> bool:
     return isinstance(feature, ClassLabel)
+
+
+def _is_nothing(feature: Any) -> bool:
+    return False
+
+
+def _candidates(features: Mapping[str, Any], usual_names: Sequence[str], has_type: Callable[[Any], bool]) -> list[str]:
+    """Columns that could be meant, the likeliest first."""
+    by_name = [name for name in usual_names if name in features]
+    by_type = [name for name, feature in features.items() if has_type(feature)]
+    # A usual name of the right type, else the one column of that type, else a usual name
+    return [name for name in by_name if name in by_type] or by_type or by_name
 
 
 def find_column(
@@ -144,10 +161,7 @@ def find_column(
         if requested not in features:
             raise ValueError(f"Dataset '{dataset_name}' has no column '{requested}'; it has {quoted(features)}.")
         return requested
-    by_name = [name for name in usual_names if name in features]
-    by_type = [name for name, feature in features.items() if has_type(feature)]
-    # A usual name of the right type, else the one column of that type, else a usual name
-    candidates = [name for name in by_name if name in by_type] or by_type or by_name
+    candidates = _candidates(features, usual_names, has_type)
     if not candidates:
         raise ValueError(
             f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
@@ -169,10 +183,15 @@ def standard_columns(split: _Split, columns: dict[str, str], name: str) -> _Spli
 
 def _with_field(split: _Split, column: str) -> _Split:
     """The split with a field of a column, such as `json.label`, as a column of its own, if there is such a field."""
-    outer, _, field = column.partition(".")
-    fields = split.features.get(outer)
-    if column in split.features or not isinstance(fields, dict) or field not in fields:
+    structs = [(name, each) for name, each in split.features.items() if isinstance(each, dict)]
+    # The names of columns of tar files hold dots themselves: `meta.json`
+    found = [
+        (name, each) for name, each in structs if column.startswith(f"{name}.") and column[len(name) + 1 :] in each
+    ]
+    if column in split.features or not found:
         return split
+    outer, fields = found[0]
+    field = column[len(outer) + 1 :]
     if isinstance(split, Dataset):  # without going through the other columns, of images
         return concatenate_datasets([split, split.select_columns([outer]).flatten().select_columns([column])], axis=1)
 

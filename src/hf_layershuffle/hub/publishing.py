@@ -110,7 +110,8 @@ def publish_folder(
     write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
     with explained_errors(repo_id, go_on):
         api = HfApi(token=token)
-        repo_id = _make_repository(api, repo_id, private, revision)
+        repo_id = _make_repository(api, repo_id, private)
+        _make_branch(api, repo_id, revision)
         # What is read here is what the commit builds on: it is refused if somebody has changed the repository since
         head = _head_of(api, repo_id, revision)
         tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
@@ -121,8 +122,12 @@ def publish_folder(
                 records = FolderRecords.read(folder)
         hub_card = _read_hub_card(api, repo_id, head) if "README.md" in there and not overwrite_card else None
         if hub_card is not None:
-            write_text(card, combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})"))
-            stated = stated or license_in(hub_card)
+            combined = combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})")
+            write_text(card, combined)
+            on_hub = license_in(hub_card)
+            # The Hub's, where its card is the one to go on from, or where the folder states only what the records do
+            if on_hub is not None and (license_in(combined) == on_hub or stated in (None, records.license)):
+                stated = on_hub
         records = replace(records, license=stated or records.license)
         write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
         write_text(card, mark_published(read_card(card)))
@@ -213,10 +218,12 @@ def push_report(
     go_on = "The report is untouched: push it again when that is mended"
     with explained_errors(repo_id, go_on), tempfile.TemporaryDirectory() as temporary:
         api = HfApi(token=token)
-        repo_id = _make_repository(api, repo_id, private, revision)
+        repo_id = _make_repository(api, repo_id, private)
         folder = Path(temporary) / repo_id.split("/")[-1]
-        head = _head_of(api, repo_id, revision)
+        is_new = revision is not None and not retried(api.revision_exists, repo_id, revision)
+        head = _head_of(api, repo_id, None if is_new else revision)
         _check_model(api, repo_id, head, report)
+        _make_branch(api, repo_id, revision)
         # The weights and the code are not needed for the card
         patterns = ["*.json", "*.yaml", "*.png", "README.md", f"{EXAMPLES_FOLDER}/*"]
         api.snapshot_download(repo_id, revision=head, local_dir=folder, allow_patterns=patterns)
@@ -248,12 +255,14 @@ def _check_model(api: HfApi, repo_id: str, revision: str, report: Report) -> Non
         check_pushed_report(Path(folder), report, repo_id)
 
 
-def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
-    """Creates the repository and the branch where they are missing; returns the repository's full name."""
-    repo_id = retried(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
+def _make_repository(api: HfApi, repo_id: str, private: bool | None) -> str:
+    """Creates the repository where it is missing; returns its full name."""
+    return retried(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
+
+
+def _make_branch(api: HfApi, repo_id: str, revision: str | None) -> None:
     if revision is not None and not revision.startswith("refs/"):
         retried(api.create_branch, repo_id, branch=revision, exist_ok=True)
-    return repo_id
 
 
 def _head_of(api: HfApi, repo_id: str, revision: str | None) -> str:

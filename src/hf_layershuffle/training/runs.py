@@ -105,7 +105,6 @@ RECORDED_ARGUMENTS = {
         "metric_for_best_model",
         "dataloader_drop_last",
         "train_sampling_strategy",
-        "ignore_data_skip",
     ),
 }
 _EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_orders", "eval_orders_seed")
