@@ -115,6 +115,23 @@ def test_evaluation_follows_the_budget_of_the_configuration(model, tmp_path):
     assert metrics["eval_accuracy"] == pytest.approx(right.float().mean().item())
 
 
+def test_the_best_controller_is_chosen_by_what_it_changes(model, tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best"}
+    with pytest.raises(
+        ValueError, match="`metric_for_best_model` is 'loss', which is of all layers, and a layer contr"
+    ):
+        train(model, tmp_path, max_steps=1, **best)
+    best["metric_for_best_model"] = "eval_half_budget_accuracy"
+    trainer = train(model, tmp_path, max_steps=3, **best)
+    accuracies = [entry[best["metric_for_best_model"]] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(accuracies) == 3 and trainer.state.best_metric == max(accuracies)
+    model.config.layer_budget = 2
+    of_budget = best | {"metric_for_best_model": "loss"}
+    train(model, tmp_path / "budget", max_steps=1, **of_budget)
+    with pytest.raises(ValueError, match="is measured of models with a layer controller and no `layer_budget`"):
+        train(model, tmp_path / "other", max_steps=1, **best)
+
+
 @pytest.mark.parametrize(
     "fields, half",
     [

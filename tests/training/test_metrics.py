@@ -27,6 +27,9 @@ LOGITS, LABELS = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]), np.
     ("predictions", "labels", "expected"),
     [
         (LOGITS, LABELS, {"accuracy": 0.75}),
+        (LOGITS.argmax(-1), LABELS, {"accuracy": 0.75}),
+        (np.array([7, 2, 3]), np.array([7, 2, -100]), {"accuracy": 1.0}),
+        (np.array([0.5, 1.0]), np.array([0.0, 1.0]), {"mse": 0.125, "mae": 0.25}),
         (LOGITS, np.array([0, -100, 1, -100]), {"accuracy": 0.5}),
         (LOGITS, np.full(4, -100), {}),
         ((LOGITS, (np.zeros((4, 5, 8)),) * 3), LABELS, {"accuracy": 0.75}),  # and hidden states
@@ -237,6 +240,14 @@ def test_a_resumed_run_that_was_moved_ends_with_its_best_checkpoint(vit, tmp_pat
     assert trainer.state.global_step == 6 and trainer.state.best_model_checkpoint == str(moved / "checkpoint-2")
     best = load_file(moved / "checkpoint-2" / "model.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_the_least_spread_is_the_best(tmp_path):
+    for metric, is_greater in (("eval_arbitrary_accuracy_std", False), ("eval_arbitrary_accuracy", True)):
+        assert arguments(tmp_path, metric_for_best_model=metric).greater_is_better is is_greater
+    assert arguments(tmp_path, metric_for_best_model="x_std", greater_is_better=True).greater_is_better is True
+    with pytest.raises(ValueError, match=r"`label_smoothing_factor` is -0.1; it must lie in \[0, 1\]"):
+        arguments(tmp_path, label_smoothing_factor=-0.1)
 
 
 @pytest.mark.parametrize("name", ["eval_orders", "eval_orders_seed"])

@@ -26,6 +26,7 @@ from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
 from hf_layershuffle.training.model_sizes import scratch_sizes
 from hf_layershuffle.training.outcome import ARBITRARY_METRICS, next_command, print_table
+from hf_layershuffle.training.recorded_arguments import recorded_arguments
 from hf_layershuffle.training.script_arguments import ModelArguments, ScriptTrainingArguments
 from hf_layershuffle_cli import main
 
@@ -246,6 +247,19 @@ FIRST_IS_BEST = """
 """.split()
 
 
+@pytest.mark.parametrize("saving", ["--save_total_limit 1", "--save_strategy best"])
+def test_a_finished_run_of_which_the_best_checkpoint_is_left_is_not_trained_again(tmp_path, monkeypatch, saving):
+    folder, options = tmp_path / "run", [*FIRST_IS_BEST, *saving.split()]
+    train(folder, *options)
+    assert [path.name for path in folder.glob("checkpoint-*")][:1] in (["checkpoint-2"], ["checkpoint-7"])
+    shutil.rmtree(folder / "checkpoint-7", ignore_errors=True)
+    before = weights(folder)
+    monkeypatch.setattr(Trainer, "train", None)
+    train(folder, *options)
+    train(folder, *options, "--do_train", "False")
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in before.items())
+
+
 def test_a_run_that_was_moved_ends_with_the_best_weights(tmp_path, monkeypatch, caplog):
     for name in ("then", "now"):
         (tmp_path / name).mkdir()
@@ -281,12 +295,13 @@ def test_a_run_that_was_moved_ends_with_the_best_weights(tmp_path, monkeypatch, 
         ("greater_is_better", "False", True),
         ("save_steps", "4", True),
         ("train_sampling_strategy", "sequential", False),
+        ("neftune_noise_alpha", "0.5", False),
     ],
 )
 def test_what_decides_the_weights_at_the_end_is_compared(tmp_path, name, other, only_of_best):
     def recorded(*options):
         given = parse_arguments([*SMALL, "--eval_strategy", "steps", *options])
-        return json.loads(json.dumps(runs.recorded_arguments(*given)))
+        return json.loads(json.dumps(recorded_arguments(*given)))
 
     best = FIRST_IS_BEST if only_of_best else []
     options = ["--save_strategy", "epoch"] if other == "epoch" else []
@@ -304,7 +319,7 @@ def test_a_run_that_an_earlier_version_started_goes_on(whole, stopped):
     record = json.loads(path.read_text())
     for name in ("dtype", "skip_damaged", "dataloader_drop_last", "num_processes"):
         del record[name]
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record | {"of_earlier_versions": True}))
     train(stopped)
     assert_same_weights(stopped, whole)
 
@@ -454,11 +469,14 @@ def test_fine_tuning_keeps_the_classes_as_the_checkpoint_numbers_them(tmp_path):
         dataset = dataset.cast_column("image", ImageFeature()).cast_column("label", feature)
         DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / kind)
         options = ["--model_name_or_path", str(tmp_path / "model"), "--dataset_name", str(tmp_path / kind)]
-        with session.TrainingSession([*options, "--use_cpu", "--output_dir", str(tmp_path / "out")]) as prepared:
-            config = prepared.runs[0].model.config
-            assert [config.id2label[index] for index in range(3)] == names
-            first = [prepared.eval_dataset[row]["labels"] for row in range(3)]
-        assert [int(label) for label in first] == ([2, 0, 1] if kind == "other order" else [0, 1, 2])
+        options += ["--use_cpu", "--output_dir", str(tmp_path / "out")]
+        for further in ([], ["--ignore_mismatched_sizes"]):
+            with session.TrainingSession([*options, *further]) as prepared:
+                config = prepared.runs[0].model.config
+                first = [int(prepared.eval_dataset[row]["labels"]) for row in range(3)]
+            are_others = further and kind == "integers"
+            assert [config.id2label[index] for index in range(3)] == (["0", "1", "2"] if are_others else names)
+            assert first == ([2, 0, 1] if kind == "other order" else [0, 1, 2])
 
 
 # --- Options ---
@@ -531,6 +549,9 @@ def test_training_arguments_that_ended_in_tracebacks_work_or_are_one_line(tmp_pa
         "`batch_eval_metrics` is True; it must be False": ["--batch_eval_metrics", "True"],
         "`label_names` is .*; it must be None": ["--label_names", "x"],
         "`do_predict` is True": ["--do_predict"],
+        "`enable_jit_checkpoint` is True; it must be False: SIGTERM stops": ["--enable_jit_checkpoint"],
+        "`label_smoothing_factor` is 2.0; it must lie in": ["--label_smoothing_factor", "2"],
+        "is measured of models with a layer controller": ["--metric_for_best_model", "half_budget_accuracy"],
         "`report_to` is 'wandb', which is not installed .*pip install tensorboard": ["--report_to", "wandb"],
         "must be one of loss.$": ["--prediction_loss_only", "--metric_for_best_model", "accuracy"],
         "`learning_rate` is inf": ["--learning_rate", "inf"],

@@ -127,6 +127,12 @@ class LayerShuffleTrainingArguments(TrainingArguments):
                 f"`ema_decay` is {self.ema_decay}, and the optimizer (`optim`) averages the weights by itself; leave "
                 "out `ema_decay`, or take another optimizer."
             )
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}; it must lie in [0, 1], 0 for none."
+            )
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_std"):
+            self.greater_is_better = False  # a spread
         if not 0 < self.layer_lr_decay <= 1:
             raise ValueError(
                 f"`layer_lr_decay` is {self.layer_lr_decay}; it must be a fraction in (0, 1], 1 for one learning rate."

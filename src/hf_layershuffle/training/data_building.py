@@ -20,7 +20,7 @@ from .script_arguments import DataArguments
 from .stream_building import StreamedDatasets, build_stream
 
 
-def load_splits(args: DataArguments, class_names: list[str] | None = None) -> DatasetDict:
+def load_splits(args: DataArguments, class_names: list[str] | None = None, may_be_others: bool = False) -> DatasetDict:
     """`{"train", "test"}` with the columns `image` and `label`, of the dataset that the arguments name.
 
     Args:
@@ -28,15 +28,17 @@ def load_splits(args: DataArguments, class_names: list[str] | None = None) -> Da
         class_names: Names of the classes of the checkpoint that is fine-tuned. The same classes in another order are
             numbered as the checkpoint numbers them, since its classifier goes on. Integers without names are taken for
             its class indices.
+        may_be_others: Whether such integers are not, since the classifier may start anew for other classes.
     """
+    meant = None if may_be_others else class_names
     if args.streaming:
         arguments = split_arguments(args)
         del arguments["eval_fraction"]  # of a stream nothing is held out
-        streamed = load_image_stream(**arguments, image_column=args.image_column_name, class_names=class_names)
+        streamed = load_image_stream(**arguments, image_column=args.image_column_name, class_names=meant)
         classes = DatasetDict({"train": streamed.known, "test": streamed.test})
         classes = with_checkpoint_classes(classes, class_names, args.dataset_name)
         return StreamedDatasets(replace(streamed, known=classes["train"], test=classes["test"]))
-    splits = load_image_datasets(**split_arguments(args), image_column=args.image_column_name, class_names=class_names)
+    splits = load_image_datasets(**split_arguments(args), image_column=args.image_column_name, class_names=meant)
     return with_checkpoint_classes(splits, class_names, args.dataset_name)
 
 

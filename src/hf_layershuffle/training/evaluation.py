@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..models.configuration_layershuffle import num_layers_of
@@ -17,7 +17,31 @@ from ..models.free_layers import is_sharded
 from .metrics import order_metrics
 from .mixed_loss import split_mixture
 from .order_reports import report_orders
+from .script_arguments import HALF_BUDGET_ACCURACY
 from .trainer_part import TrainerPart
+
+
+def check_best_metric(args: TrainingArguments, config: Any) -> None:
+    """Refuses to choose the best of the weights by a metric that a layer controller does not change, or has not.
+
+    Without a budget (`config.layer_budget`), evaluation is of all layers, and the controller is all that is trained.
+
+    Raises:
+        `ValueError`: for such a metric.
+    """
+    lacks_budget = getattr(config, "layer_controller", False) and config.layer_budget is None
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if args.load_best_model_at_end and lacks_budget and metric != HALF_BUDGET_ACCURACY:
+        raise ValueError(
+            f"`metric_for_best_model` is '{args.metric_for_best_model}', which is of all layers, and a layer "
+            f"controller without a budget changes nothing of it; choose 'eval_{HALF_BUDGET_ACCURACY}', or set "
+            "`layer_budget`."
+        )
+    if metric == HALF_BUDGET_ACCURACY and not lacks_budget:
+        raise ValueError(
+            f"`metric_for_best_model` is '{args.metric_for_best_model}', which is measured of models with a layer "
+            "controller and no `layer_budget`; choose another metric, such as 'eval_accuracy'."
+        )
 
 
 class EvaluationMixin(TrainerPart):
@@ -42,7 +66,9 @@ class EvaluationMixin(TrainerPart):
         if self._classes_by_budget and output.metrics is not None:
             classes, labels = _joined(self._classes_by_budget)
             is_right = (classes[:, 0] == labels)[labels != -100]
-            output.metrics.update({f"{prefix}_half_budget_accuracy": float(is_right.mean())} if len(is_right) else {})
+            output.metrics.update(
+                {f"{prefix}_{HALF_BUDGET_ACCURACY}": float(is_right.mean())} if len(is_right) else {}
+            )
         if self._classes_by_order and output.metrics is not None:
             classes, labels = _joined(self._classes_by_order)
             output.metrics.update({f"{prefix}_{key}": each for key, each in order_metrics(classes, labels).items()})

@@ -206,9 +206,9 @@ def _load_checkpoint(
 def checkpoint_class_names(args: ModelArguments) -> list[str] | None:
     """The classes of the checkpoint whose classifier is fine-tuned, in its order.
 
-    None from scratch, for a classifier that starts anew, and where classes have no names of their own.
+    None from scratch, and where classes have no names of their own.
     """
-    if args.model_name_or_path is None or args.ignore_mismatched_sizes:
+    if args.model_name_or_path is None:
         return None
     with explained_reading(f"'{args.model_name_or_path}'"):
         stored = stored_config(args)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Runs in output folders: what a run was started with, whether it can go on, and that one process writes it."""
+"""Runs in output folders: whether one can go on, and that one process writes it."""
 
 import json
 import shutil
@@ -13,9 +13,7 @@ from transformers.utils import logging
 
 from ..common.claims import CLAIM_FILES, claimed_folder
 from ..common.files import DISK_FULL, write_text
-from ..common.paths import public_name
 from ..hub.folder_records import read_json
-from .augmentation_arguments import AUGMENTATION_ARGUMENTS
 from .checkpointing import (
     IncompleteCheckpoint,
     check_checkpoint,
@@ -23,11 +21,8 @@ from .checkpointing import (
     holds_whole_weights,
     newest_whole_checkpoint,
 )
-from .model_building import Teacher
 from .model_flags import LAYERSHUFFLE_FLAGS
-from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
-from .streaming_arguments import STREAMING_ARGUMENTS
-from .text_arguments import TextDataArguments
+from .script_arguments import ScriptTrainingArguments
 
 
 logger = logging.get_logger(__name__)
@@ -51,105 +46,6 @@ COMPARED_SIZES = (
     "architecture",
     "model_args",
 )
-# The other arguments that decide the weights are recorded in the output folder when a run starts
-RECORDED_ARGUMENTS = {
-    "model": (
-        "model_name_or_path",
-        "model_revision",
-        "teacher_model_name_or_path",
-        "teacher_model_revision",
-        "dtype",
-    ),
-    "data": (
-        "dataset_name",
-        "dataset_config_name",
-        "image_column_name",
-        "label_column_name",
-        "train_split",
-        "eval_split",
-        "eval_fraction",
-        "max_train_samples",
-        *AUGMENTATION_ARGUMENTS,
-        *STREAMING_ARGUMENTS,
-        "skip_damaged",
-    ),
-    "training": (
-        "num_train_epochs",
-        "max_steps",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "seed",
-        "data_seed",
-        "learning_rate",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_steps",
-        "weight_decay",
-        "optim",
-        "optim_args",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
-        "ema_decay",
-        "layer_lr_decay",
-        "label_smoothing_factor",
-        "distillation_weight",
-        "distillation_temperature",
-        "teacher_orders",
-        "teacher_layers",
-        "order_consistency",
-        "bf16",
-        "fp16",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "dataloader_drop_last",
-        "train_sampling_strategy",
-    ),
-}
-_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_orders", "eval_orders_seed")
-# With `load_best_model_at_end`
-RECORDED_OF_BEST = {
-    "data": ("max_eval_samples",),
-    "training": (*_EVALUATIONS, "greater_is_better", "save_strategy", "save_steps"),
-}
-_OF_TEXTS = ("text_column_name", "text_pair_column_name")
-_NOT_OF_TEXTS = ("image_column_name", *AUGMENTATION_ARGUMENTS, *STREAMING_ARGUMENTS)
-RECORDED_TEXT_ARGUMENTS = {
-    "model": (*RECORDED_ARGUMENTS["model"], "vocab_size", "max_length"),
-    "data": (*_OF_TEXTS, *(name for name in RECORDED_ARGUMENTS["data"] if name not in _NOT_OF_TEXTS)),
-    "training": RECORDED_ARGUMENTS["training"],
-}
-
-
-def recorded_arguments(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: ScriptTrainingArguments,
-    teacher: Teacher | None = None,
-) -> dict:
-    """The arguments besides the model's configuration that decide the weights, as in `RUN_FILE`.
-
-    Folders are recorded by name. The teacher, whose folder's name says little, is also recorded by a digest of its
-    weights.
-
-    Args:
-        model_args, data_args, args: The arguments of the run.
-        teacher: The teacher, if there is one.
-    """
-    given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
-    recorded = RECORDED_TEXT_ARGUMENTS if isinstance(data_args, TextDataArguments) else RECORDED_ARGUMENTS
-    kinds = [*recorded.items(), *(RECORDED_OF_BEST.items() if args.load_best_model_at_end else ())]
-    values = {name: given[kind][name] for kind, names in kinds for name in names}
-    for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
-        values[name] = public_name(values[name])
-    if teacher is None or teacher.model is None:
-        values["teacher_model_name_or_path"] = None
-        values["teacher_weights"] = None
-    else:
-        values["teacher_weights"] = teacher.weights
-    values["num_processes"] = args.world_size
-    return json.loads(json.dumps(values))
 
 
 def find_checkpoint(args: ScriptTrainingArguments, config: PreTrainedConfig, arguments: dict) -> str | None:
@@ -183,9 +79,11 @@ def find_checkpoint(args: ScriptTrainingArguments, config: PreTrainedConfig, arg
         return None
     recorded = read_json(folder / RUN_FILE)
     checkpoint, skipped = newest_whole_checkpoint(folder, args.world_size)
+    if recorded is not None and is_finished_run(folder, str(folder)):
+        checkpoint = (
+            folder  # whose checkpoints may be none, or only the best one, from which it would be trained again
+        )
     found = checkpoint or next(iter(skipped), None)
-    if found is None and recorded is not None and not requested and is_finished_run(folder, str(folder)):
-        checkpoint = found = folder  # of a run without checkpoints
     # A run that was stopped before its first checkpoint, or in its only save, starts anew
     if found is None and (requested or recorded is None or holds_whole_weights(folder)):
         raise ValueError(
@@ -239,7 +137,8 @@ def _refuse_another_model(folder: Path, checkpoint: Path, config: PreTrainedConf
     names = (*LAYERSHUFFLE_FLAGS, "halting_head", "model_type", "id2label", *COMPARED_SIZES)
     stored = _sizes_on_top(read_json(checkpoint / "config.json") or {})
     ours = _sizes_on_top(json.loads(config.to_json_string()))
-    refuse_another_run(folder, {name: stored[name] for name in names if name in stored}, ours)
+    known = [name for name in names if name in stored]
+    refuse_another_run(folder, {name: stored[name] for name in known}, {name: ours.get(name) for name in known})
 
 
 def _sizes_on_top(config: dict) -> dict:
@@ -248,12 +147,15 @@ def _sizes_on_top(config: dict) -> dict:
 
 
 def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
-    """Raises a `ValueError` for the first value of an earlier run that this one has not."""
+    """Raises a `ValueError` for the first value of an earlier run that this one has not.
+
+    What an earlier version recorded and this one does not, is passed over.
+    """
     for name, value in stored.items():
-        if value != ours.get(name):
+        if name in ours and value != ours[name]:
             raise ValueError(
                 f"The output folder '{folder}' holds a run with `{name}` {value!r}, and this one has "
-                f"{ours.get(name)!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
+                f"{ours[name]!r}; choose another --output_dir, or add --overwrite_output_dir to start anew."
             )
 
 

@@ -16,12 +16,17 @@ from .recipes import PRESETS
 from .streaming_arguments import StreamingArguments
 
 
+HALF_BUDGET_ACCURACY = "half_budget_accuracy"  # of models with a layer controller and no budget
 ARBITRARY_METRICS = ("arbitrary_accuracy", "arbitrary_accuracy_std", "arbitrary_accuracy_min")
 # What the other values of these arguments would need, which the metrics over execution orders do not have
 FIXED = {
     "eval_do_concat_batches": (True, "the metrics are of all images at once"),
     "batch_eval_metrics": (False, "the metrics are of all images at once"),
     "do_predict": (False, "to evaluate a trained model there is `hf-layershuffle evaluate`"),
+    "enable_jit_checkpoint": (
+        False,
+        "SIGTERM stops the training, which goes on from its last checkpoint (--save_steps)",
+    ),
     "label_names": (None, "images have one label, the column that --label_column_name names"),
 }
 
@@ -325,7 +330,8 @@ class ScriptTrainingArguments(LayerShuffleTrainingArguments):
             )
         metrics = ("accuracy", *(ARBITRARY_METRICS if self.eval_orders else ()))
         metrics = ("loss", *(() if self.prediction_loss_only else metrics))
-        if self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_") not in metrics:
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if best and best not in (*metrics, HALF_BUDGET_ACCURACY):  # of the last, whether it is measured shows later
             raise ValueError(
                 f"`metric_for_best_model` is '{self.metric_for_best_model}'; it must be one of {', '.join(metrics)}."
             )

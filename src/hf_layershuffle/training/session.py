@@ -21,10 +21,12 @@ from ..hub.model_card import write_model_card
 from ..models.exit_rule import forget_exits
 from .argument_parser import parse_task
 from .checkpointing import check_weights, trained_weights
+from .evaluation import check_best_metric
 from .model_building import Teacher
 from .model_flags import PLAIN, layershuffle_flags
 from .outcome import next_command, print_table, short_worker_errors
 from .recipes import default_output_dir, method_name
+from .recorded_arguments import recorded_arguments
 from .runs import (
     check_space,
     claimed_run_folder,
@@ -32,7 +34,6 @@ from .runs import (
     find_checkpoint,
     is_finished_run,
     prepare_folder,
-    recorded_arguments,
 )
 from .script_arguments import ScriptTrainingArguments
 from .stream_building import check_length, num_samples_of
@@ -179,6 +180,7 @@ class TrainingSession:
         if args.should_save:
             self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, processing_class, teacher, args, arguments, model.dtype)
+        check_best_metric(args, model.config)
         run.checkpoint = find_checkpoint(args, model.config, arguments)
         run.is_finished = is_finished_run(folder, run.checkpoint)
         if not args.do_train and not run.is_finished:

@@ -100,7 +100,8 @@ class ImageClassification(Task):
     argument_classes = (ModelArguments, DataArguments, ScriptTrainingArguments)
 
     def _load(self) -> None:
-        self.splits = load_splits(self.data_args, checkpoint_class_names(self.model_args))
+        names = checkpoint_class_names(self.model_args)
+        self.splits = load_splits(self.data_args, names, self.model_args.ignore_mismatched_sizes)
         self._image_size = typical_image_size(self.splits["train"])
         self.teacher = load_teacher(self.model_args)
 
@@ -124,7 +125,8 @@ class TextClassification(Task):
     teacher: TextTeacher
 
     def _load(self) -> None:
-        self.splits = load_text_splits(self.data_args, checkpoint_class_names(self.model_args))
+        names = checkpoint_class_names(self.model_args)
+        self.splits = load_text_splits(self.data_args, names, self.model_args.ignore_mismatched_sizes)
         self.teacher = load_text_teacher(self.model_args)
 
     def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:

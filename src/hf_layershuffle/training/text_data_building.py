@@ -10,18 +10,20 @@ from .data_building import check_num_classes, limit_samples, split_arguments, wi
 from .text_arguments import TextDataArguments
 
 
-def load_text_splits(args: TextDataArguments, class_names: list[str] | None = None) -> DatasetDict:
+def load_text_splits(
+    args: TextDataArguments, class_names: list[str] | None = None, may_be_others: bool = False
+) -> DatasetDict:
     """`{"train", "test"}` with the columns `text` and `label`, of the dataset that the arguments name.
 
     Args:
         args: The arguments of the run.
-        class_names: As for [`load_splits`].
+        class_names, may_be_others: As for [`load_splits`].
     """
     splits = load_text_datasets(
         **split_arguments(args),
         text_column=args.text_column_name,
         text_pair_column=args.text_pair_column_name,
-        class_names=class_names,
+        class_names=None if may_be_others else class_names,
     )
     return with_checkpoint_classes(splits, class_names, args.dataset_name)
 
