@@ -127,3 +127,18 @@ def test_each_tower_keeps_its_attention():
     )  # fmt: skip
     found = ls.LayerShuffleAutoModelForImageClassification.from_config(config).config
     assert (found.vision_config._attn_implementation, found._attn_implementation) == ("eager", "sdpa")
+
+
+def test_an_adapter_is_loaded_with_its_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    plain = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**DINOV2))
+    plain.save_pretrained(tmp_path / "base")
+    model = ls.LayerShuffleAutoModelForImageClassification.from_pretrained(tmp_path / "base")
+    model.add_adapter(peft.LoraConfig(target_modules=["fc1"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    again = ls.LayerShuffleAutoModelForImageClassification.from_pretrained(tmp_path / "adapter")
+    assert type(again) is type(model)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again.eval()(images).logits, model.eval()(images).logits)
+    assert not torch.equal(again(images).logits, plain.eval()(images).logits)

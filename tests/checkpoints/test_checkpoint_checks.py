@@ -139,6 +139,21 @@ def test_layers_may_be_left_out_by_request(folder):
     assert load_classifier(str(folder), num_hidden_layers=2).config.num_hidden_layers == 2
 
 
+def test_a_model_may_lie_in_a_subfolder(folder):
+    assert load_classifier(str(folder.parent), subfolder="model").config.shuffle_mode == "arbitrary"
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model' holds a PEFT adapter"):
+        load_classifier(str(folder.parent), subfolder="model")
+
+
+def test_weights_that_are_offloaded_to_disk_are_passed_over(folder, tmp_path):
+    places = {"vit": "disk", "classifier": "cpu"}
+    model = load_classifier(str(folder), device_map=places, offload_folder=str(tmp_path / "weights"))
+    images = torch.randn(2, 3, 8, 8)
+    expected = load_classifier(str(folder)).eval()(images, execution_order=[2, 0]).logits
+    torch.testing.assert_close(model.eval()(images, execution_order=[2, 0]).logits, expected)
+
+
 def bring_code(folder, where: str):
     """Gives a model code for its configuration or its image processor; returns the file that the code writes."""
     marker = folder / "ran"

@@ -8,6 +8,7 @@ import torch
 from support.texts import labelled_texts, save_with_tokenizer, text_classifier, tokenizer_of
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -17,6 +18,7 @@ from transformers import (
 
 import hf_layershuffle as ls
 from hf_layershuffle.checkpoints.processing_classes import chosen_processing_class, load_processing_class
+from hf_layershuffle.checkpoints.stored_checkpoint import check_tokenizers, open_source
 from hf_layershuffle.checkpoints.tokenizers import (
     check_tokenizer,
     load_tokenizer,
@@ -104,3 +106,18 @@ def test_the_digest_is_of_what_changes_ids(tmp_path):
     stored["normalizer"]["lowercase"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
     assert tokenizer_digest(load_tokenizer(tmp_path)) != digest
+
+
+def test_all_files_of_a_tokenizer_belong_to_a_source(tmp_path):
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=5)
+    for name in ("a", "b"):
+        BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(tmp_path / name)
+        for file in ("vocab.txt", "bpe.codes", "dict.txt", "sentencepiece.model"):
+            (tmp_path / name / file).write_text("x")
+        (tmp_path / name / "chat_template.jinja").write_text(name)  # it changes no id
+    sources = {name: open_source(name, str(tmp_path / name)) for name in ("a", "b")}
+    assert {"bpe.codes", "dict.txt", "sentencepiece.model", "chat_template.jinja"} <= set(sources["a"].tokenizer)
+    check_tokenizers(sources)
+    (tmp_path / "b" / "bpe.codes").write_text("y")
+    with pytest.raises(ValueError, match="The tokenizers of 'a' and 'b' have other tokens"):
+        check_tokenizers(sources)

@@ -9,6 +9,8 @@ from transformers import AutoModelForImageClassification
 import hf_layershuffle as ls
 from hf_layershuffle.compression.pruning import layers_for_speedup, prune_layers, search_layers
 from hf_layershuffle.evaluation.robustness import score_execution_orders
+from hf_layershuffle.models.order_check import order_fault
+from hf_layershuffle.models.small_copy import on_small_copy
 
 
 FLAGS = [{}, {"depth_embedding": True, "position_predictor": True, "shuffle_mode": "window", "shuffle_window": 3}]
@@ -242,3 +244,74 @@ def test_the_kind_of_a_layers_attention_moves_with_it(tmp_path):
     torch.testing.assert_close(type(pruned).from_pretrained(tmp_path).eval()(words).logits, expected)
     with pytest.raises(ValueError, match=r"Layer 1 cannot stand at position 0: its 'attn_norm\..*' is not that"):
         ls.prune_layers(model, [1, 2])
+
+
+SIZES = dict(vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+GROUPED = dict(**SIZES, num_key_value_heads=4, no_rope_layer_interval=2, pad_token_id=0, max_position_embeddings=64)
+LLAMA4 = dict(**GROUPED, head_dim=8, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=4)
+# Families whose configurations list more of each layer than the kind of its attention
+LISTED = {
+    "SmolLM3ForSequenceClassification": lambda: transformers.SmolLM3Config(
+        **GROUPED, use_sliding_window=True, sliding_window=4, bos_token_id=1, eos_token_id=2
+    ),
+    "Llama4ForCausalLM": lambda: transformers.Llama4TextConfig(**LLAMA4, moe_layers=[]),
+    "LongformerForSequenceClassification": lambda: transformers.LongformerConfig(
+        **SIZES, attention_window=[4, 8, 16, 8], max_position_embeddings=66, pad_token_id=1
+    ),
+    "GPTNeoForCausalLM": lambda: transformers.GPTNeoConfig(
+        vocab_size=100, hidden_size=32, num_layers=4, num_heads=4, intermediate_size=64, window_size=4,
+        attention_types=[[["global", "local"], 2]], pad_token_id=0, max_position_embeddings=64,
+    ),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("keep", [[1, 3], [2, 1, 0]], ids=str)
+def test_what_a_configuration_lists_of_each_layer_moves_with_it(name, keep, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_LAYERSHUFFLE_CHECK_FAMILIES", "0")
+    torch.manual_seed(0)
+    model = ls.free_order(lively(getattr(transformers, name)(LISTED[name]())))
+    words = torch.randint(5, 90, (2, 16))
+    pruned = prune_layers(model, keep)
+    expected = model(words, execution_order=keep).logits
+    torch.testing.assert_close(pruned(words).logits, expected)
+    pruned.save_pretrained(tmp_path)
+    loaded = type(pruned).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(words).logits, expected)
+    if loaded.can_generate():  # the places of a cache too
+        torch.testing.assert_close(pruned(words, use_cache=True).logits, expected)
+        generated = [each.generate(words, max_new_tokens=3, do_sample=False) for each in (pruned, loaded)]
+        assert torch.equal(*generated)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_family_with_such_lists_is_tried_out(name):
+    assert on_small_copy(getattr(transformers, name), LISTED[name](), order_fault) is None
+
+
+def test_what_no_list_says_of_a_layer_is_refused(monkeypatch):
+    """Llama 4 names the layers of several experts by their indices."""
+    monkeypatch.setenv("HF_LAYERSHUFFLE_CHECK_FAMILIES", "0")
+    config = transformers.Llama4TextConfig(**LLAMA4, interleave_moe_layer_step=2)
+    model = ls.free_order(transformers.Llama4ForCausalLM(config))
+    with pytest.raises(ValueError, match="Layer 1 cannot stand at position 0: its 'feed_forward"):
+        prune_layers(model, [1, 3])
+    assert prune_layers(model, [0, 1]).config.num_hidden_layers == 2
+
+
+def test_layers_with_which_no_model_loads_are_refused(vit, monkeypatch):
+    model = vit.classifier()
+
+    def refuse(self):
+        raise AssertionError("8 heads")
+
+    monkeypatch.setattr(type(model), "post_init", refuse)
+    with pytest.raises(ValueError, match=r"of these layers could not be loaded \(AssertionError: 8 heads\)"):
+        prune_layers(model, [0, 2])
+
+
+def test_activation_checkpointing_is_no_reason_to_refuse(vit):
+    model = vit.classifier()
+    model.gradient_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in prune_layers(model, [2, 0]).free_layers.children())

@@ -8,7 +8,14 @@ import torch
 from conftest import of_both_architectures
 from huggingface_hub import metadata_load
 from support.cards import describe
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    pipeline,
+)
 
 import hf_layershuffle as ls
 from hf_layershuffle.deployment.plain_vit import to_plain_vit
@@ -59,6 +66,36 @@ def test_a_plain_vit_needs_one_fixed_order(vit):
     with pytest.raises(ValueError, match="holds 7 at position 0"):
         to_plain_vit(model, [7])
     assert to_plain_vit(model, [0]).config.num_hidden_layers == 1
+
+
+def test_all_parts_of_a_plain_vit_have_its_configuration(vit, batch):
+    plain = to_plain_vit(vit.classifier().eval(), [3, 1, 1, 0, 2])
+    configs = [module.config for module in plain.modules() if hasattr(module, "config")]
+    assert len(configs) > 5 and all(config is plain.config for config in configs)
+    plain.set_attn_implementation("eager")
+    assert len(plain(batch["pixel_values"], output_attentions=True).attentions) == 5
+
+
+def test_a_plain_model_with_towers_can_have_free_order_again(batch):
+    sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+    config = SiglipConfig(vision_config=dict(**sizes, image_size=8, patch_size=4), text_config=sizes, num_labels=5)
+    model = ls.free_order(SiglipForImageClassification(config).eval())
+    plain = to_plain_vit(model, [3, 1])
+    assert plain.vision_model.config is plain.config.vision_config
+    assert model.config.vision_config.num_hidden_layers == model.vision_model.config.num_hidden_layers == 4
+    expected = model(batch["pixel_values"], execution_order=[1, 3]).logits
+    found = ls.free_order(plain)(batch["pixel_values"], execution_order=[1, 0]).logits
+    assert torch.equal(found, expected)
+
+
+def test_a_plain_decoder_numbers_its_layers_anew():
+    sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+    config = LlamaConfig(**sizes, vocab_size=100, pad_token_id=0)
+    model, words = ls.free_order(LlamaForSequenceClassification(config).eval()), torch.randint(5, 90, (2, 12))
+    plain = to_plain_vit(model, [3, 1, 3])
+    assert [layer.self_attn.layer_idx for layer in plain.model.layers] == [0, 1, 2]
+    expected = model(words, execution_order=[3, 1, 3]).logits
+    torch.testing.assert_close(plain(words, use_cache=True).logits, expected)
 
 
 def test_a_saved_plain_vit_is_an_ordinary_model(folder, tmp_path, batch):

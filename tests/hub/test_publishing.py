@@ -5,12 +5,16 @@ import re
 import shutil
 
 import pytest
+import transformers
 from conftest import REPOSITORY, run_cli
 from huggingface_hub import metadata_load
+from safetensors.torch import load_file, save_file
 from support.cards import PICTURES, describe, images, save_model
+from transformers import BertConfig, CLIPVisionConfig, DeiTConfig, Dinov2Config, LlamaConfig, RobertaConfig
 
 import hf_layershuffle as ls
 from hf_layershuffle.common.claims import claimed_folder
+from hf_layershuffle.hub.model_card import write_model_card
 from hf_layershuffle.hub.plain_vit_folder import check_plain_target, publish_with_plain_vit
 from hf_layershuffle.hub.publish_plan import check_access
 from hf_layershuffle.hub.published_files import added_code, check_folder, package_code, published_files
@@ -18,6 +22,8 @@ from hf_layershuffle_cli import main
 
 
 DIGITS = REPOSITORY / "model_cards" / "vit-digits-layershuffle"
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+IMAGES = {"image_size": 16, "patch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +179,46 @@ def test_a_folder_that_serves_one_auto_class_only_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="cannot be loaded by AutoModel: 'auto_map' lacks it"):
         check_folder(folder)
+
+
+OF_OTHER_TASKS = {
+    "LlamaForCausalLM": (LlamaConfig, SIZES | {"vocab_size": 50, "tie_word_embeddings": True}),
+    "BertForMaskedLM": (BertConfig, SIZES | {"vocab_size": 50}),
+    "RobertaForTokenClassification": (RobertaConfig, SIZES | {"vocab_size": 50}),
+    "DeiTForImageClassificationWithTeacher": (DeiTConfig, SIZES | IMAGES),
+    "CLIPVisionModelWithProjection": (CLIPVisionConfig, SIZES | IMAGES),
+    "Dinov2Backbone": (Dinov2Config, SIZES | IMAGES),
+    "CLIPVisionModel": (CLIPVisionConfig, SIZES | IMAGES),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHER_TASKS)
+def test_models_of_other_tasks_and_classes_are_published_as_what_they_are(tmp_path, name):
+    config_class, values = OF_OTHER_TASKS[name]
+    model = ls.free_order(getattr(transformers, name)(config_class(**values)))
+    model.save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    write_model_card(tmp_path, repo_id="org/other")
+    text, metadata = (tmp_path / "README.md").read_text(), metadata_load(tmp_path / "README.md")
+    assert f"It has {model.num_parameters():,} parameters" in text
+    is_classifier = name == "DeiTForImageClassificationWithTeacher"
+    assert ("pipeline_tag" in metadata) == ("classifier" in text) == ("pipeline(" in text) == is_classifier
+    assert (f'ls.LayerShuffle{name}.from_pretrained("org/other")' in text) != is_classifier
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = tensors.popitem()[0]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    what = "trained image classifier" if is_classifier else "complete model"
+    with pytest.raises(ValueError, match=f"is no {what}: its weights lack {re.escape(lost)}"):
+        check_folder(tmp_path)
+
+
+def test_all_files_of_a_tokenizer_are_published(folder):
+    names = ["additional_chat_templates/tools.jinja", "bpe.codes", "chat_template.jinja", "dict.txt"]
+    names += ["sentencepiece.model"]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    assert set(names) <= set(published_files(folder))
 
 
 def test_the_command_evaluates_and_writes_a_card_offline(tmp_path, monkeypatch):

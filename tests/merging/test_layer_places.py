@@ -103,3 +103,29 @@ def test_a_plain_model_has_the_kinds_of_its_layers(sources, tmp_path, layers):
     plain.save_pretrained(tmp_path / "plain")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     torch.testing.assert_close(loaded(WORDS).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [[1, 3], [3, 0, 2, 1, 1]], ids=str)
+def test_all_that_is_listed_of_a_layer_moves_with_it(layers, tmp_path, monkeypatch):
+    """SmolLM3 lists the kind of attention of each layer, and whether it has rotary positions."""
+    monkeypatch.setenv("HF_LAYERSHUFFLE_CHECK_FAMILIES", "0")
+    config = transformers.SmolLM3Config(
+        vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.5, use_sliding_window=True,
+        sliding_window=4, no_rope_layer_interval=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.SmolLM3ForSequenceClassification(config).save_pretrained(tmp_path / "a")
+    model = ls.load_classifier(tmp_path / "a").eval()
+    expected = model(WORDS, execution_order=layers).logits
+    plan = ls.MergePlan(
+        sources={"a": str(tmp_path / "a")}, layers=[{"source": "a", "layer": layer} for layer in layers]
+    )
+    ls.merge(plan, tmp_path / "out", progress=False)
+    plain = ls.to_plain_vit(model, layers)
+    plain.save_pretrained(tmp_path / "plain")
+    for folder in ("out", "plain"):
+        loaded = ls.load_classifier(tmp_path / folder).eval()
+        torch.testing.assert_close(loaded(WORDS).logits, expected)
+        assert loaded.config.no_rope_layers == [[1, 0, 1, 0][layer] for layer in layers]

@@ -329,6 +329,16 @@ def test_a_family_that_does_more_between_its_layers_is_not_taken_apart():
         ls.score_execution_orders(model, [dict(zip(texts(), (row[0] for row in texts().values())), labels=0)], [[0]])
 
 
+@torch.no_grad()
+def test_a_backbones_order_is_as_long_as_the_model_since_feature_maps_go_by_the_position():
+    config = transformers.Dinov2Config(**SIZES, **IMAGE, out_features=["stage2", "stage4"])
+    model = ls.free_order(transformers.Dinov2Backbone(config).eval())
+    assert len(model(**images(), execution_order=[3, 1, 0, 2]).feature_maps) == 2
+    for order in ([3, 1], [0, 1, 2, 3, 0]):
+        with pytest.raises(ValueError, match=rf"has {len(order)} layers, and .* gives feature maps by the position"):
+            model(**images(), execution_order=order)
+
+
 def test_a_familys_own_layerdrop_is_refused_and_its_labels_are_taken():
     sizes = dict(conv_dim=(32,), conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, vocab_size=32)
     sizes |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, apply_spec_augment=False, num_labels=5)

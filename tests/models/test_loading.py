@@ -5,10 +5,21 @@ import sys
 
 import pytest
 import torch
-from conftest import Architecture, of_both_architectures, run_python
+import transformers
+from conftest import TINY, Architecture, of_both_architectures, run_python
 from safetensors.torch import load_file, save_file
 from support.models import TRAVELLING_FILES
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BertConfig,
+    CLIPVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    RobertaConfig,
+    ViTImageProcessor,
+)
 
 import hf_layershuffle as ls
 
@@ -259,3 +270,48 @@ def test_importing_the_package_leaves_plain_models_alone(plain_folder, architect
     assert "hf_layershuffle" in sys.modules
     model = AutoModelForImageClassification.from_pretrained(plain_folder)
     assert type(model) is architecture.plain_classifier_class
+
+
+TEXTS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 50,
+}
+IMAGES = {"image_size": 16, "patch_size": 4}
+# Plain class: its configuration, and the Auto classes that take it beside those that every folder serves
+OF_OTHER_TASKS = {
+    "BertForMaskedLM": (BertConfig, TEXTS, ["AutoModelForMaskedLM"]),
+    "RobertaForMaskedLM": (RobertaConfig, TEXTS, ["AutoModelForPreTraining", "AutoModelForMaskedLM"]),
+    "BertForTokenClassification": (BertConfig, TEXTS, ["AutoModelForTokenClassification"]),
+    "DeiTForImageClassificationWithTeacher": (DeiTConfig, TINY, ["AutoModelForImageClassification"]),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHER_TASKS)
+def test_models_of_other_tasks_are_loaded_by_the_auto_classes_that_take_them(tmp_path, name):
+    config_class, values, auto_classes = OF_OTHER_TASKS[name]
+    model = ls.free_order(getattr(transformers, name)(config_class(**values)))
+    model.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    for auto_class in auto_classes:
+        assert auto_map[auto_class] == f"modeling_layershuffle.LayerShuffle{name}"
+        assert type(getattr(transformers, auto_class).from_pretrained(tmp_path)) is type(model)
+    assert auto_map["AutoModel"].startswith("modeling_layershuffle.LayerShuffle") and name not in auto_map["AutoModel"]
+
+
+@pytest.mark.parametrize(
+    "name, encoder, config_class",
+    [
+        ("CLIPVisionModelWithProjection", "CLIPVisionModel", CLIPVisionConfig),
+        ("Dinov2Backbone", "Dinov2Model", Dinov2Config),
+    ],
+)
+def test_the_code_lies_beside_models_that_no_auto_class_takes(tmp_path, name, encoder, config_class):
+    sizes = {key: value for key, value in TEXTS.items() if key != "vocab_size"} | IMAGES
+    ls.free_order(getattr(transformers, name)(config_class(**sizes))).save_pretrained(tmp_path)
+    assert TRAVELLING_FILES <= {path.name for path in tmp_path.iterdir()}
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == f"modeling_layershuffle.LayerShuffle{encoder}"
+    assert ("AutoBackbone" in auto_map) == (name == "Dinov2Backbone")

@@ -130,6 +130,16 @@ def test_timms_own_checkpointing_is_refused_since_it_passes_the_program_by():
         model(IMAGES, execution_order=[1, 0])
 
 
+def test_checkpointing_that_was_enabled_before_the_layers_were_free_goes_on():
+    expected = gradients(free("vit"), [3, 1])
+    model = plain("vit")
+    model.gradient_checkpointing_enable()
+    model = ls.free_order(model)
+    assert model.free_layers.checkpoint is not None
+    found = gradients(model, [3, 1])
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
 @of_all
 @torch.no_grad()
 def test_saved_pruned_and_plain_again(name, tmp_path):

@@ -13,6 +13,7 @@ TRAVELLING_FILES = {
     "execution_order.py",
     "exit_rule.py",
     "families.py",
+    "free_features.py",
     "free_forward.py",
     "free_generation.py",
     "free_layers.py",

@@ -165,6 +165,25 @@ def test_what_cannot_be_combined_is_refused(vit, tmp_path):
         train(vit.classifier().to(torch.bfloat16), tmp_path, float32_weights=False, **EMA)
 
 
+def test_an_optimizer_that_is_handed_over_goes_on(vit, tmp_path):
+    import schedulefree
+
+    def run(resume=None, callbacks=()):
+        model = vit.classifier(shuffle_mode="arbitrary")
+        args = arguments(tmp_path, lr_scheduler_type="constant")
+        made_of = (schedulefree.AdamWScheduleFree, {"lr": 1e-2})
+        trainer = ls.LayerShuffleTrainer(
+            model, args, train_dataset=RandomImages(), optimizer_cls_and_kwargs=made_of, callbacks=list(callbacks)
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = run()
+    run(callbacks=[Stop(2)])
+    resumed = run(resume=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(each, resumed[name]) for name, each in whole.items())
+
+
 @of_both_averages
 def test_resuming_in_another_way_is_refused(vit, tmp_path, options):
     train(vit.classifier(), tmp_path / "averaged", callbacks=[Stop(2)], **options)

@@ -191,6 +191,37 @@ def test_the_trainer_mixes_images_of_wrapped_datasets_too(vit, tmp_path, wrap, n
         torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=1e-5, rtol=0)
 
 
+def test_a_collator_that_leaves_out_the_mixing_is_said(vit, tmp_path, monkeypatch):
+    from hf_layershuffle.training import trainer as module
+
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append)
+
+    def collate(items):
+        labels = torch.tensor([item["labels"] for item in items])
+        return {"pixel_values": torch.stack([item["pixel_values"] for item in items]), "labels": labels}
+
+    plain = ImageClassificationDataset(image_dataset(20), processor())
+    for data, collator in ((images(), None), (plain, collate), (Subset(images(), range(20)), collate)):
+        assert not said
+        args = arguments(tmp_path, max_steps=1)
+        model = vit.classifier(num_labels=2)
+        ls.LayerShuffleTrainer(model, args, train_dataset=data, data_collator=collator).train()
+    assert len(said) == 1 and "`data_collator` leaves out how: they are not mixed" in said[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, range(20))])
+def test_evaluation_on_the_mixed_images_of_training_is_refused(vit, tmp_path, wrap):
+    model, args, mixed = vit.classifier(num_labels=2), arguments(tmp_path), wrap(images())
+    trainer = ls.LayerShuffleTrainer(model, args, train_dataset=mixed, eval_dataset=images("none"))
+    trainer.evaluate()
+    for name, evaluate in (("eval_dataset", trainer.evaluate), ("test_dataset", trainer.predict)):
+        with pytest.raises(ValueError, match=f"`{name}` mixes images .* evaluate on images that are not mixed"):
+            evaluate(mixed)
+    with pytest.raises(ValueError, match="`eval_dataset` mixes images"):
+        ls.LayerShuffleTrainer(model, args, eval_dataset={"own": images("none"), "train": mixed})
+
+
 def test_a_plain_trainer_augments_and_does_not_mix(vit, tmp_path):
     seen = []
     model = vit.classifier(num_labels=2)

@@ -218,6 +218,33 @@ def test_the_trainer_writes_a_card_that_the_hub_understands(vit, tmp_path):
     assert f"{metrics['eval_arbitrary_accuracy_min']:.4f}" in card.text
 
 
+def test_the_card_tells_the_metrics_of_the_weights_that_were_loaded_at_the_end(vit, tmp_path):
+    options = dict(eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
+    options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True)
+    # The first is the worst, and so the best here
+    trainer = train(vit.classifier(), tmp_path, max_steps=12, **options)
+    trainer.create_model_card(dataset="random")
+
+    def told():
+        return json.loads((tmp_path / "training.json").read_text())["metrics"]["eval_accuracy"]
+
+    values = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    assert trainer.state.best_global_step == 2 and len(values) == 6
+    assert told() == values[0] == trainer.evaluate()["eval_accuracy"] != values[-1]
+    metrics = trainer.evaluate(RandomImages(3))
+    trainer.create_model_card(dataset="random")
+    assert told() == metrics["eval_accuracy"] != values[0]
+
+
+def test_evaluations_change_nothing_of_the_training(vit, tmp_path):
+    weights = []
+    for options in ({}, {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}):
+        model = vit.classifier(shuffle_mode="arbitrary", drop_path_rate=0.3)
+        train(model, tmp_path, **options)
+        weights.append(model.state_dict())
+    assert all(torch.equal(each, weights[1][name]) for name, each in weights[0].items())
+
+
 def test_training_alone_writes_no_card(vit, tmp_path):
     train(vit.classifier(shuffle_mode="arbitrary"), tmp_path, save_strategy="steps", save_steps=3)
     assert not list(tmp_path.rglob("README.md"))

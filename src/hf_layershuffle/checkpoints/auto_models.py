@@ -2,10 +2,13 @@
 """Auto classes that choose the free-order class of a checkpoint, plain or ours, as transformers' Auto classes do."""
 
 import os
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import find_adapter_config_file
 
+from ..common.yaml_files import read_json
 from ..models.auto_classes import AUTO_CLASSES, plain_class_name, plain_type_of
 from ..models.classification_heads import plain_class_of
 from ..models.configuration_layershuffle import LayerShuffleConfigMixin
@@ -13,17 +16,9 @@ from ..models.families import check_family
 from ..models.modeling_layershuffle import LayerShuffleMixin, layershuffle_class
 from .checks import explained_reading
 from .loading import implementations_of
+from .locations import hub_arguments
 
 
-_HUB_ARGUMENTS = (
-    "revision",
-    "token",
-    "cache_dir",
-    "local_files_only",
-    "subfolder",
-    "force_download",
-    "proxies",
-)
 # Of a configuration, and not in its dictionary
 _IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
@@ -67,11 +62,10 @@ class LayerShuffleAutoModel:
         trusts = kwargs.pop("trust_remote_code", False)
         what = f"'{pretrained_model_name_or_path}'"
         if not isinstance(config, PreTrainedConfig):
-            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            hub = hub_arguments(kwargs)
             with explained_reading(what):
-                config = AutoConfig.from_pretrained(
-                    config or pretrained_model_name_or_path, trust_remote_code=trusts, **hub
-                )
+                source = config or _base_of(pretrained_model_name_or_path, hub)
+                config = AutoConfig.from_pretrained(source, trust_remote_code=trusts, **hub)
         model_class: Any = cls._class_for(config, what)
         if "config" in kwargs:  # transformers then takes what is beside it for arguments of the class
             flags = {name: kwargs.pop(name) for name in list(kwargs) if hasattr(LayerShuffleConfigMixin, name)}
@@ -107,6 +101,14 @@ class LayerShuffleAutoModel:
                 f"{what} is a model of type '{model_type}', of which {cls.__name__} has no class; {advice}."
             )
         return layershuffle_class(plain_class)
+
+
+def _base_of(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> str | os.PathLike:
+    """The model that an adapter of PEFT is of, which `from_pretrained` loads with it; a model itself otherwise."""
+    adapter = find_adapter_config_file(os.fspath(name_or_path), **hub)
+    if adapter is None or Path(name_or_path, hub.get("subfolder") or "", "config.json").exists():
+        return name_or_path
+    return read_json(Path(adapter), dict)["base_model_name_or_path"]
 
 
 def _as_free(model_class: Any, config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig:

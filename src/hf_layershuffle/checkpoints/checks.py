@@ -121,7 +121,7 @@ def check_complete(
         missing: Names of tensors that the model has and the checkpoint lacks.
         unexpected: Names of tensors that the checkpoint has and the model lacks.
         requested: Arguments of `from_pretrained`, such as `depth_embedding`, which may ask for new tensors.
-        input_kind: What the model classifies, "image" or "text".
+        input_kind: What the model classifies, such as "image" or "text"; nothing if it is no classifier.
 
     Raises:
         `ValueError`: naming the tensors and the remedy.
@@ -129,10 +129,8 @@ def check_complete(
     by_request = [part for flag in requested for part in _NEW_BY_REQUEST.get(flag, ())]
     missing = sorted(name for name in missing if not any(part in name for part in by_request))
     if missing:
-        raise ValueError(
-            f"{what} is no trained {input_kind} classifier: its weights lack {_some(missing)}. "
-            f"{_remedy(missing, unexpected)}"
-        )
+        kind = f"trained {input_kind} classifier" if input_kind else "complete model"
+        raise ValueError(f"{what} is no {kind}: its weights lack {_some(missing)}. {_remedy(missing, unexpected)}")
     surplus = sorted(name for name in unexpected if _OF_A_LAYER.search(name) and "position_head" not in name)
     if surplus and not {"num_hidden_layers", *_NEW_BY_REQUEST} & set(requested):
         raise ValueError(
@@ -174,9 +172,10 @@ def check_finite(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
 def _is_finite(tensor: Any) -> bool:
     if not isinstance(tensor, torch.Tensor):
         return tensor.is_finite()
-    # The least and the largest number tell, without a mask of the tensor's size
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    # One on the meta device has its values in a file, as of a model that is offloaded to disk
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
         return True
+    # The least and the largest number tell, without a mask of the tensor's size
     return all(bound.isfinite() for bound in tensor.detach().aminmax())
 
 

@@ -38,14 +38,14 @@ def load_classifier(
         as_saved: Whether a plain model stays plain.
         trust_remote_code: Whether code that a model brings may run to read its configuration. The model itself is
             always one of the classes here.
-        kwargs: Passed to `from_pretrained`: `revision`, `token`, `dtype`, `attn_implementation`, ...
+        kwargs: Passed to `from_pretrained`: `revision`, `token`, `subfolder`, `dtype`, `attn_implementation`, ...
 
     Raises:
         `ValueError`: if the model is of another type, was not trained as a classifier, lacks tensors, or holds NaN.
         `OSError`: if there is no such model, or its files cannot be read.
     """
     what = f"'{name_or_path}'"
-    check_model_files(name_or_path)
+    check_model_files(os.path.join(name_or_path, kwargs.get("subfolder") or ""))
     hub = hub_arguments(kwargs)
     with explained_reading(what):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub).model_type
@@ -96,13 +96,18 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
     return free_order(twin)
 
 
+def is_classifier(plain_class: type[PreTrainedModel]) -> bool:
+    """Whether one of the Auto classes of classifiers takes a class of transformers."""
+    return auto_class_of(plain_class) in CLASSIFIERS
+
+
 def check_is_classifier(plain_class: type[PreTrainedModel]) -> None:
     """Refuses a class of transformers that none of the Auto classes of classifiers takes.
 
     Raises:
         `ValueError`: naming the class to take instead.
     """
-    if auto_class_of(plain_class) not in CLASSIFIERS:
+    if not is_classifier(plain_class):
         model_type = getattr(plain_class.config_class, "model_type", None)
         heads = list(classifiers_of(model_type).values()) if model_type else []
         advice = f"pass a {' or '.join(heads)}." if heads else "models of its family cannot be evaluated."
@@ -134,6 +139,13 @@ def classes_of(model_type: str, what: str) -> tuple[type[PreTrainedModel], type[
             "classifies images or texts, such as one of type 'vit', 'deit', 'dinov2' or 'bert'."
         )
     return plain_class, layershuffle_class(plain_class)
+
+
+def saved_class_of(config: PreTrainedConfig | Any) -> type[LayerShuffleMixin] | None:
+    """The class with free layer order that `architectures` of a configuration name; None of a plain model's."""
+    name = str(next(iter(getattr(config, "architectures", None) or ()), ""))
+    plain_class = plain_class_of(name.removeprefix("LayerShuffle")) if name.startswith("LayerShuffle") else None
+    return None if plain_class is None else layershuffle_class(plain_class)
 
 
 def implementations_of(config: PreTrainedConfig, name: str = "_attn_implementation") -> dict[str, Any]:

@@ -22,16 +22,24 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
     "spiece.model",
     "spm.model",
+    "spm_char.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    "chat_template.jinja",
 )
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments of a `from_pretrained` that say where files are on the Hub, and how they are had."""
-    names = ("revision", "token", "cache_dir", "local_files_only")
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
     return {name: kwargs[name] for name in names if name in kwargs}
 
 

@@ -149,7 +149,7 @@ def _vocabulary(source: SourceCheckpoint) -> object:
         if "tokenizer.json" in source.tokenizer:
             stored = read_json(inside(source.folder, "tokenizer.json"), dict)
             return stored.get("model", {}).get("vocab"), stored.get("added_tokens")
-        files = [file for file in source.tokenizer if not file.endswith(("_config.json", "_map.json"))]
+        files = [file for file in source.tokenizer if not file.endswith(("_config.json", "_map.json", ".jinja"))]
         return [inside(source.folder, file).read_bytes() for file in files]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"Source '{source.name}': {_said(error)}") from error

@@ -21,11 +21,11 @@ from ..common.progress import silenceable
 from ..evaluation.order_plans import evenly_spaced_layers
 from ..evaluation.robustness import score_execution_orders
 from ..layerwise import as_layerwise, batches_for
-from ..models.configuration_layershuffle import layer_kinds_of, set_num_layers
+from ..models.configuration_layershuffle import lists_by_layer, set_num_layers
 from ..models.early_exit import all_layers
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import forget_layer_controller
-from ..models.layer_lists import check_places, find_layers
+from ..models.layer_lists import check_places, find_layers, layers_of_config, number_layers
 from ..models.layer_program import same_kind_of_list
 
 
@@ -50,7 +50,6 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     path = find_layers(model, any_depth=True)
     num_layers = len(_layers_at(model, path))
     kept = _check_layers(keep, num_layers)
-    check_places(_layers_at(model, path), kept, layer_kinds_of(model.config))
     pruned = copy.deepcopy(model)
     old_layers = _layers_at(pruned, path)
     layers: Any = same_kind_of_list(old_layers, [old_layers[layer] for layer in kept])
@@ -59,10 +58,8 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     if depth_embedding is not None:
         _keep_rows(depth_embedding, len(kept))
         depth_embedding.num_embeddings = len(depth_embedding.weight)
-    for position, layer in enumerate(layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):  # its place in a cache of keys and values
-                cast(Any, module).layer_idx = position
+    number_layers(layers)
+    for layer in layers:
         position_head: Any = getattr(layer, "position_head", None)
         if position_head is not None:
             _keep_rows(position_head.dense, len(kept))
@@ -70,6 +67,8 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int] | torch.Tensor | np
     forget_layer_controller(pruned)
     pruned.config.pruned_from = _describe_origin(model.config, num_layers, kept)
     _shorten_config(pruned.config, kept)
+    rebuilt = layers_of_config(type(pruned), pruned.config, path)
+    check_places(_layers_at(model, path), enumerate(kept), rebuilt)
     return pruned
 
 
@@ -129,8 +128,8 @@ def _shorten_config(config: PreTrainedConfig, kept: list[int]) -> None:
         config.execution_order = "sequential"
     if getattr(config, "shuffle_window", None) is not None:
         config.shuffle_window = min(config.shuffle_window, len(kept))
-    kinds = layer_kinds_of(config)
-    set_num_layers(config, len(kept), kinds and [kinds[layer] for layer in kept])
+    lists = {name: [values[layer] for layer in kept] for name, values in lists_by_layer(config).items()}
+    set_num_layers(config, len(kept), lists)
 
 
 def layers_for_speedup(num_layers: int, speedup: float) -> list[int]:

@@ -15,14 +15,14 @@ from ..models.auto_classes import plain_type_of
 from ..models.classification_heads import HEADS
 from ..models.configuration_layershuffle import (
     LayerShuffleConfigMixin,
-    layer_kinds_of,
+    lists_by_layer,
     num_layers_of,
     set_num_layers,
 )
 from ..models.execution_order import ExecutionOrder, check_execution_order
-from ..models.layer_lists import check_places
+from ..models.layer_lists import check_places, layers_of_config, number_layers
 from ..models.modeling_layershuffle import LayerShuffleMixin
-from ..models.position_modules import PositionedLayerMixin
+from ..models.position_modules import PositionedLayerMixin, change_class
 
 
 _DROPPED_FIELDS = {each.name for each in fields(LayerShuffleConfigMixin)} | {"architectures", "auto_map"}
@@ -52,28 +52,28 @@ def to_plain_vit(model: PreTrainedModel, execution_order: str | ExecutionOrder |
     """
     free = as_layershuffle(model)
     order = check_exportable(free.config, execution_order)
-    kinds = layer_kinds_of(free.config)
-    check_places(free.free_layers, order, kinds)
-    plain: Any = copy.deepcopy(free)
+    configs: dict[int, Any] = {}  # new ones by the id of the old, of all modules that share them
+    config = _plain_config(free.config, configs)
+    lists = {name: [values[index] for index in order] for name, values in lists_by_layer(config).items()}
+    set_num_layers(config, len(order), lists)
+    rebuilt = layers_of_config(type(free).plain_class, config, free.layers_path)
+    check_places(free.free_layers, enumerate(order), rebuilt)
+    plain: Any = copy.deepcopy(free, dict(configs))
     for name in ("halting_head", "layer_controller"):  # which are asked for fewer layers only
         if getattr(plain, name, None) is not None:
             delattr(plain, name)
     layers = plain.free_layers
     # A repeated layer is copied, so that each position has weights of its own
     ordered = [
-        copy.deepcopy(layers[index]) if index in order[:position] else layers[index]
+        copy.deepcopy(free.free_layers[index], dict(configs)) if index in order[:position] else layers[index]
         for position, index in enumerate(order)
     ]
     plain.set_submodule(free.layers_path, _plain_list(layers, map(_plain_layer, ordered)))
-    config = _plain_config(free.config)
-    set_num_layers(config, len(order), kinds and [kinds[index] for index in order])
+    number_layers(plain.free_layers)
     for module in [*plain.modules()]:
         if isinstance(module, LayerShuffleMixin):
             plain_class: Any = type(module).plain_class
-            module.__class__ = plain_class
-        if getattr(module, "config", None) is plain.config and module is not plain:
-            module.config = config
-    plain.config = config
+            change_class(module, plain_class)
     return plain
 
 
@@ -87,12 +87,12 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
         plain_class: Any = type(layer).plain_class
         del layer.depth_projection
         del layer.position_head
-        layer.__class__ = plain_class
+        change_class(layer, plain_class)
     return layer
 
 
-def _plain_config(config: Any) -> PreTrainedConfig:
-    plain: Any = copy.deepcopy(config)
+def _plain_config(config: Any, copies: dict[int, Any]) -> PreTrainedConfig:
+    plain: Any = copy.deepcopy(config, copies)
     plain.__class__ = type(config).__mro__[type(config).__mro__.index(LayerShuffleConfigMixin) + 1]
     for name in _DROPPED_FIELDS - ({"drop_path_rate"} if config.has_own_drop_path else set()):
         plain.__dict__.pop(name, None)

@@ -2,7 +2,9 @@
 """What a card says of models for images, texts, sounds and videos."""
 
 from types import SimpleNamespace
+from typing import Any
 
+from ..checkpoints.loading import is_classifier, saved_class_of
 from ..checkpoints.tokenizers import input_kind
 
 
@@ -49,8 +51,8 @@ _TASKS = {
 }
 
 
-def card_task(config: SimpleNamespace) -> dict[str, str]:
-    """What the card says of the task, by the classifiers of the family.
+def card_task(config: SimpleNamespace) -> dict[str, Any]:
+    """What the card says of the task, by the classifiers of the family. A model that is none has no pipeline.
 
     Of a family that is not known: a model of texts has a vocabulary, and no size of images.
     """
@@ -58,4 +60,6 @@ def card_task(config: SimpleNamespace) -> dict[str, str]:
     if kind is None:
         has_words = getattr(config, "image_size", None) is None and getattr(config, "vocab_size", None) is not None
         kind = "text" if has_words else "image"
-    return _TASKS[kind]
+    saved_class = saved_class_of(config)
+    is_other = saved_class is not None and not is_classifier(saved_class.plain_class)
+    return _TASKS[kind] | ({"pipeline": None} if is_other else {})

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from ..adaptive.budget_report import BudgetReport
 from ..checkpoints.checks import explained_reading
-from ..checkpoints.loading import classes_of
+from ..checkpoints.loading import classes_of, saved_class_of
 from ..checkpoints.record_checks import (
     Example,
     ExportRecord,
@@ -251,15 +251,13 @@ def _with_shape(config: PreTrainedConfig) -> PreTrainedConfig:
 def _num_parameters(config: PreTrainedConfig) -> int:
     """Number of parameters of the model that a configuration describes.
 
-    It is a classifier, unless it was saved as a model without a head.
+    It is a classifier, unless it was saved as a model without a head or, with free layer order, of another task.
     """
     is_encoder = str((config.architectures or [""])[0]).endswith("Model")
     plain_class, free_class = classes_of(config.model_type, "The model")
+    model_class = saved_class_of(config) or (free_class if is_free_model_type(config.model_type) else plain_class)
     with torch.device("meta"):
-        if is_encoder:
-            model = AutoModel.from_config(config)
-        else:
-            model = (free_class if is_free_model_type(config.model_type) else plain_class)(config)
+        model = AutoModel.from_config(config) if is_encoder else model_class(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -215,7 +215,7 @@ def _metadata(records: FolderRecords, dataset: str | None, tags: Iterable[str] =
         ),
         "datasets": datasets or None,
         "base_model": base_models[0] if len(base_models) == 1 else base_models or None,
-        "eval_results": _eval_results(records, dataset) or None,
+        "eval_results": (task["pipeline"] and _eval_results(records, dataset)) or None,
     }
     if records.merge:
         values["base_model_relation"] = "merge"

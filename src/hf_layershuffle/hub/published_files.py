@@ -16,9 +16,10 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 from ..adaptive.budget_report import REPORT_FILE as BUDGET_FILE
 from ..checkpoints.checks import check_complete, check_finite, check_model_files, explained_reading
-from ..checkpoints.loading import classes_of
+from ..checkpoints.loading import classes_of, is_classifier, saved_class_of
 from ..checkpoints.locations import TOKENIZER_FILES
 from ..checkpoints.stored_checkpoint import open_source
+from ..checkpoints.tokenizers import input_kind
 from ..common.paths import check_links
 from ..evaluation.report import REPORT_FILE
 from ..models.auto_classes import auto_classes_of, is_free_model_type, plain_type_of
@@ -40,6 +41,7 @@ PUBLISHED = (
     f"{EXAMPLES_FOLDER}/*.png",
     f"{EXAMPLES_FOLDER}/*.json",
     *TOKENIZER_FILES,
+    "additional_chat_templates/*.jinja",
 )
 NOT_PUBLISHED = ("trainer_state.json",)  # nor hidden files
 # What is said of the weights, and what goes with them; our examples, too. On the Hub and not in the folder: if the Hub
@@ -176,21 +178,26 @@ def _check_files(folder: Path) -> None:
 def check_weights(folder: Path) -> None:
     """Checks that a folder's weights are all that its model has, and finite.
 
-    They are read a piece at a time. A LayerShuffle encoder, saved as such, needs no head.
+    They are read a piece at a time. A LayerShuffle model is one of the class that was saved, be it a classifier, an
+    encoder, whose pooler may be missing, or a model of another task. A plain model is a classifier.
 
     Raises:
         `ValueError`: naming the tensors that are missing, unknown or not finite.
     """
     source = open_source(folder.name, str(folder))
     _, model_class = classes_of(source.config.model_type, f"'{folder}'")
+    saved_class = saved_class_of(source.config)
     with torch.device("meta"):
-        classifier = model_class(source.config)
-    architecture = next(iter(source.config.architectures or ()), None)
-    is_encoder = architecture == type(classifier.base_model).__name__
-    model = cast(PreTrainedModel, classifier.base_model if is_encoder else classifier)
-    expected, found = set(model.state_dict()), set(source.tensors)
+        model = cast(PreTrainedModel, model_class(source.config))
+        if saved_class is type(model.base_model):
+            model = cast(PreTrainedModel, model.base_model)
+        elif saved_class is not None:
+            model = cast(PreTrainedModel, saved_class(source.config))
+    # Of weights that are tied to others, one is saved
+    expected, found = set(model.state_dict()) - set(model.all_tied_weights_keys), set(source.tensors)
     prefix = f"{model.base_model_prefix}."
     if not any(name.startswith(prefix) for name in found):  # an encoder saved alone, whose names have none
         expected = {name.removeprefix(prefix) for name in expected}
-    check_complete(f"'{folder}'", expected - found, found - expected)
+    kind = "" if saved_class and not is_classifier(saved_class.plain_class) else input_kind(source.config) or "image"
+    check_complete(f"'{folder}'", expected - found, found - expected, input_kind=kind)
     check_finite(f"'{folder}'", ((name, t) for name, t in source.tensors.items() if t.dtype is not None))

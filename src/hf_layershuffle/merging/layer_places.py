@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
-"""Which layers of the sources can stand where in a merged model, and of which kinds its layers are."""
+"""Which layers of the sources can stand where in a merged model, and what its configuration says of each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from ..checkpoints.loading import classes_of
 from ..checkpoints.stored_checkpoint import SourceCheckpoint
-from ..models.configuration_layershuffle import layer_kinds_of
+from ..models.configuration_layershuffle import lists_by_layer
 from ..models.layer_lists import check_places
 from .plan import MergePlan
 
@@ -21,50 +21,43 @@ def model_without_numbers(config: PreTrainedConfig) -> Any:
         return classes_of(config.model_type, "The base")[1](config)
 
 
-def check_layer_places(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> None:
+def check_layer_places(sources: Mapping[str, SourceCheckpoint], plan: MergePlan, merged_layers: Any) -> None:
     """Refuses a layer at a place where it would compute something else.
+
+    Args:
+        sources: The sources by name.
+        plan: The plan.
+        merged_layers: The layers of the result, without numbers.
 
     Raises:
         `ValueError`: naming the source and the layer, as in [`check_places`].
     """
     for name, source in sources.items():
-        moved = [order for order in _orders_of(name, plan) if order != list(range(len(order)))]
-        layers: Any = model_without_numbers(source.config).free_layers if moved else None
-        for order in moved:
-            try:
-                check_places(layers, order, layer_kinds_of(source.config))
-            except ValueError as error:
-                raise ValueError(f"Source '{name}': {error}") from None
+        taken = [(place, part) for place, parts in enumerate(plan.layers) for part in parts if part.source == name]
+        try:
+            layers = model_without_numbers(source.config).free_layers
+            check_places(layers, [(place, part.layer) for place, part in taken], merged_layers)
+        except ValueError as error:
+            raise ValueError(f"Source '{name}': {error}") from None
 
 
-def merged_layer_kinds(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> list[str] | None:
-    """The kinds of the result's layers, which are those of the layers of which they are made.
+def merged_lists(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> dict[str, list]:
+    """What the configuration lists of each layer of the result, which is what it says of those they are made of.
 
     Raises:
-        `ValueError`: if a layer is an average of layers of different kinds.
+        `ValueError`: if a layer is an average of layers of which it says different things.
     """
-    kinds = {name: layer_kinds_of(source.config) for name, source in sources.items()}
-    if None in kinds.values():
-        return None
-    merged = []
-    for index, parts in enumerate(plan.layers):
-        found = {(part.source, part.layer): (kinds[part.source] or [])[part.layer] for part in parts}
-        if len(set(found.values())) > 1:
-            said = ", ".join(f"layer {layer} of '{source}' is '{kind}'" for (source, layer), kind in found.items())
-            raise ValueError(
-                f"`layers[{index}]` averages layers that compute different things: {said}. Average layers of one kind."
-            )
-        merged.append(next(iter(found.values())))
+    lists = {name: lists_by_layer(source.config) for name, source in sources.items()}
+    fields = [field for field in lists[plan.base_name] if all(field in of_source for of_source in lists.values())]
+    merged: dict[str, list] = {field: [] for field in fields}
+    for field, values in merged.items():
+        for index, parts in enumerate(plan.layers):
+            found = {(part.source, part.layer): lists[part.source][field][part.layer] for part in parts}
+            if len(set(found.values())) > 1:
+                said = ", ".join(f"layer {layer} of '{source}' is {kind!r}" for (source, layer), kind in found.items())
+                raise ValueError(
+                    f"`layers[{index}]` averages layers that compute different things (`{field}`): {said}. Average "
+                    "layers of one kind."
+                )
+            values.append(next(iter(found.values())))
     return merged
-
-
-def _orders_of(name: str, plan: MergePlan) -> list[list[int]]:
-    """The layers of a source by position; the position itself where the plan takes none of this source.
-
-    Several such lists, where the plan averages several layers of the source at a position.
-    """
-    taken = [[part.layer for part in parts if part.source == name] for parts in plan.layers]
-    return [
-        [layers[number] if number < len(layers) else position for position, layers in enumerate(taken)]
-        for number in range(max(map(len, taken), default=0))
-    ]

@@ -37,8 +37,8 @@ from ..models.auto_classes import auto_map_of
 from ..models.configuration_layershuffle import encoder_config, num_layers_of, set_num_layers
 from ..models.exit_rule import forget_exits
 from ..models.layer_controller import forget_layer_controller
-from .layer_places import check_layer_places, merged_layer_kinds, model_without_numbers
-from .merged_tensors import MergedTensor, inputs_of, refuse_nonfinite, result_dtypes
+from .layer_places import check_layer_places, merged_lists, model_without_numbers
+from .merged_tensors import MergedTensor, check_parts, inputs_of, refuse_nonfinite, result_dtypes
 from .merged_weights import write_weights
 from .plan import PLAN_FILE, MergePlan
 
@@ -125,9 +125,10 @@ def prepare_merge(plan: MergePlan, token: str | None = None) -> PreparedMerge:
                     f"`layers[{index}]` is layer {part.layer} of source '{part.source}', which has {depth} layers, "
                     f"numbered from 0 to {depth - 1}."
                 )
-    check_layer_places(sources, plan)
     config = _merged_config(sources, plan)
     model = model_without_numbers(config)
+    check_layer_places(sources, plan, model.free_layers)
+    check_parts(plan, model.state_dict(), model.layers_path)
     inputs = {
         name: inputs_of(name, tuple(t.shape), model.layers_path, plan, sources)
         for name, t in model.state_dict().items()
@@ -257,9 +258,9 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     config = config_of(type(base), values)
     forget_exits(config)
     forget_layer_controller(config)
-    kinds = merged_layer_kinds(sources, plan)
-    if num_layers != num_layers_of(base) or kinds is not None:
-        set_num_layers(config, num_layers, kinds)
+    lists = merged_lists(sources, plan)
+    if num_layers != num_layers_of(base) or lists:
+        set_num_layers(config, num_layers, lists)
     if num_layers != num_layers_of(base) and not isinstance(config.execution_order, str):
         config.execution_order = "sequential"  # the base's is a list of layers that are not those of the result
     config.architectures = [classes_of(base.model_type, "The base")[1].__name__]

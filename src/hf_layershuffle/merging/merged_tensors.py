@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints.stored_checkpoint import SourceCheckpoint
 from ..checkpoints.tensor_files import StoredTensor, is_finite
-from .plan import MergePart, MergePlan
+from .plan import PARTS, MergePart, MergePlan
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,61 @@ def inputs_of(
     name: str, shape: tuple[int, ...], layers_path: str, plan: MergePlan, sources: Mapping[str, SourceCheckpoint]
 ) -> list[tuple[StoredTensor, float]]:
     """The stored tensors of which the tensor `name` of the result is made, with their weights."""
-    match = re.match(rf"({re.escape(layers_path)}\.)(\d+)(\..+)", name)
-    if match is None:
-        parts: list[MergePart] = getattr(plan, _part_of(name, encoder=layers_path.partition(".")[0]))
+    part_name = part_of(name, layers_path)
+    if part_name is not None:
+        parts: list[MergePart] = getattr(plan, part_name)
         return [(_find(name, shape, sources[part.source]), part.share) for part in parts]
-    prefix, index, suffix = match.groups()
+    prefix = f"{layers_path}."
+    index, suffix = name.removeprefix(prefix).split(".", 1)
     layers = plan.layers[int(index)]
-    return [(_find(f"{prefix}{layer.layer}{suffix}", shape, sources[layer.source]), layer.share) for layer in layers]
+    return [(_find(f"{prefix}{layer.layer}.{suffix}", shape, sources[layer.source]), layer.share) for layer in layers]
 
 
-def _part_of(name: str, encoder: str) -> str:
-    """Which of `PARTS` a tensor outside the layers belongs to, by its name and the name of the encoder."""
-    path = name.split(".")
-    if path[0] != encoder:
+# Modules and tensors of encoders, as transformers and timm name them
+_OF_CLASSIFIER = re.compile(r"pooler|head|head_dist|fc_norm|attn_pool")
+_OF_EMBEDDINGS = re.compile(
+    r".*embed.*|.*_pos_emb|wte|wpe|.*_token|.*_(pos|position|attention)_bias|conv\d|feature_extractor"
+    r"|feature_projection|input_conditioner"
+)
+
+
+def part_of(name: str, layers_path: str) -> str | None:
+    """Which of `PARTS` a tensor belongs to, by its name; None of a tensor of the layers."""
+    if name.startswith(f"{layers_path}."):
+        return None
+    root, *path = name.split(".")
+    if root != layers_path.partition(".")[0] or any(map(_OF_CLASSIFIER.fullmatch, path)):
         return "classifier"
     if "depth_embedding" in path:
         return "depth_embedding"
-    return "embeddings" if any("embed" in word for word in path) else "layernorm"
+    return "embeddings" if any(map(_OF_EMBEDDINGS.fullmatch, path)) else "layernorm"
+
+
+def check_parts(plan: MergePlan, names: Iterable[str], layers_path: str) -> None:
+    """Refuses a plan that takes a part from elsewhere than the base, where the result has no tensor of this part.
+
+    A plan that says the same of all parts, such as an average, may do so.
+
+    Args:
+        plan: The plan.
+        names: Names of the result's tensors.
+        layers_path: Path of its list of layers.
+
+    Raises:
+        `ValueError`: naming the part.
+    """
+    taken: dict[str, list[tuple[str, float]]] = {
+        part: [(each.source, each.share) for each in getattr(plan, part)] for part in PARTS
+    }
+    found = {part_of(name, layers_path) for name in names}
+    everywhere = all(each == taken[PARTS[0]] for each in taken.values())
+    for part, given in taken.items():
+        if part not in found and {source for source, _ in given} != {plan.base_name} and not everywhere:
+            raise ValueError(
+                f"`{part}` names {' and '.join(repr(source) for source, _ in given)}, and models of this family have "
+                f"no such part outside their layers; there are {', '.join(p for p in PARTS if p in found)}. Leave "
+                f"`{part}` out."
+            )
 
 
 def _find(name: str, shape: tuple[int, ...], source: SourceCheckpoint) -> StoredTensor:

@@ -126,6 +126,7 @@ class MergePlan(_Strict):
         base: Name of the source that gives the configuration and each part that is not named. Defaults to the first
             source.
         embeddings, layernorm, classifier, depth_embedding: The source that gives the part, or a weighted average. The
+            classifier includes poolers, which were trained with it; the layernorm is the rest of the encoder. The
             depth embedding has one vector a position: a shorter result takes the first ones, a longer one repeats the
             last, as a model does that runs an order longer than itself.
         image_processor: Name of the source that gives the image processor. Sources whose image processors differ need

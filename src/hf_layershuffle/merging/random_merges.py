@@ -21,7 +21,7 @@ from ..common.reports import Report
 from ..evaluation.robustness import score_execution_orders
 from ..evaluation.statistics import OrderScore, json_values, summarize, with_nan
 from ..layerwise import LayerwiseClassifier, batches_for, check_evaluable
-from ..models.configuration_layershuffle import layer_kinds_of
+from ..models.configuration_layershuffle import lists_by_layer
 from ..models.early_exit import all_layers
 from .merged_model import COMPARED_FIELDS, check_configs_agree
 from .random_layers import draw_layers
@@ -100,7 +100,7 @@ class MergePool(LayerwiseClassifier):
 
 def _kinds_of(part: LayerwiseClassifier) -> Sequence[str | None]:
     """The kind of each layer; None where the configuration lists none."""
-    return layer_kinds_of(part.model.config) or [None] * part.num_layers
+    return lists_by_layer(part.model.config).get("layer_types") or [None] * part.num_layers
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,13 @@ AUTO_CLASSES: dict[str, Mapping[str, Any]] = {
     "AutoModelForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
+# Those first, and then the tables of all other Auto classes of models
+ALL_AUTO_CLASSES: dict[str, Mapping[str, Any]] = AUTO_CLASSES | {
+    name: mapping._model_mapping
+    for name, each in vars(modeling_auto).items()
+    for mapping in [getattr(each, "_model_mapping", None) if isinstance(each, type) else None]
+    if mapping is not None
+}
 
 
 MODEL_TYPE_PREFIX = "layershuffle_"
@@ -41,29 +48,33 @@ def is_free_model_type(model_type: str) -> bool:
     return model_type.startswith(MODEL_TYPE_PREFIX)
 
 
+def plain_class_names(auto_class: str, plain_model_type: str) -> tuple[str, ...]:
+    """The names of the classes that an Auto class takes for a model type: of transformers, or a head of ours.
+
+    Where there are several, a configuration's `architectures` choose, and else the first is taken.
+    """
+    names = ALL_AUTO_CLASSES[auto_class].get(plain_model_type) or ()
+    if not names and auto_class == "AutoModelForImageClassification" and plain_model_type in HEADS:
+        names = HEADS[plain_model_type].name
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def plain_class_name(auto_class: str, plain_model_type: str) -> str | None:
-    """The name of the class that an Auto class takes for a model type: of transformers, or a head of ours."""
-    names = AUTO_CLASSES[auto_class].get(plain_model_type)
-    if names is None and auto_class == "AutoModelForImageClassification" and plain_model_type in HEADS:
-        return HEADS[plain_model_type].name
-    return names[0] if isinstance(names, (tuple, list)) else names
+    """The first of [`plain_class_names`]; None if there is none."""
+    return next(iter(plain_class_names(auto_class, plain_model_type)), None)
+
+
+def auto_classes_that_take(plain_class: type[PreTrainedModel]) -> list[str]:
+    """The names of the Auto classes, of any task, that take a class of transformers."""
+    if plain_class.config_class is None:
+        return []
+    model_type = plain_class.config_class.model_type
+    return [name for name in ALL_AUTO_CLASSES if plain_class.__name__ in plain_class_names(name, model_type)]
 
 
 def auto_class_of(plain_class: type[PreTrainedModel]) -> str | None:
-    """The Auto class that takes a class of transformers, of any task; None if none does."""
-    if plain_class.config_class is None:
-        return None
-    model_type = plain_class.config_class.model_type
-    for name in AUTO_CLASSES:
-        if plain_class_name(name, model_type) == plain_class.__name__:
-            return name
-    for name, auto_class in vars(modeling_auto).items():  # for other tasks, and second classes of a family
-        if not (isinstance(auto_class, type) and name.startswith("AutoModel")):
-            continue
-        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", {}).get(model_type, ())
-        if plain_class.__name__ in ((names,) if isinstance(names, str) else names):
-            return name
-    return None
+    """The first Auto class that takes a class of transformers; None if none does."""
+    return next(iter(auto_classes_that_take(plain_class)), None)
 
 
 def auto_classes_of(plain_model_type: str) -> dict[str, str]:
@@ -73,13 +84,17 @@ def auto_classes_of(plain_model_type: str) -> dict[str, str]:
     return {auto_class: f"LayerShuffle{name}" for auto_class, name in names.items() if name is not None}
 
 
-def auto_map_of(config: PreTrainedConfig) -> dict[str, str]:
-    """What `config.json` says of the code that travels with a model, for each Auto class of its family."""
+def auto_map_of(config: PreTrainedConfig, plain_class: type[PreTrainedModel] | None = None) -> dict[str, str]:
+    """What `config.json` says of the code that travels with a model, for each Auto class of its family.
+
+    Args:
+        plain_class: Plain class of a model that is saved, of whatever task: Auto classes that take it load it, too.
+    """
+    classes = auto_classes_of(config.plain_model_type)
+    if plain_class is not None:
+        classes |= dict.fromkeys(auto_classes_that_take(plain_class), f"LayerShuffle{plain_class.__name__}")
     auto_map = {"AutoConfig": f"configuration_layershuffle.{type(config).__name__}"}
-    return auto_map | {
-        auto_class: f"modeling_layershuffle.{name}"
-        for auto_class, name in auto_classes_of(config.plain_model_type).items()
-    }
+    return auto_map | {auto_class: f"modeling_layershuffle.{name}" for auto_class, name in classes.items()}
 
 
 def register_conversion(made: Any, is_one_module: bool) -> None:

@@ -19,6 +19,10 @@ from .layer_lists import TOWERS
 from .mlp_skipping import check_against_order, check_positions
 
 
+# Fields that list something of each layer, and move with the layers
+BY_LAYER = """
+    layer_types mlp_layer_types layers_block_type indexer_types attention_layers attention_window no_rope_layers
+    layer_rope_theta""".split()
 # A configuration's class is made of the mixin and the family's, which is the one that comes from transformers
 if TYPE_CHECKING:
     _FamilyConfig = PreTrainedConfig
@@ -81,21 +85,21 @@ def num_channels_of(config: PreTrainedConfig) -> int | None:
     return getattr(encoder_config(config), "num_channels", None)
 
 
-def layer_kinds_of(config: PreTrainedConfig) -> list[str] | None:
-    """The kind of each layer, such as that of its attention, where the configuration lists them."""
-    encoder = encoder_config(config)
-    is_computed = isinstance(getattr(type(encoder), "layer_types", None), property)  # by the index
-    kinds = None if is_computed else getattr(encoder, "layer_types", None)
-    return None if kinds is None else list(kinds)
+def lists_by_layer(config: PreTrainedConfig) -> dict[str, list]:
+    """What the configuration lists of each layer, such as the kind of its attention, by the name of the field."""
+    values = vars(encoder_config(config))  # without what is computed from the index
+    return {name: list(values[name]) for name in BY_LAYER if isinstance(values.get(name), (list, tuple))}
 
 
-def set_num_layers(config: Any, num_layers: int, kinds: list[str] | None = None) -> None:
-    """Sets how many layers the configuration says, their kinds if it lists them, and the stages of which a backbone
-    gives features, which follow."""
+def set_num_layers(config: Any, num_layers: int, lists: dict[str, list] | None = None) -> None:
+    """Sets how many layers the configuration says, what it lists of each, and the stages of which a backbone gives
+    features, which follow."""
     encoder: Any = encoder_config(config)
     encoder.num_hidden_layers = num_layers
-    if kinds is not None:
-        encoder.layer_types = kinds
+    for name, of_layers in (lists or {}).items():
+        setattr(encoder, name, of_layers)
+        if name == "attention_layers":  # which GPT-Neo makes of a shorter form
+            encoder.attention_types = [[[kind], 1] for kind in of_layers]
     if hasattr(config, "model_args"):  # of a model of timm
         config.model_args = {**(config.model_args or {}), "depth": num_layers}
     if getattr(encoder, "stage_names", None) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import ModelOutput
 
 from .early_exit import ExitingRun, check_chooses_one_class, chooses_by_configuration, exit_rule, may_exit
@@ -41,12 +42,6 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
     names = list(signature.parameters)[1:]
     is_classifier = "labels" in names and "Classification" in plain_class.__name__
 
-    def argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if name not in names:
-            return kwargs.get(name)
-        index = names.index(name)
-        return args[index] if index < len(args) else kwargs.get(name)
-
     @wraps(plain_forward)
     def forward(self: Any, *args: Any, execution_order: Any = None, **kwargs: Any) -> Any:
         choice = {name: kwargs.pop(name, None) for name in _CHOICES}
@@ -60,25 +55,28 @@ def free_forward(plain_class: type[PreTrainedModel]) -> Callable[..., Any]:
         if execution_order is None and learns_to_choose(self, choice["layer_budget"]):
             execution_order = self.config.execution_order  # the controller learns for evaluation
         order = self.resolve_execution_order(execution_order)
-        _check_images(self, argument("pixel_values", args, kwargs))
-        labels = argument("labels", args, kwargs)
+        return_dict = _value_or(kwargs.pop("return_dict", None), self.config.return_dict)
+        inputs = {**dict(zip(names, args)), **kwargs}
+        labels, cache = inputs.get("labels"), inputs.get("past_key_values")
+        _check_images(self, inputs.get("pixel_values"))
+        _check_feature_maps(self, order)
         if is_classifier:
             _check_labels(labels, self.config)
-        return_dict = _value_or(kwargs.pop("return_dict", None), self.config.return_dict)
-        cache = argument("past_key_values", args, kwargs)
+        in_cache = order if self.config.tower in (None, "text") else list(range(len(layers)))  # a cache is of texts
         if "use_cache" in names:
-            _cache_no_repeats(order, argument("use_cache", args, kwargs), cache, kwargs)
-        check_cache(cache, order)
-        run = _run_of(self, plain_class, order, choice, {**dict(zip(names, args)), **kwargs})
+            _cache_no_repeats(in_cache, inputs.get("use_cache"), cache, kwargs)
+        check_cache(cache, in_cache)
+        run = _run_of(self, plain_class, order, choice, {**inputs, **kwargs})
         if isinstance(run, (RowSubsetRun, HaltingRun)) and "use_cache" in names:
             run.inputs["use_cache"] = kwargs["use_cache"] = False
-        with run_program(layers, run), run_by_position(self, order), _explained_length(self, order), run.mode(self):
+        with run_program(layers, run), run_by_position(self, order), explained_length(self, order), run.mode(self):
             outputs = plain_forward(self, *args, **kwargs, return_dict=True)
-        _check_run(self, run)
+        if run.num_given > 0 or _concern_the_tower(inputs, self.config.tower):
+            check_run(self, run)
         if isinstance(run, HaltingRun):
             run.finish(outputs.logits)
         kept = getattr(outputs, "past_key_values", None) if cache is None else cache
-        leave_out_of_cache(kept, order, len(layers))
+        leave_out_of_cache(kept, in_cache, len(layers))
         outputs = self._finish(outputs, run, labels, kwargs.get("num_items_in_batch"))
         return outputs if return_dict or not isinstance(outputs, ModelOutput) else outputs.to_tuple()
 
@@ -119,6 +117,31 @@ def _may_choose(model: Any, choice: dict[str, Any]) -> bool:
 
 def _learns_to_halt(model: Any) -> bool:
     return model.training and getattr(model, "halting_head", None) is not None
+
+
+def _check_feature_maps(model: Any, order: list[int]) -> None:
+    """Refuses an order in which a backbone's feature maps, which go by the position, would be others."""
+    is_backbone = isinstance(model, BackboneMixin)
+    if is_backbone and len(order) != len(model.free_layers):
+        raise ValueError(
+            f"`execution_order` has {len(order)} layers, and {type(model).__name__} gives feature maps by the "
+            f"position; its order has {len(model.free_layers)}. Set `layerdrop` to 0, and for fewer layers prune the "
+            "model by `hf_layershuffle.prune_layers`."
+        )
+
+
+# The beginnings of the names of a tower's inputs
+_INPUTS_OF_TOWERS = {
+    "vision": ("pixel_values",),
+    "text": ("input_ids", "inputs_embeds"),
+    "audio": ("input_features", "input_values"),
+}
+
+
+def _concern_the_tower(inputs: dict[str, Any], tower: str | None) -> bool:
+    """Whether inputs run the layers in free order. Texts alone do not, where these are of images."""
+    begins = "" if tower is None else _INPUTS_OF_TOWERS[tower]
+    return any(value is not None and name.startswith(begins) for name, value in inputs.items())
 
 
 def _check_images(model: Any, images: Any) -> None:
@@ -198,20 +221,32 @@ def _with_execution_order(signature: inspect.Signature) -> inspect.Signature:
 
 
 @contextmanager
-def _explained_length(model: Any, order: list[int]) -> Iterator[None]:
-    """Says of some families that they run no more layers than they have: they note something by the position."""
+def explained_length(model: Any, order: list[int]) -> Iterator[None]:
+    """Says of some families that they run no more layers than they have: they note something by the position.
+
+    Of a tower, some models take hidden states by the position. Where there are more or fewer, they find none.
+    """
+    num_layers, tower = len(model.free_layers), model.config.tower
     try:
         yield
-    except IndexError as error:
-        if len(order) <= len(model.free_layers) or torch.compiler.is_compiling():
+    except (IndexError, TypeError) as error:
+        is_longer = isinstance(error, IndexError) and len(order) > num_layers
+        is_other = tower is not None and len(order) != num_layers and (is_longer or "'NoneType'" in str(error))
+        if torch.compiler.is_compiling() or not (is_longer or is_other):
             raise
+        most = f"no more than these ({error}). Shorten the order"
+        if is_other:
+            most = (
+                f"neither more nor fewer ({error}), since it takes hidden states of its {tower} tower by the position."
+                " Pass an order of as many"
+            )
         raise ValueError(
-            f"`execution_order` has {len(order)} layers, and {type(model).__name__}, which has "
-            f"{len(model.free_layers)}, can run no more than these ({error}). Shorten the order."
+            f"`execution_order` has {len(order)} layers, and {type(model).__name__}, which has {num_layers}, can run "
+            f"{most}."
         ) from error
 
 
-def _check_run(model: PreTrainedModel, run: Run) -> None:
+def check_run(model: PreTrainedModel, run: Run) -> None:
     """Whether the forward took all layers of the order from its list, and in this way."""
     if run.num_given != len(run.order):
         took = "no layer" if run.num_given == 0 else f"{run.num_given} of the {len(run.order)} layers of the order"

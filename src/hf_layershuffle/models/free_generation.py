@@ -20,6 +20,11 @@ from .execution_order import ExecutionOrder
 _GENERATING: ContextVar[dict[int, list[int]] | None] = ContextVar("layershuffle_generating", default=None)
 
 
+def generating_order(model: Any) -> list[int] | None:
+    """The order of the `generate` call of a model that is running; None if none is."""
+    return (_GENERATING.get() or {}).get(id(model))
+
+
 def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable[..., Any]]:
     """`generate` with the argument `execution_order`, and what carries the order to each forward; nothing of a class
     that does not generate."""
@@ -45,7 +50,7 @@ def generation_methods(plain_class: type[PreTrainedModel]) -> dict[str, Callable
     def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = plain.prepare_inputs_for_generation(self, *args, **kwargs)
         # Here, and not among the arguments of generate, which it also hands to an assistant model
-        order = (_GENERATING.get() or {}).get(id(self))
+        order = generating_order(self)
         return inputs if order is None else {"execution_order": order, **inputs}
 
     def _valid_auto_compile_criteria(self: Any, *args: Any, **kwargs: Any) -> bool:

@@ -4,10 +4,13 @@
 This file travels to the Hub beside the weights: it may import `from .x import y` only.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .families import check_family
@@ -123,11 +126,43 @@ def nearest_config(model: nn.Module, name: str) -> Any:
     return None
 
 
+def number_layers(layers: nn.Module) -> None:
+    """Tells each layer its index, which is its place in a cache of keys and values."""
+    for index, layer in enumerate(layers.children()):
+        for module in layer.modules():
+            for name in ("layer_idx", "layer_id"):
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, index)
+
+
 # Attributes that may differ between layers without making another model of them: of training only, or of caches
 _FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
 
 
-def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = None) -> None:
+def layers_of_config(model_class: Any, config: PreTrainedConfig, path: str) -> nn.Module:
+    """The list of layers of the model that loads by a configuration once it is saved, on the meta device.
+
+    Args:
+        model_class: Class of the model.
+        config: Configuration of the class.
+        path: Path of the list of layers.
+
+    Raises:
+        `ValueError`: if no model can be built, with the reason.
+    """
+    try:
+        # Some parts draw random numbers on the CPU even if the model is built on the meta device
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+            model = model_class(type(config).from_dict(config.to_dict()))
+    except Exception as error:  # whatever a configuration of this depth breaks
+        raise ValueError(
+            f"A {model_class.__name__} of these layers could not be loaded ({type(error).__name__}: {error}). Run the "
+            "order by `execution_order` instead."
+        ) from error
+    return model.get_submodule(path)
+
+
+def check_places(layers: nn.Module, places: Iterable[tuple[int, int]], rebuilt: nn.Module) -> None:
     """Refuses to build a model whose layers stand in another order, where a layer depends on where it was built.
 
     Such a layer has other attributes by its index, such as the kind of its attention. It would be another one when
@@ -135,22 +170,22 @@ def check_places(layers: nn.ModuleList, order: list[int], kinds: list | None = N
 
     Args:
         layers: The layers as they were built.
-        order: Index of the layer at each position of the model to build.
-        kinds: What the configuration says of each layer, which it says of the same layer in the model to build.
+        places: Positions in the new model, each with the index of the layer that stands there.
+        rebuilt: The layers of the new model as its configuration builds them.
 
     Raises:
         `ValueError`: naming the attribute.
     """
-    attributes = [_attributes(layer) for layer in layers.children()]
-    for position, index in enumerate(order[: len(attributes)]):
-        for name in sorted({name for name, _ in attributes[index].items() ^ attributes[position].items()}):
-            said = {(str(kind), each.get(name)) for kind, each in zip(kinds or [], attributes)}
-            if kinds is not None and len(said) == len({kind for kind, _ in said}):
-                continue  # it follows from the kind, which moves with the layer
-            raise ValueError(
-                f"Layer {index} cannot stand at position {position}: its '{name}' is not that of layer "
-                f"{position}, and a saved model gives it by the position. Run the order by `execution_order` instead."
-            )
+    old, new = ([_attributes(layer) for layer in each.children()] for each in (layers, rebuilt))
+    # What is equal in all layers may have been set by hand, such as activation checkpointing
+    differing = {name for each in (old, new) for found in each for name, _ in found.items() ^ each[0].items()}
+    for position, index in places:
+        for name in sorted(differing):
+            if old[index].get(name) != new[position].get(name):
+                raise ValueError(
+                    f"Layer {index} cannot stand at position {position}: its '{name}' is not that of layer "
+                    f"{position} of a saved model. Run the order by `execution_order` instead."
+                )
 
 
 def _attributes(layer: nn.Module) -> dict[str, Any]:
@@ -159,5 +194,5 @@ def _attributes(layer: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items():
             is_kept = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
             if is_kept and name not in _FREE_ATTRIBUTES:
-                found[f"{path}.{name}"] = value
+                found[f"{path}.{name}".removeprefix(".")] = value
     return found

@@ -27,6 +27,7 @@ from .configuration_layershuffle import (
 )
 from .execution_order import ExecutionOrderStream
 from .families import CHANNELS_FIRST, check_family
+from .free_features import feature_methods
 from .free_forward import averages_loss_itself, free_forward
 from .free_generation import generation_methods
 from .halting_head import HaltingHead, halting_loss
@@ -39,6 +40,8 @@ from .position_modules import (
     DepthProjection,
     PositionedLayerMixin,
     PositionHead,
+    change_class,
+    check_changeable,
     mark,
     position_loss,
     positioned_layer_class,
@@ -78,7 +81,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
         if self._is_around_encoder(encoder):
             # The classifier made a plain encoder, or by an Auto class a free one. Both follow one stream of orders
             if not isinstance(encoder, LayerShuffleMixin):
-                _change_class(encoder, layershuffle_class(type(encoder)))
+                _make_model(encoder, layershuffle_class(type(encoder)))
                 encoder._make_free(are_weights_new)
             self.execution_order_stream = encoder.execution_order_stream
         else:
@@ -113,7 +116,7 @@ class LayerShuffleMixin(InitialWeightsMixin, SavedModelMixin):
         layers: Any = self.free_layers
         eps = getattr(encoder, "layer_norm_eps", 1e-6)
         for layer in layers:
-            layer.__class__ = positioned_layer_class(type(layer))
+            change_class(layer, positioned_layer_class(type(layer)))
             layer.depth_projection = (
                 DepthProjection(encoder.hidden_size, config.depth_embedding_dim, eps)
                 if config.depth_embedding
@@ -180,6 +183,7 @@ def layershuffle_class(plain_class: type[PreTrainedModel]) -> type[LayerShuffleM
             "plain_class": plain_class,
             "forward": free_forward(plain_class),
             **generation_methods(plain_class),
+            **feature_methods(plain_class),
         }
         if not averages_loss_itself(plain_class):
             body["accepts_loss_kwargs"] = False
@@ -244,7 +248,7 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
         raise ValueError(f"`model` is a {type(model).__name__}; pass a model of transformers.")
     if isinstance(model, LayerShuffleMixin):
         raise ValueError(f"This {type(model).__name__} has free layer order already; set the flags on its `config`.")
-    find_layers(model, tower=flags.get("tower"))  # refuses before anything is changed
+    layers = model.get_submodule(find_layers(model, tower=flags.get("tower")))  # refuses before anything is changed
     made: Any = layershuffle_class(type(model))
     configs: dict[int, PreTrainedConfig] = {}  # new ones by the id of the old: another model may share these
     config: Any = copy.deepcopy(model.config, configs)
@@ -262,19 +266,20 @@ def free_order(model: PreTrainedModel, **flags: Any) -> LayerShuffleMixin:
         )
     _check_flags(made.plain_class, config)
     check_untested_family(made.plain_class, config)
+    check_changeable(model, list(layers.children()), [name for name in _PARTS if getattr(config, name)])
     module: Any
     for module in model.modules():
         if isinstance(getattr(module, "config", None), PreTrainedConfig):
             module.config = configs.get(id(module.config), module.config)
-    _change_class(model, made)
+    _make_model(model, made)
     free: Any = model
     free._make_free(are_weights_new=False)
     _initialize_position_modules(free)
     return free
 
 
-def _change_class(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
-    model.__class__ = made
+def _make_model(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
+    change_class(model, made)
     # transformers looks up by the class which outputs it captures, and notes that when a model is created
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
 
@@ -292,8 +297,7 @@ def _check_flags(plain_class: type[PreTrainedModel], config: Any) -> None:
                 f"`{name}` is {drop}, and {plain_class.__name__} leaves layers out by itself, without saying which. "
                 f"Set `{name}` to 0."
             )
-    flags = ("depth_embedding", "position_predictor", "halting_head", "layer_controller")
-    if config.plain_model_type in CHANNELS_FIRST and any(getattr(config, flag) for flag in flags):
+    if config.plain_model_type in CHANNELS_FIRST and any(getattr(config, flag) for flag in _PARTS):
         raise ValueError(
             f"{plain_class.__name__} has hidden states of shape `(batch_size, channels, tokens)`, for which there is "
             "no depth embedding, position predictor, halting head or layer controller; set these flags to False."
@@ -308,14 +312,17 @@ def _initialize_position_modules(model: LayerShuffleMixin) -> None:
     new = [(layers[0], model._depth_embedding), *((layer, getattr(layer, n, None)) for layer in layers for n in names)]
     new += [(layers[0], getattr(model, name, None)) for name in ("halting_head", "layer_controller")]
     for layer, root in new:
-        like = next(layer.parameters())
+        parameters = list(layer.parameters())
+        # Of quantized layers, the type in which they compute is that of the others
+        dtypes = [each.dtype for each in parameters if each.is_floating_point() and each.itemsize > 1]
         for module in root.modules() if root is not None else ():
-            module.to(like.device, like.dtype)
+            module.to(parameters[0].device, dtypes[0] if dtypes else model.dtype)
             model._init_weights(module)
 
 
 # By the class itself, since another one may have the same name
 _MADE: dict[type[PreTrainedModel], type[LayerShuffleMixin]] = {}
+_PARTS = ("depth_embedding", "position_predictor", "halting_head", "layer_controller")  # flags that add modules
 _FURTHER_OUTPUTS = tuple(LayerShuffleConfigMixin.keys_to_ignore_at_inference)
 _OUTPUTS_MADE: dict[type[ModelOutput], type[ModelOutput]] = {}
 

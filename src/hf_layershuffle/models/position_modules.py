@@ -4,6 +4,7 @@
 This file travels to the Hub beside the weights, so it imports nothing from this package.
 """
 
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -89,6 +90,39 @@ class PositionedLayerMixin(_FamilyLayer):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The class is made on demand, so pickle cannot find it by name
         return _new_layer, (type(self).plain_class,), self.__getstate__()
+
+
+def change_class(module: Any, made: type[Any]) -> None:
+    """Makes a module one of a made class of its own, in place."""
+    module.__class__ = made
+    if "_old_forward" in vars(module):  # `device_map`: accelerate's forward calls this one
+        module._old_forward = MethodType(made.forward, module)
+
+
+def check_changeable(model: Any, layers: list[nn.Module], parts: list[str]) -> None:
+    """Refuses a model that cannot be changed in place, before anything is.
+
+    Args:
+        model: A plain model.
+        layers: Its layers.
+        parts: The flags that give it further modules.
+
+    Raises:
+        `ValueError`: if a forward that changes was replaced, or if layers that get modules are offloaded.
+    """
+    for module in (model, model.base_model, *(layers if parts else ())):
+        if "forward" in vars(module) and "_old_forward" not in vars(module):
+            raise ValueError(
+                f"The forward of this {type(module).__name__} was replaced, as `Accelerator.prepare` does, so it "
+                "would not follow an execution order. Give the model free layer order before that."
+            )
+    is_offloaded = any(parameter.is_meta for layer in layers for parameter in layer.parameters())
+    if parts and is_offloaded and hasattr(model, "hf_device_map"):
+        raise ValueError(
+            f"`{parts[0]}` is True, and layers of this {type(model).__name__} are offloaded by `device_map`, so they "
+            f"cannot get modules. Load it by `LayerShuffle{type(model).__name__}.from_pretrained(..., "
+            f"{parts[0]}=True, device_map=...)`."
+        )
 
 
 _POSITIONED_CLASSES: dict[type, type] = {}

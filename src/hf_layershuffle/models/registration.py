@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from . import modeling_layershuffle
-from .auto_classes import AUTO_CLASSES, auto_classes_of, is_free_model_type, plain_type_of
+from .auto_classes import ALL_AUTO_CLASSES, is_free_model_type, plain_class_names, plain_type_of
 from .configuration_layershuffle import layershuffle_config_class
 
 
@@ -23,7 +23,7 @@ class _MadeOnDemand(dict):
             self[key] = value
         return True
 
-    def make(self, key: Any) -> type | None:
+    def make(self, key: Any) -> Any:
         raise NotImplementedError
 
 
@@ -45,18 +45,19 @@ class _Models(_MadeOnDemand):
         super().__init__(registered)
         self.auto_class = auto_class
 
-    def make(self, key: Any) -> type[PreTrainedModel] | None:
+    def make(self, key: Any) -> type[PreTrainedModel] | tuple[type[PreTrainedModel], ...] | None:
         model_type = getattr(key, "plain_model_type", None)
-        name = auto_classes_of(model_type).get(self.auto_class) if isinstance(model_type, str) else None
-        return None if name is None else getattr(modeling_layershuffle, name)
+        names = plain_class_names(self.auto_class, model_type) if isinstance(model_type, str) else ()
+        made = tuple(getattr(modeling_layershuffle, f"LayerShuffle{name}") for name in names)
+        return made if len(made) > 1 else next(iter(made), None)
 
 
 def register_auto_classes() -> None:
-    """Lets `AutoConfig`, `AutoModel` and classifiers' Auto classes load saved free-order models of every family."""
+    """Lets `AutoConfig` and all Auto classes of models load saved free-order models of every family."""
     configurations = configuration_auto.CONFIG_MAPPING
     if isinstance(configurations._extra_content, _MadeOnDemand):
         return
     configurations._extra_content = _Configurations(configurations._extra_content)
-    for name in AUTO_CLASSES:
+    for name in ALL_AUTO_CLASSES:
         mapping = getattr(modeling_auto, name)._model_mapping
         mapping._extra_content = _Models(name, mapping._extra_content)

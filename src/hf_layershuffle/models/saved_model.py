@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 
 from .auto_classes import auto_map_of
 from .configuration_layershuffle import num_layers_of
@@ -35,6 +36,7 @@ _HUB_ARGUMENTS = ("repo_id", "private", "revision", "token", "commit_message", "
 class SavedModelMixin(FreeLayersMixin):
     """Loading refuses what it cannot read; saved folders serve all Auto classes; pushing adds a card."""
 
+    plain_class: ClassVar[type[PreTrainedModel]]
     # Gives the module that publishes models with their cards. The package sets it, and a model from the Hub has none
     publisher: ClassVar[Callable[[], ModuleType] | None] = None
 
@@ -93,8 +95,8 @@ class SavedModelMixin(FreeLayersMixin):
     ) -> None:
         """Saves as transformers does, but with the tensor names of the modules (`save_original_format=False`).
 
-        The folder serves all Auto classes of the family, whichever class was saved. They load it with this package or
-        by `trust_remote_code=True`.
+        The folder serves `AutoModel` and the Auto classes of classifiers and causal models, whichever class was saved,
+        and those that take the class that was saved. They load it with this package or by `trust_remote_code=True`.
 
         Raises:
             `ValueError`: if the number of layers is not the configuration's, see [`prune_layers`], or fields of the
@@ -103,7 +105,7 @@ class SavedModelMixin(FreeLayersMixin):
         self.check_depth()
         self.config.check_layershuffle()
         # transformers would note the saved class only, and `AutoModel` on a classifier's repository would then fail
-        self.config.auto_map = auto_map_of(self.config)
+        self.config.auto_map = auto_map_of(self.config, type(self).plain_class)
         publisher = type(self).publisher
         publishes = push_to_hub and publisher is not None
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if publishes and name in kwargs}
@@ -119,6 +121,8 @@ class SavedModelMixin(FreeLayersMixin):
                 push_to_hub=push_to_hub and not publishes,
                 **kwargs,
             )
+            if is_main_process and not self.is_remote_code():  # a class that no Auto class takes
+                custom_object_save(self, save_directory)
         if push_to_hub and publisher is not None and is_main_process:
             repo_id = hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             publisher().publish(save_directory, repo_id, **hub)

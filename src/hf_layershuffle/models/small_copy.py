@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_layershuffle import encoder_config
+from .configuration_layershuffle import BY_LAYER, encoder_config
 
 
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ def _shrink(config: Any, fields: dict[str, int]) -> PreTrainedConfig:
             setattr(config, name, min(value, fields[name]))
         elif name.endswith("_token_id") and isinstance(value, int) and value >= fields["vocab_size"]:
             setattr(config, name, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}.get(name, 3))
-        elif name == "layer_types" and isinstance(value, list):
+        elif name in BY_LAYER and isinstance(value, list):
             setattr(config, name, value[:NUM_LAYERS])
     if hasattr(config, "model_args"):  # of timm, whose configuration names an architecture
         config.model_args = {**(config.model_args or {}), "depth": NUM_LAYERS}

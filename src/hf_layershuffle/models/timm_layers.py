@@ -6,6 +6,7 @@ This file travels to the Hub beside the weights: it may import `from .x import y
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.checkpoint import checkpoint
@@ -32,6 +33,9 @@ class TimmLayersMixin(_FreeModel):
         parent: Any = super()
         parent._make_free(are_weights_new)
         self.free_layers.follows_length = True
+        if getattr(self.timm_model, "grad_checkpointing", False):  # enabled before the layers were free
+            self.timm_model.set_grad_checkpointing(False)
+            self._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=False))
 
     def _note_sizes(self) -> None:
         """Writes into the configuration what the model was built with, by the names that transformers' models have.

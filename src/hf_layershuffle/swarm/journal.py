@@ -89,8 +89,8 @@ class Journal:
             if model != self.model:
                 raise ValueError(
                     f"The journal '{self.folder}' holds requests for another model, or of another version of this "
-                    f"package ('{path.name}'); choose another folder for `journal`, answer them by what wrote them, or "
-                    "remove its files."
+                    f"package ('{path.name}'); choose another folder for `journal`, answer them by what wrote them, "
+                    "or remove its files."
                 )
             records.append(record)
         return records

@@ -33,8 +33,6 @@ class AveragingMixin(TrainerPart):
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:
         self._evaluated_weights = None
-        if resume_from_checkpoint is not None:
-            self._check_resumable(Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._evaluated_weights = self._new_evaluated_weights()
         if resume_from_checkpoint is not None:
@@ -70,7 +68,8 @@ class AveragingMixin(TrainerPart):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        with self._with_evaluated_weights():
+        # A DataLoader draws a random number of each pass, and training goes on as if there had been none
+        with self._with_evaluated_weights(), torch.random.fork_rng(devices=[], enabled=self.is_in_train):
             return super().evaluation_loop(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -116,6 +115,8 @@ class AveragingMixin(TrainerPart):
             raise ValueError(f"'{path}' cannot be resumed from: {error}.") from None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_resumable(Path(checkpoint))  # not before: the optimizer may be made by anything
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -135,8 +136,7 @@ class AveragingMixin(TrainerPart):
 
     def _check_resumable(self, checkpoint: Path) -> None:
         """Refuses a checkpoint of a run that averaged where this one does not, or the other way round."""
-        averages = self._argument("ema_decay") > 0 or self.args.optim.startswith("schedule_free")
-        averages = averages or (self.optimizer is not None and switches_itself(self.optimizer))
+        averages = self._argument("ema_decay") > 0 or switches_itself(self.optimizer)
         is_there = any(checkpoint.glob(f"{TRAINING_WEIGHTS}*.pt"))
         if is_there and not averages:
             raise ValueError(

@@ -17,6 +17,8 @@ class LayerShuffleCallback(TrainerCallback):
 
     It also tells the training dataset its epoch, and every dataset inside it (of a `Subset`, `ConcatDataset` or
     wrapper of your own), where they have `set_epoch`. Accelerate tells the outermost one only, and on one process.
+    It tells the sampler too. Where that is not PyTorch's, accelerate does not reach it after a resume in several
+    processes.
 
     [`LayerShuffleTrainer`] adds it. Add it yourself to another `Trainer`.
 
@@ -63,16 +65,21 @@ class LayerShuffleCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         epoch = int((state.epoch or 0) + 1e-6)  # the fraction of a resumed epoch may lack a last bit
-        for dataset in _nested_datasets(getattr(train_dataloader, "dataset", None)):
+        for dataset in nested_datasets(getattr(train_dataloader, "dataset", None)):
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while sampler is not None:  # batches of a process, of batches, of rows
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+            sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))
 
     def _seek(self, args: TrainingArguments, state: TrainerState) -> None:
         for stream in self._streams:
             stream.seek(args.seed if self.seed is None else self.seed, state.global_step)
 
 
-def _nested_datasets(outermost: object) -> list:
+def nested_datasets(outermost: object) -> list:
     """A dataset and those that it holds in its attributes, alone or in lists and dictionaries, at any depth."""
     found: list[Any] = []
     waiting: list[object] = [outermost]

@@ -131,7 +131,8 @@ class HubMixin(TrainerPart):
 
         Args:
             dataset: Name of the dataset.
-            metrics: Evaluation metrics. Defaults to those of the last evaluation.
+            metrics: Evaluation metrics. Defaults to those of the last evaluation. With `load_best_model_at_end`, they
+                are those of the best checkpoint, unless the model was evaluated since training ended.
             kwargs: `finetuned_from`, the Hub id, or folder, of the model that was fine-tuned; `tags`, further tags of
                 the card; `license`, its licence.
         """
@@ -142,7 +143,7 @@ class HubMixin(TrainerPart):
             return
         num_orders = self._argument("eval_orders")
         if metrics is None:
-            metrics = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
+            metrics = self._metrics_of_the_weights()
             metrics = metrics | {"num_orders": num_orders} if num_orders else metrics
         noun = "texts" if takes_texts(self.accelerator.unwrap_model(self.model).config) else "images"
         teacher = self.teacher_model
@@ -165,6 +166,16 @@ class HubMixin(TrainerPart):
             license=kwargs.get("license"),
             config=self.accelerator.unwrap_model(self.model).config,
         )
+
+    def _metrics_of_the_weights(self) -> dict[str, float]:
+        """Those of the last evaluation of the weights that the model has now."""
+        loads_best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        is_best = False
+        for entry in reversed(self.state.log_history):
+            is_best = is_best or (loads_best and "train_runtime" in entry)  # before this, the weights were others
+            if "eval_accuracy" in entry and (not is_best or entry["step"] == self.state.best_global_step):
+                return entry
+        return {}
 
     def push_to_hub(
         self,

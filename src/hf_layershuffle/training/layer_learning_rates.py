@@ -104,6 +104,7 @@ class LearningRateMixin(TrainerPart):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         decay = self._argument("layer_lr_decay")
+        self._has_divided_groups = self._has_divided_groups and not is_new
         if decay == 1 or self._has_divided_groups:
             return optimizer
         if not is_new:

@@ -89,7 +89,8 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Returns:
         - One class an image (integer labels): `accuracy`, fraction in [0, 1] in the model's evaluation order. Images
-          with the label -100 are left out; nothing is returned if no other is there.
+          with the label -100 are left out; nothing is returned if no other is there. Predictions are logits, or the
+          classes themselves as integers (`preprocess_logits_for_metrics`).
         - Several classes an image (labels of shape `(num_images, num_labels)`, each 0 or 1): `subset_accuracy`,
           fraction of images with all classes right, and `f1`, over all images and classes (micro). Logits above 0
           count as 1.
@@ -100,16 +101,18 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         raise ValueError(
             f"There are {len(outputs)} predictions and {len(labels)} labels; there must be one each an image."
         )
-    if labels.ndim == outputs.ndim and outputs.shape[-1] > 1 and np.isin(labels, (0, 1)).all():
+    # Of classes, that `preprocess_logits_for_metrics` chose
+    are_classes = labels.ndim == outputs.ndim == 1 and _are_integers(outputs) and _are_integers(labels)
+    if labels.ndim == outputs.ndim > 1 and outputs.shape[-1] > 1 and np.isin(labels, (0, 1)).all():
         return _multi_label_metrics(outputs > 0, labels == 1)
-    if outputs.ndim == 1 or outputs.shape[-1] == 1 or labels.ndim == outputs.ndim:
+    if not are_classes and (outputs.ndim == 1 or outputs.shape[-1] == 1 or labels.ndim == outputs.ndim):
         errors = outputs.astype(np.float64).reshape(len(labels), -1) - labels.reshape(len(labels), -1)
         return {"mse": float(np.mean(errors**2)), "mae": float(np.mean(np.abs(errors)))}
     is_labelled = labels != -100
     if not is_labelled.any():
         return {}
-    classes = outputs.argmax(-1)[is_labelled]
-    return Accuracy(keep_in_memory=True).compute(predictions=classes, references=labels[is_labelled])
+    classes = outputs if are_classes else outputs.argmax(-1)
+    return Accuracy(keep_in_memory=True).compute(predictions=classes[is_labelled], references=labels[is_labelled])
 
 
 def _joined(values: Any) -> np.ndarray:
@@ -117,6 +120,10 @@ def _joined(values: Any) -> np.ndarray:
     if isinstance(values, list):
         return np.concatenate([_joined(batch) for batch in values])
     return _joined(values[0]) if isinstance(values, tuple) else np.asarray(values)
+
+
+def _are_integers(values: np.ndarray) -> bool:
+    return np.issubdtype(values.dtype, np.integer)
 
 
 def _multi_label_metrics(predicted: np.ndarray, expected: np.ndarray) -> dict[str, float]:

@@ -111,6 +111,13 @@ def _name_classes(config: PreTrainedConfig, names: list[str]) -> None:
         config.label2id = {name: index for index, name in config.id2label.items()}
 
 
+def keep_class_names(before: PreTrainedConfig | None, config: PreTrainedConfig | None) -> None:
+    """Gives a new model the class names of the one in whose place it stands, as the datasets are numbered by them."""
+    if before is not None and config is not None and before.num_labels == config.num_labels:
+        id2label = cast(dict[int, str], before.id2label)
+        _name_classes(config, [str(id2label[index]) for index in range(before.num_labels)])
+
+
 class TransformedImages(torch.utils.data.Dataset):
     """A `datasets.Dataset` with a transform. The Trainer would take away the columns that the transform reads."""
 

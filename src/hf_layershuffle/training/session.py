@@ -269,9 +269,7 @@ class TrainingSession:
                 trainer.create_model_card(**card)
         except Exception as error:  # whatever is wrong with the card or the Hub, the trained model is saved
             if run.args.push_to_hub:
-                self._note_failure(
-                    f"The model is saved in '{run.args.output_dir}', but not pushed to the Hub: {error}"
-                )
+                self._note_failure(f"The model is saved in '{run.args.folder}', but not pushed to the Hub: {error}")
             else:
                 logger.warning("The model is saved in '%s', but not its card: %s", run.args.output_dir, error)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,7 +18,9 @@ from transformers import (
     Trainer,
     default_data_collator,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.utils import logging
 
 from ..data.augmentation import MIXING, finish_batch, finish_images_together
 from ..data.image_dataset import ImageBatch, collate_for_device
@@ -31,19 +33,22 @@ from .averaging import AveragingMixin
 from .callback import LayerShuffleCallback
 from .checkpointing import best_checkpoint, read_state
 from .distillation import check_teacher
-from .evaluation import EvaluationMixin
+from .evaluation import EvaluationMixin, check_best_metric
 from .hub_pushes import HubMixin
 from .layer_learning_rates import LearningRateMixin
+from .length_sampler import SeededLengthSampler
 from .losses import TrainingLossMixin
+from .mixed_datasets import check_unmixed, mixes_images
 from .nonfinite import NonFiniteWatch, largest_weight
 from .order_agreement import TeacherAnswer, check_order_consistency
 from .order_reports import OrderProgressCallback
 from .precision import check_mixed_precision, use_float32_weights
-from .raw_datasets import as_model_inputs
+from .raw_datasets import as_model_inputs, keep_class_names
 from .sharding import shard_embeddings_once
 from .stream_dataloader import is_empty, stream_dataloader
 
 
+logger = logging.get_logger(__name__)
 # Steps after which numbers are read at the latest, where each reading would make the host wait for the device
 CHECK_EVERY = 100
 
@@ -122,6 +127,7 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
     # Dtype of a frozen base under weights that are trained in float32
     _base_precision: torch.dtype | None = None
     _num_parameters: int | None = None  # of the model that is trained
+    _mixes_images = False  # the training dataset, if it is asked to
 
     def _argument(self, name: str) -> Any:
         """A training argument. The arguments may be transformers' own, which lack ours."""
@@ -153,10 +159,22 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
         shard_embeddings_once(self.accelerator, cast(nn.Module, self.model))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        before = self.model  # None where the Trainer is made
         model = super().call_model_init(trial)
         if self._argument("float32_weights"):
             self._base_precision = use_float32_weights(model)
+        if before is not None:
+            keep_class_names(getattr(before, "config", None), getattr(model, "config", None))
+            self._prepare_model(model)
         return model
+
+    def _prepare_model(self, model: Any) -> None:
+        """Makes a model ready for training: without a rule of leaving early, and a layer controller for itself."""
+        config = getattr(model, "config", None)
+        check_best_metric(self.args, config)
+        forget_exits(config)
+        if getattr(config, "layer_controller", False):
+            train_controller_only(model)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as [`Trainer`] does, with float32 weights, and without a rule of leaving early."""
@@ -168,9 +186,8 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
             check_mixed_precision(model, self.accelerator.mixed_precision)
         self._watch = NonFiniteWatch(self._argument("stop_on_nonfinite"))
         self._num_parameters = None
-        forget_exits(self._config_of_model())
-        if self._config("layer_controller", False):
-            train_controller_only(self.accelerator.unwrap_model(self.model))
+        if self.model_init is None:  # else of the model that it will make
+            self._prepare_model(self.accelerator.unwrap_model(self.model))
         return super().train(*args, **kwargs)
 
     def _init_training_state(
@@ -203,9 +220,12 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
     # --- Data ---
 
     def _as_model_inputs(self, dataset: Any, name: str) -> Any:
+        if name != "train_dataset":
+            check_unmixed(dataset, name)
         return as_model_inputs(dataset, self.processing_class, self.model, name)
 
     def get_train_dataloader(self) -> DataLoader:
+        self._mixes_images = mixes_images(self.train_dataset)
         if isinstance(self.train_dataset, ImageStream):
             dataloader = stream_dataloader(
                 self.train_dataset, self.args, self.accelerator, self._train_batch_size, self.data_collator
@@ -219,6 +239,13 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
                 "Lower `per_device_train_batch_size`, or give more images."
             )
         return dataloader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededLengthSampler(sampler.batch_size, sampler.lengths, seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if not isinstance(eval_dataset, str):
@@ -258,6 +285,11 @@ class LayerShuffleTrainer(TrainingLossMixin, EvaluationMixin, HubMixin, Averagin
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and "mixing" not in batches[0] and self._mixes_images:
+            logger.warning_once(
+                "The training dataset mixes images (mixup or CutMix), and the `data_collator` leaves out how: they "
+                "are not mixed. Leave out `data_collator`, or have it stack `mixing` and `mixing_boxes` of the items."
+            )
         return finish_images_together(batches), num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
