@@ -115,7 +115,7 @@ def keep_class_names(before: PreTrainedConfig | None, config: PreTrainedConfig |
     """Gives a new model the class names of the one in whose place it stands, as the datasets are numbered by them."""
     if before is not None and config is not None and before.num_labels == config.num_labels:
         id2label = cast(dict[int, str], before.id2label)
-        _name_classes(config, [str(id2label[index]) for index in range(before.num_labels)])
+        _name_classes(config, [str(id2label[index]) for index in range(len(id2label))])
 
 
 class TransformedImages(torch.utils.data.Dataset):
