@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
                 args=run.args,
                 train_dataset=session.train_dataset,
                 eval_dataset=session.eval_dataset,
-                processing_class=run.image_processor,
+                processing_class=run.processing_class,
                 compute_metrics=ls.compute_metrics,
             )
             # trainer.train(), trainer.save_model(), trainer.evaluate(), and the model card or push_to_hub

@@ -315,3 +315,6 @@ def test_activation_checkpointing_is_no_reason_to_refuse(vit):
     model = vit.classifier()
     model.gradient_checkpointing_enable()
     assert all(layer.gradient_checkpointing for layer in prune_layers(model, [2, 0]).free_layers.children())
+    model.free_layers[0].gradient_checkpointing = False
+    kept = prune_layers(model, [0, 3]).free_layers.children()
+    assert [layer.gradient_checkpointing for layer in kept] == [False, True]

@@ -313,9 +313,14 @@ publish(second, repo_id)
 card = (second / "README.md").read_text()
 assert "license: other" in card
 HfApi().upload_file(
-    path_or_fileobj=card.replace("license: other", "license: cc-by-4.0").encode(), path_in_repo="README.md",
+    path_or_fileobj=card.replace("\\nlicense: other", "\\nlicense: cc-by-4.0").encode(), path_in_repo="README.md",
     repo_id=repo_id,
 )
+publish(second, repo_id)
+# Then here
+card = (second / "README.md").read_text()
+assert "license: cc-by-4.0" in card
+(second / "README.md").write_text(card.replace("\\nlicense: cc-by-4.0", "\\nlicense: openrail"))
 publish(second, repo_id)
 print(json.dumps(messages))
 """
@@ -331,13 +336,12 @@ def test_reports_are_of_the_model_on_the_hub_and_go_with_it(hub, tmp_path):
     message, again = json.loads(result.stdout)
     assert re.match("'robustness.json' is a report of other weights than those of 'org/updated'. Push it to", message)
     assert again == message and set(hub.repositories["org/updated"].branches) == {"main"}
-    assert (
-        "robustness.json"
-        in hub.repositories["org/adapter"].commits[hub.repositories["org/adapter"].branches["new"]].files
-    )
+    adapter = hub.repositories["org/adapter"]
+    assert "robustness.json" in adapter.commits[adapter.branches["new"]].files
     history = hub.repositories["org/updated"].history()
-    first, merges, mine, last, _, relicensed = history[1:]
-    assert split_card(relicensed.files["README.md"].decode())[1]["license"] == "cc-by-4.0"
+    first, merges, mine, last, _, relicensed, again = history[1:]
+    for commit, license in ((relicensed, "cc-by-4.0"), (again, "openrail")):
+        assert split_card(commit.files["README.md"].decode())[1]["license"] == license
     assert set(merges.files) - set(first.files) == {"random_merges.json", "random_merges.png"}
     before, after = (split_card(commit.files["README.md"].decode()) for commit in (merges, last))
     assert "](random_merges.png)" in before[2] and {"model-index", "widget", "base_model"} <= set(before[1])
@@ -439,7 +443,7 @@ def edit_on_the_hub(old, new):
 results = {"first": command(folder, "--repo_id", repo_id, "--license", "mit")}
 # A person edits the card on the Hub; pushing again keeps that, here and there
 edit_on_the_hub("# vit-command", "# vit-command\\n\\nMind the gap.")
-edit_on_the_hub("license: mit", "license: cc-by-nc-4.0")
+edit_on_the_hub("\\nlicense: mit", "\\nlicense: cc-by-nc-4.0")
 results["again"] = command(folder, "--repo_id", repo_id, "--plain_vit")
 results["card here"] = (folder / "README.md").read_text()
 results["card there"] = Path(hf_hub_download(repo_id, "README.md")).read_text()

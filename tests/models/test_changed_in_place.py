@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import dispatch_model
 from support.models import randomize
+from support.trainers import RandomImages
 from torch import nn
 
 import hf_layershuffle as ls
@@ -103,6 +104,23 @@ def test_a_forward_that_was_replaced_is_refused(folder, which):
     with pytest.raises(ValueError, match=r"The forward of this ViT\w+ was replaced, as `Accelerator.prepare` does"):
         ls.free_order(model)
     assert not isinstance(model.config, ls.LayerShuffleViTConfig)
+
+
+def test_a_plain_model_is_evaluated_and_exported_after_training_in_half_precision(vit, tmp_path):
+    """Whose forward accelerate has replaced."""
+    args = transformers.TrainingArguments(tmp_path, max_steps=1, bf16=True, use_cpu=True, report_to="none")
+    trainer = transformers.Trainer(vit.plain_classifier(), args, train_dataset=RandomImages())
+    trainer.train()
+    trained = trainer.model.eval()
+    images = torch.randn(3, 3, 8, 8)
+    exported = ls.to_plain_vit(trained, [2, 1])
+    layerwise = ls.LayerwiseClassifier(trained)
+    hidden_states = layerwise.embed(images)
+    for position, index in enumerate([2, 1]):
+        hidden_states, _ = layerwise.run_layer(hidden_states, index, position)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images).logits, layerwise.classify(hidden_states))
+    assert "_original_forward" in vars(trained)
 
 
 class PackedLinear(nn.Module):

@@ -78,7 +78,7 @@ def test_requests_for_another_model_are_refused(tmp_path):
         await journal.write(Record("a", {"numbers": numbers(1)}))
         await journal.close()
         with pytest.raises(
-            ValueError, match=r"holds requests for another model .*choose another folder for `journal`"
+            ValueError, match=r"holds requests for another model, or of another version .*choose another"
         ):
             async with integer_swarm(journal=tmp_path):
                 pass

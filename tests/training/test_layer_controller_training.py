@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_layershuffle as ls
 from hf_layershuffle.models import layer_budget
+from hf_layershuffle.training.evaluation import check_best_metric
 
 
 @pytest.fixture
@@ -125,6 +126,8 @@ def test_the_best_controller_is_chosen_by_what_it_changes(model, tmp_path):
     trainer = train(model, tmp_path, max_steps=3, **best)
     accuracies = [entry[best["metric_for_best_model"]] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(accuracies) == 3 and trainer.state.best_metric == max(accuracies)
+    named = best | {"metric_for_best_model": "eval_val_half_budget_accuracy"}
+    check_best_metric(arguments(tmp_path, **named), model.config)  # of one of several datasets
     model.config.layer_budget = 2
     of_budget = best | {"metric_for_best_model": "loss"}
     train(model, tmp_path / "budget", max_steps=1, **of_budget)

@@ -479,6 +479,25 @@ def test_fine_tuning_keeps_the_classes_as_the_checkpoint_numbers_them(tmp_path):
             assert first == ([2, 0, 1] if kind == "other order" else [0, 1, 2])
 
 
+def test_the_baseline_of_a_layer_controller_is_chosen_by_what_it_has(tmp_path):
+    Architecture("vit").classifier(num_labels=10).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    options = ["--model_name_or_path", str(tmp_path / "model"), "--layer_controller", "True", "--baseline"]
+    options += [
+        "--load_best_model_at_end",
+        "True",
+        "--eval_strategy",
+        "epoch",
+        "--save_strategy",
+        "epoch",
+        "--use_cpu",
+    ]
+    options += ["--metric_for_best_model", "half_budget_accuracy", "--output_dir", str(tmp_path / "out")]
+    with session.TrainingSession(options) as prepared:
+        found = [run.args.metric_for_best_model for run in prepared.runs]
+    assert found == ["half_budget_accuracy", "eval_accuracy"] and prepared.runs[1].args.greater_is_better
+
+
 # --- Options ---
 
 

@@ -89,7 +89,9 @@ def as_layershuffle(model: PreTrainedModel) -> LayerShuffleMixin:
     check_is_classifier(type(model))
     # A copy of the modules, but not of their tensors
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, tensors)
+    twin: Any = copy.deepcopy(model, tensors)
+    if "_original_forward" in vars(twin):  # after training in half precision, the forward of `Accelerator.prepare`
+        del twin.forward, twin._original_forward
     layers: Any = twin.get_submodule(find_layers(twin, any_depth=True))
     if len(layers) != num_layers_of(twin.config):  # cut by hand
         set_num_layers(twin.config, len(layers))

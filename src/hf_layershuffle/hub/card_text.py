@@ -21,6 +21,7 @@ from ..common.yaml_files import parse_yaml
 SOURCE_NAME = "hf-layershuffle"  # tells our entries of the metadata's `model-index` from a person's
 _SECTION = re.compile(r"<!-- hf-layershuffle: (\w+) -->.*?<!-- /hf-layershuffle: \1 -->", re.DOTALL)
 _DIGEST_KEY = "hf_layershuffle_text"
+_LICENSE_KEY = "hf_layershuffle_license"
 # A line that starts a key of the metadata, as opposed to one that continues or comments on it
 _KEY_LINE = re.compile(r"""^(["']?)([^\s#\-\[\]{}"'][^:"']*)\1\s*:(\s|$)""")
 _LISTS = ("tags", "datasets", "base_model")
@@ -48,8 +49,15 @@ def update_card_text(text: str, fresh: str) -> tuple[str, bool]:
 
 
 def mark_published(text: str) -> str:
-    """`text` with the digest of a person's part of it, from which [`is_edited`] tells later changes."""
-    return _rewrite(text, lambda block, body: (_with_keys(block, {_DIGEST_KEY: _digest(body)}), body))
+    """`text` with its licence and the digest of a person's part, from which [`is_edited`] tells later changes."""
+    license = split_card(text)[1].get("license")
+    kept = {} if license is None else {_LICENSE_KEY: license}
+    return _rewrite(text, lambda block, body: (_with_keys(block, {_DIGEST_KEY: _digest(body), **kept}), body))
+
+
+def published_license(text: str) -> str | list[str] | None:
+    """The licence that a card had when it was last published; None if it had none, or was not."""
+    return split_card(text)[1].get(_LICENSE_KEY)
 
 
 def is_edited(text: str) -> bool:
@@ -82,7 +90,9 @@ def combine_cards(local: str, hub: str, where: str) -> str:
     if not same and is_edited(hub):
         kept, metadata, other = (hub, hub_metadata, local)
     _, other_metadata, _ = split_card(_without_ours(other))
-    missing = {name: value for name, value in other_metadata.items() if name not in metadata and name != _DIGEST_KEY}
+    missing = {
+        name: value for name, value in other_metadata.items() if name not in (*metadata, _DIGEST_KEY, _LICENSE_KEY)
+    }
     return _rewrite(kept, lambda block, body: (_with_keys(block, missing), body))
 
 

@@ -25,7 +25,7 @@ from ..common.files import write_text
 from ..common.paths import inside
 from ..common.reports import Report
 from .card_files import license_in, read_card, stated_license
-from .card_text import combine_cards, mark_published
+from .card_text import combine_cards, mark_published, published_license
 from .folder_records import EXAMPLES_FOLDER, FolderRecords
 from .model_card import write_model_card
 from .published_files import added_code, check_folder, is_record, is_replaced, published_files
@@ -106,6 +106,7 @@ def publish_folder(
     card = folder / "README.md"
     card_kwargs: dict[str, Any] = {"revision": revision, "license": license, "tags": tags}
     stated = stated_license(folder)  # before the card states what the records do
+    published = published_license(read_card(card)) if stated is not None else None
     records = FolderRecords.read(folder)
     write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
     with explained_errors(repo_id, go_on):
@@ -125,8 +126,8 @@ def publish_folder(
             combined = combine_cards(read_card(card), hub_card, f"the Hub ({repo_id})")
             write_text(card, combined)
             on_hub = license_in(hub_card)
-            # The Hub's, where its card is the one to go on from, or where the folder states only what the records do
-            if on_hub is not None and (license_in(combined) == on_hub or stated in (None, records.license)):
+            is_kept = stated in (None, published) or (published is None and license_in(combined) == on_hub)
+            if on_hub is not None and is_kept:  # not changed here, so a person may have changed it there
                 stated = on_hub
         records = replace(records, license=stated or records.license)
         write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)

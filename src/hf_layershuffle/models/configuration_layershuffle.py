@@ -92,8 +92,7 @@ def lists_by_layer(config: PreTrainedConfig) -> dict[str, list]:
 
 
 def set_num_layers(config: Any, num_layers: int, lists: dict[str, list] | None = None) -> None:
-    """Sets how many layers the configuration says, what it lists of each, and the stages of which a backbone gives
-    features, which follow."""
+    """Sets how many layers the configuration says, what it lists of each, and a backbone's stages, which follow."""
     encoder: Any = encoder_config(config)
     encoder.num_hidden_layers = num_layers
     for name, of_layers in (lists or {}).items():
@@ -194,6 +193,7 @@ class LayerShuffleConfigMixin(_FamilyConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self.architectures = self.architectures or []  # with None, Auto classes that know several models fail
         self.check_layershuffle()
 
     def __setattr__(self, name: str, value: Any) -> None:

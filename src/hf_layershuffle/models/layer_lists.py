@@ -136,7 +136,7 @@ def number_layers(layers: nn.Module) -> None:
 
 
 # Attributes that may differ between layers without making another model of them: of training only, or of caches
-_FREE_ATTRIBUTES = ("training", "drop_prob", "layer_idx", "layer_id", "layer_index")
+_FREE_ATTRIBUTES = ("training", "gradient_checkpointing", "drop_prob", "layer_idx", "layer_id", "layer_index")
 
 
 def layers_of_config(model_class: Any, config: PreTrainedConfig, path: str) -> nn.Module:

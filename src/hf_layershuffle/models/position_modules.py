@@ -114,7 +114,8 @@ def check_changeable(model: Any, layers: list[nn.Module], parts: list[str]) -> N
         if "forward" in vars(module) and "_old_forward" not in vars(module):
             raise ValueError(
                 f"The forward of this {type(module).__name__} was replaced, as `Accelerator.prepare` does, so it "
-                "would not follow an execution order. Give the model free layer order before that."
+                "would not follow an execution order. Give the model free layer order before that, or take it back by "
+                "`accelerator.unwrap_model(model, keep_fp32_wrapper=False)`."
             )
     is_offloaded = any(parameter.is_meta for layer in layers for parameter in layer.parameters())
     if parts and is_offloaded and hasattr(model, "hf_device_map"):

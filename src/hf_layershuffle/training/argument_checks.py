@@ -51,7 +51,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "weight_decay": (0, math.inf),
     "warmup_steps": (0, math.inf),
     "max_grad_norm": (0, math.inf),
-    "label_smoothing_factor": (0, 1),
     "adam_beta1": (0, math.inf),
     "adam_beta2": (0, math.inf),
     "adam_epsilon": (0, math.inf),

@@ -30,14 +30,15 @@ def check_best_metric(args: TrainingArguments, config: Any) -> None:
         `ValueError`: for such a metric.
     """
     lacks_budget = getattr(config, "layer_controller", False) and config.layer_budget is None
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
-    if args.load_best_model_at_end and lacks_budget and metric != HALF_BUDGET_ACCURACY:
+    # Of one of several datasets, it has the dataset's name before it
+    is_of_half = str(args.metric_for_best_model).endswith(HALF_BUDGET_ACCURACY)
+    if args.load_best_model_at_end and lacks_budget and not is_of_half:
         raise ValueError(
             f"`metric_for_best_model` is '{args.metric_for_best_model}', which is of all layers, and a layer "
             f"controller without a budget changes nothing of it; choose 'eval_{HALF_BUDGET_ACCURACY}', or set "
-            "`layer_budget`."
+            "`layer_budget`, which sharded models and labels of several classes need."
         )
-    if metric == HALF_BUDGET_ACCURACY and not lacks_budget:
+    if is_of_half and not lacks_budget:
         raise ValueError(
             f"`metric_for_best_model` is '{args.metric_for_best_model}', which is measured of models with a layer "
             "controller and no `layer_budget`; choose another metric, such as 'eval_accuracy'."

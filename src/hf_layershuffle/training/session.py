@@ -35,7 +35,7 @@ from .runs import (
     is_finished_run,
     prepare_folder,
 )
-from .script_arguments import ScriptTrainingArguments
+from .script_arguments import HALF_BUDGET_ACCURACY, ScriptTrainingArguments
 from .stream_building import check_length, num_samples_of
 from .tasks import ImageClassification
 from .trainer import LayerShuffleTrainer
@@ -73,11 +73,6 @@ class Run:
     checkpoint: str | None = None
     state: TrainerState | None = None
     is_finished: bool = False
-
-    @property
-    def image_processor(self) -> Any:
-        """`processing_class`, by the name that scripts for images know."""
-        return self.processing_class
 
 
 class TrainingSession:
@@ -133,6 +128,8 @@ class TrainingSession:
             baseline_args.push_to_hub = False
             baseline_args.teacher_orders, baseline_args.teacher_layers = 0, None
             baseline_args.order_consistency = 0.0
+            if str(self.args.metric_for_best_model).endswith(HALF_BUDGET_ACCURACY):  # which a plain model lacks
+                baseline_args.metric_for_best_model = "eval_accuracy"
             kept = {name: value for name, value in variants[0][0].items() if name == "drop_path_rate"}
             variants.append((PLAIN | kept, baseline_args, type(teacher)()))
         self.runs: list[Run] = []
@@ -180,9 +177,10 @@ class TrainingSession:
         if args.should_save:
             self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, processing_class, teacher, args, arguments, model.dtype)
-        check_best_metric(args, model.config)
         run.checkpoint = find_checkpoint(args, model.config, arguments)
         run.is_finished = is_finished_run(folder, run.checkpoint)
+        if not run.is_finished:
+            check_best_metric(args, model.config)
         if not args.do_train and not run.is_finished:
             raise ValueError(
                 f"`do_train` is False, and '{folder}' holds no finished run to evaluate; leave it out to train, or "
