@@ -48,11 +48,15 @@ def update_card_text(text: str, fresh: str) -> tuple[str, bool]:
     return _rewrite(text, renewed), any(match[1] in sections for match in _SECTION.finditer(old_body))
 
 
-def mark_published(text: str) -> str:
-    """`text` with its licence and the digest of a person's part, from which [`is_edited`] tells later changes."""
-    license = split_card(text)[1].get("license")
-    kept = {} if license is None else {_LICENSE_KEY: license}
-    return _rewrite(text, lambda block, body: (_with_keys(block, {_DIGEST_KEY: _digest(body), **kept}), body))
+def mark_published(text: str, with_license: bool = False) -> str:
+    """`text` with the digest of a person's part of it, from which [`is_edited`] tells later changes.
+
+    Args:
+        with_license: Whether the licence is noted too, for [`published_license`].
+    """
+    license = split_card(text)[1].get("license") if with_license else None
+    noted = {} if license is None else {_LICENSE_KEY: license}
+    return _rewrite(text, lambda block, body: (_with_keys(block, {_DIGEST_KEY: _digest(body), **noted}), body))
 
 
 def published_license(text: str) -> str | list[str] | None:

@@ -131,7 +131,7 @@ def publish_folder(
                 stated = on_hub
         records = replace(records, license=stated or records.license)
         write_model_card(folder, repo_id=repo_id, records=records, **card_kwargs)
-        write_text(card, mark_published(read_card(card)))
+        write_text(card, mark_published(read_card(card), with_license=True))
         files = published_files(folder)
         paths = {name: folder / name for name in files} | {path.name: path for path in added_code(folder)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
