@@ -301,6 +301,8 @@ HfApi().create_repo("org/adapter")
 for name in ("adapter_config.json", "adapter_model.safetensors"):
     HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="org/adapter")
 attempt(of_other, "org/adapter", revision="new")
+HfApi().upload_file(path_or_fileobj=f"{folder}/config.json", path_in_repo="config.json", repo_id="org/adapter")
+attempt(of_other, "org/adapter")
 merges = ls.evaluate_random_merges({"a": model, "b": other}, items, num_merges=2, progress=False)
 attempt(merges)
 # Other weights than those that the Hub has results and examples of

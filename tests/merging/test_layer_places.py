@@ -1,5 +1,8 @@
 """Layers that are of several kinds, or depend on where they stand: what can be merged of them, and exported."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -91,6 +94,20 @@ def test_what_a_layer_cannot_be_is_refused(sources, tmp_path):
     assert_refused(plan_of(sources, mixed), tmp_path, message)
     two = [*several[:1], [{"source": "a", "layer": 2}, {"source": "a", "layer": 0}]]
     assert_refused(plan_of(sources, two), tmp_path, "averages layers|Layer 0 cannot stand at position 1")
+
+
+@torch.no_grad()
+def test_each_source_says_of_its_own_layers_what_they_are(sources, tmp_path):
+    path = Path(sources["b"], "config.json")
+    kinds = [f"{kind}_attention" for kind in ("full", "full", "sliding", "sliding", "sliding", "sliding")]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": kinds}))
+    pairs = [("a", 0), ("a", 2), ("a", 1), ("b", 1), ("a", 4), ("a", 5)]
+    ls.merge(plan_of(sources, [{"source": name, "layer": layer} for name, layer in pairs]), tmp_path / "out")
+    expected = ls.load_classifier(sources["a"]).eval()
+    of_b = ls.load_classifier(sources["b"]).model.layers[1]
+    expected.model.layers[3].load_state_dict(of_b.state_dict())
+    merged = ls.load_classifier(tmp_path / "out").eval()
+    torch.testing.assert_close(merged(WORDS).logits, expected(WORDS, execution_order=[0, 2, 1, 3, 4, 5]).logits)
 
 
 @torch.no_grad()

@@ -122,8 +122,9 @@ def find_label_column(features: Features, requested: str | None, dataset_name: s
     }
     every = Features({**fields, **features})
     usual_fields = {name: fields[name] for name in _FIELDS if name in fields}
-    searched = features if _candidates(features, LABEL_COLUMNS, _is_class_label) else usual_fields
-    found = _candidates(searched, (*LABEL_COLUMNS, *_FIELDS), _is_class_label)
+    found = _candidates(features, LABEL_COLUMNS, _is_class_label) or _candidates(
+        usual_fields, _FIELDS, _is_class_label
+    )
     # So that a message names all columns and fields
     return find_column(every, requested or next(iter(found), None), (), _is_nothing, "label", dataset_name)
 
@@ -183,19 +184,18 @@ def standard_columns(split: _Split, columns: dict[str, str], name: str) -> _Spli
 
 def _with_field(split: _Split, column: str) -> _Split:
     """The split with a field of a column, such as `json.label`, as a column of its own, if there is such a field."""
-    structs = [(name, each) for name, each in split.features.items() if isinstance(each, dict)]
-    # The names of columns of tar files hold dots themselves: `meta.json`
-    found = [
-        (name, each) for name, each in structs if column.startswith(f"{name}.") and column[len(name) + 1 :] in each
-    ]
-    if column in split.features or not found:
+    structs = {name: each for name, each in split.features.items() if isinstance(each, dict)}
+    # Not by the first dot: the names of columns of tar files hold dots themselves, such as `meta.json`
+    found = next(
+        ((name, field) for name, each in structs.items() for field in each if column == f"{name}.{field}"), None
+    )
+    if column in split.features or found is None:
         return split
-    outer, fields = found[0]
-    field = column[len(outer) + 1 :]
+    outer, field = found
     if isinstance(split, Dataset):  # without going through the other columns, of images
         return concatenate_datasets([split, split.select_columns([outer]).flatten().select_columns([column])], axis=1)
 
     def lift(row: dict[str, Any]) -> dict[str, Any]:
         return {column: None if row[outer] is None else row[outer][field]}
 
-    return split.map(lift, features=Features({**split.features, column: fields[field]}))
+    return split.map(lift, features=Features({**split.features, column: structs[outer][field]}))

@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from ..checkpoints.loading import classes_of
 from ..checkpoints.stored_checkpoint import SourceCheckpoint
-from ..models.configuration_layershuffle import lists_by_layer
+from ..models.configuration_layershuffle import lists_by_layer, num_layers_of
 from ..models.layer_lists import check_places
 from .plan import MergePlan
 
@@ -32,11 +32,18 @@ def check_layer_places(sources: Mapping[str, SourceCheckpoint], plan: MergePlan,
     Raises:
         `ValueError`: naming the source and the layer, as in [`check_places`].
     """
+    configs = {name: source.config.to_json_string(use_diff=False) for name, source in sources.items()}
+    built: dict[str, Any] = {}  # layers by the configuration, which is most often one and the same
     for name, source in sources.items():
         taken = [(place, part) for place, parts in enumerate(plan.layers) for part in parts if part.source == name]
+        config = configs[name]
+        stays = all(place == part.layer for place, part in taken) and num_layers_of(source.config) == len(plan.layers)
+        if stays and config == configs[plan.base_name]:
+            continue  # the result's configuration is made of this one, and says the same of these layers
         try:
-            layers = model_without_numbers(source.config).free_layers
-            check_places(layers, [(place, part.layer) for place, part in taken], merged_layers)
+            if config not in built:
+                built[config] = model_without_numbers(source.config).free_layers
+            check_places(built[config], [(place, part.layer) for place, part in taken], merged_layers)
         except ValueError as error:
             raise ValueError(f"Source '{name}': {error}") from None
 
