@@ -5,10 +5,11 @@
     python benchmarks/fine_tune.py --teacher                # also learns from the answers of the plain model
     python benchmarks/fine_tune.py --tiny --device cpu      # tries the script out
 
-Runs exactly that command, but on a random ViT-B/16 and random images of 224 pixels, for `--steps` optimizer steps,
-and measures from the end of the `--warm_up` first ones on. Prints the time of a step, images a second, the peak of
+Runs exactly that command, but on a random ViT-B/16 and random images of 224 pixels, for `--steps` optimizer steps
+after `--warm_up` first ones, which are not measured. All of them are steps of one pass, as nearly all steps of a long
+run are: between two passes, workers start anew. Prints the time of a step, images a second, the peak of
 memory, and the hours that 10 passes over 100,000 images and over ImageNet-1k's 1,281,167 would take at this speed.
-Evaluations, checkpoints and the first decoding of the images are not in them.
+Evaluations, checkpoints, the first decoding of the images and the time between two passes are not in them.
 """
 
 import argparse
@@ -60,7 +61,10 @@ class Clock(TrainerCallback):
 
 
 def write_inputs(folder: Path, tiny: bool, num_images: int) -> tuple[str, str]:
-    """A random ViT-B/16 with its image processor, and a folder of random images: their paths."""
+    """A random ViT-B/16 with its image processor, and a folder of random images: their paths.
+
+    Beside the `num_images` of the training split there are 16 to evaluate by, without which no run starts.
+    """
     set_seed(0)
     config = ViTConfig(**(TINY if tiny else {}), num_labels=NUM_CLASSES)
     size = {"height": config.image_size, "width": config.image_size}
@@ -68,8 +72,9 @@ def write_inputs(folder: Path, tiny: bool, num_images: int) -> tuple[str, str]:
     for part in (ViTForImageClassification(config), processor):
         part.save_pretrained(folder / "vit")
     rng = np.random.default_rng(0)
-    for number in range(num_images):
-        path = folder / "images" / f"class{number % NUM_CLASSES}" / f"{number}.jpg"
+    for number in range(num_images + 16):
+        split = "train" if number < num_images else "test"
+        path = folder / "images" / split / f"class{number % NUM_CLASSES}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Coarse noise, which JPEG compresses about as it does photographs
         pixels = rng.integers(0, 256, (config.image_size // 8, config.image_size // 8, 3), dtype=np.uint8)
@@ -77,10 +82,15 @@ def write_inputs(folder: Path, tiny: bool, num_images: int) -> tuple[str, str]:
     return str(folder / "vit"), str(folder / "images")
 
 
+def batch_size_of(args) -> int:
+    options = shlex.split(OPTIONS)
+    return args.batch_size or int(options[options.index("--per_device_train_batch_size") + 1])
+
+
 def command(args, model: str, images: str, output: Path) -> list[str]:
     argv = shlex.split(OPTIONS) + shlex.split(MEASURED)
     argv += ["--model_name_or_path", model, "--dataset_name", images, "--output_dir", str(output)]
-    argv += ["--max_steps", str(args.warm_up + args.steps), "--max_eval_samples", "16"]
+    argv += ["--max_steps", str(args.warm_up + args.steps)]
     argv += ["--teacher_model_name_or_path", model] if args.teacher else []
     argv += ["--torch_compile", "True"] if args.torch_compile else []
     argv += ["--per_device_train_batch_size", str(args.batch_size)] if args.batch_size else []
@@ -91,7 +101,8 @@ def command(args, model: str, images: str, output: Path) -> list[str]:
 def run(args) -> list[Row]:
     """Trains, and gives what was measured."""
     with tempfile.TemporaryDirectory() as folder:
-        model, images = write_inputs(Path(folder), args.tiny, args.images)
+        num_images = (args.warm_up + args.steps) * batch_size_of(args)
+        model, images = write_inputs(Path(folder), args.tiny, num_images)
         with TrainingSession(command(args, model, images, Path(folder, "run"))) as session:
             [prepared] = session.runs
             clock = Clock(args.warm_up, args.warm_up + args.steps, args.device)
@@ -104,6 +115,8 @@ def run(args) -> list[Row]:
                 callbacks=[clock],
             )
             trainer.train()
+            if trainer.state.epoch > 1:
+                raise SystemExit("The steps went on into a second pass; give --batch_size instead of accumulation.")
             images_a_step = prepared.args.per_device_train_batch_size * prepared.args.gradient_accumulation_steps
     return rows(args, clock.seconds_a_step, images_a_step)
 
@@ -131,7 +144,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--steps", type=int, default=20, help="Steps that are measured.")
     parser.add_argument("--warm_up", type=int, default=5, help="Steps before them.")
-    parser.add_argument("--images", type=int, default=2048, help="Random images.")
     parser.add_argument("--batch_size", type=int, default=None, help="Images a step; the command's if left out.")
     parser.add_argument("--teacher", action="store_true", help="Distill from the plain model.")
     parser.add_argument("--torch_compile", action="store_true", help="Compile the layers.")

@@ -107,8 +107,8 @@ def with_all_datasets(text: str, datasets) -> str:
 def draw_pictures(dataset: str, groups: list[Group], folder: Path) -> None:
     from hf_layershuffle.plotting import plot_accuracy_distribution, plot_pruning_curves, save_figure
 
-    main = groups[0].train_arguments
-    pictured = [group for group in groups if group.method in PICTURED and group.train_arguments == main]
+    alike = [group for group in groups if group.train_arguments == groups[0].train_arguments]
+    pictured = [group for group in alike if group.method in PICTURED] or alike
     by_order = {group.label: group.all_orders() for group in pictured}
     title = f"Accuracy in arbitrary order on {dataset}, all seeds"
     save_figure(plot_accuracy_distribution(by_order, title=title), folder / f"{dataset}-orders")

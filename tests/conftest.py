@@ -1,5 +1,6 @@
 """Tiny models built in memory, and ways to run a program offline: in this process or in a fresh one."""
 
+import gc
 import importlib.util
 import io
 import logging
@@ -34,6 +35,8 @@ from hf_layershuffle.training.session import one_line_errors
 
 
 torch.set_num_threads(1)
+# What the libraries hold stays: no collection need look through it, nor a forked process copy it
+gc.freeze()
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,8 @@ It stands beside the package, not in it, so that `--help` answers without import
 registers models with transformers. A command imports what it needs when it runs.
 """
 
+import atexit
+import gc
 import logging
 import signal
 import sys
@@ -72,6 +74,7 @@ def main() -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to terminate ends as Ctrl-C does
+    atexit.register(gc.freeze)  # else Python looks through all objects of torch when it ends
     names = (" ".join(sys.argv[1 : 1 + number]) for number in (2, 1))
     stopped = next((STOPPED[name] for name in names if name in STOPPED), "stopped; nothing was written")
     try:

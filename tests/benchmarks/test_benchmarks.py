@@ -93,11 +93,14 @@ def test_the_cost_of_fine_tuning_is_measured_of_the_command_that_the_page_shows(
     left = [word for index, word in enumerate(words) if not {word, words[index - 1]} & set(given)]
     assert sorted(left) == sorted(["text", "hf-layershuffle", "train", *measured])
 
-    options = ["--tiny", "--device", "cpu", "--images", "100", "--batch_size", "8", "--steps", "2", "--warm_up", "1"]
+    options = ["--tiny", "--device", "cpu", "--batch_size", "8", "--steps", "2", "--warm_up", "1"]
     monkeypatch.setattr(sys, "argv", ["fine_tune.py", *options])
     monkeypatch.setattr(fine_tune.tempfile, "gettempdir", lambda: str(tmp_path))
     fine_tune.main()
     written = json.loads((tmp_path / "layershuffle-benchmarks" / "fine_tune.json").read_text())
+    with pytest.raises(SystemExit, match="second pass"):
+        monkeypatch.setattr(sys, "argv", ["fine_tune.py", *options, "--options", "--gradient_accumulation_steps 2"])
+        fine_tune.main()
     seconds, speed, hours, _ = (row["ratio"] for row in written["rows"])
     assert speed == pytest.approx(8 / seconds)
     assert hours == pytest.approx(10 * 100_000 / speed / 3600)

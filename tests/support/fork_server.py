@@ -7,6 +7,7 @@ Hugging Face, nor this package. The children share the seed of Python's hashes. 
 memory or the hashes are tested needs `fresh=True`.
 """
 
+import gc
 import json
 import os
 import random
@@ -25,6 +26,7 @@ def main() -> dict | None:
     import torch._dynamo  # noqa: F401
 
     assert not {"transformers", "huggingface_hub", "hf_layershuffle"} & sys.modules.keys()
+    gc.freeze()  # what is imported here stays: the children need neither look through it nor copy it
     with os.fdopen(os.dup(1), "w") as answers:
         for line in sys.stdin:
             child = os.fork()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import transformers
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import image_processing_auto
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import is_timm_config_dict
 
@@ -158,7 +158,7 @@ def new_image_processor(model_type: str, image_size: int, num_channels: int, **n
 
 def _processor_name(plain_type: str) -> str:
     """The class of image processors of a family, or of the one that it is named after. DeiT has ViT's."""
-    names: Any = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    names: Any = IMAGE_PROCESSOR_MAPPING_NAMES
     known = [each for each in names if plain_type.startswith(each) and names[each]]
     if not known or plain_type in ("deit", "timm_wrapper"):
         return "ViTImageProcessor"
