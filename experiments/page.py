@@ -109,11 +109,13 @@ def draw_pictures(dataset: str, groups: list[Group], folder: Path) -> None:
 
     alike = [group for group in groups if group.train_arguments == groups[0].train_arguments]
     pictured = [group for group in alike if group.method in PICTURED] or alike
-    by_order = {group.label: group.all_orders() for group in pictured}
-    title = f"Accuracy in arbitrary order on {dataset}, all seeds"
+    by_order = {LABELS[group.method]: group.all_orders() for group in pictured}
+    further = f" with {groups[0].train_arguments}" if groups[0].train_arguments else ""
+    title = f"Accuracy in arbitrary order on {dataset}{further}, all seeds"
     save_figure(plot_accuracy_distribution(by_order, title=title), folder / f"{dataset}-orders")
     save_figure(
-        plot_pruning_curves({group.label: group.first_report for group in pictured}), folder / f"{dataset}-pruning"
+        plot_pruning_curves({LABELS[group.method]: group.first_report for group in pictured}),
+        folder / f"{dataset}-pruning",
     )
 
 

@@ -412,6 +412,15 @@ def test_files_are_complete_and_repeatable(analysis, tmp_path):
     assert len(list((tmp_path / "first").iterdir())) == 2 * 11
 
 
+def test_a_long_title_is_not_cut_off():
+    title = "Accuracy in arbitrary order on a dataset of a long name, with further arguments of training, all seeds"
+    figure = plotting.plot_accuracy_distribution({"a": [0.5]}, title=title)
+    assert title_of(figure) == title
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 def test_nothing_is_left_of_a_picture_that_could_not_be_written(tmp_path, monkeypatch):
     figure = plotting.plot_accuracy_distribution({"a": [0.5]})
     monkeypatch.setattr(mpl.backends.backend_svg.FigureCanvasSVG, "print_svg", broken_print)

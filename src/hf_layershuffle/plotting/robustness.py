@@ -20,6 +20,7 @@ from .style import (
     check_not_empty,
     colors_of,
     legend_below,
+    put_title,
     series_style,
     set_title,
     styled,
@@ -190,7 +191,7 @@ def _distribution_figure(
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(xlabel)
     if title:
-        axes.set_title(title)
+        put_title(figure, title)
     return figure, axes
 
 

@@ -132,9 +132,13 @@ def set_title(figure: Figure, what: str, reports: Mapping[str, Report]) -> None:
     """
     datasets = {f"{report.dataset} ({report.num_images:,} {report.noun})": None for report in reports.values()}
     models = next(iter(reports)) if len(reports) == 1 else f"{len(reports)} models"
-    width = round(15 * figure.get_figwidth())  # letters
-    text = textwrap.fill(f"{what}: {models} on {' and '.join(datasets)}", width)
-    figure.suptitle(text, x=0.01, horizontalalignment="left")
+    put_title(figure, f"{what}: {models} on {' and '.join(datasets)}")
+
+
+def put_title(figure: Figure, title: str) -> None:
+    """A title above all panels, on as many lines as it takes."""
+    letters = round(15 * figure.get_figwidth())
+    figure.suptitle(textwrap.fill(title, letters), x=0.01, horizontalalignment="left")
 
 
 def accuracy_label(reports: Iterable[Report]) -> str:
