@@ -40,7 +40,7 @@ def program(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train, measure, analyse, prune, merge and publish vision transformers whose layers run in any order."""
+    """Train, measure, analyse, prune, merge and publish transformers whose layers run in any order."""
 
 
 # What a stopped command leaves behind

@@ -131,7 +131,7 @@ def test_what_the_configuration_says_is_one_point_and_does_not_touch_the_others(
     assert (model.config.exit_threshold, model.config.exit_criterion) == (0.0, "margin")
     assert {"exit-entropy", "searched-program", "random-programs", "skipped-mlps"} <= report.by_policy().keys()
     model.config.exit_threshold = None
-    with pytest.raises(ValueError, match="'as-configured', which this model has not; it has exit-probability"):
+    with pytest.raises(ValueError, match="'as-configured', which this model has not; this model has exit-probability"):
         evaluated(model, ["as-configured"])
 
 
@@ -222,7 +222,7 @@ def test_modes_come_back_and_rivals_run_without_dropout():
 
 
 BAD = {
-    "`policies` holds 'exit-hope', which is none": dict(policies=["exit-hope"]),
+    "`policies` holds 'exit-hope', which is no policy; this model has ": dict(policies=["exit-hope"]),
     "`policies` holds 'evenly-spaced' more than once": dict(policies=["evenly-spaced", "evenly-spaced"]),
     "`policies` is 'evenly-spaced'; pass a list": dict(policies="evenly-spaced"),
     "`num_layers_run` holds 5; it must be a list of integers from 1 to 4": dict(num_layers_run=[2, 5]),

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -56,6 +57,13 @@ def as_pickle(folder) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def as_stopped_run(folder):
+    for name in ("checkpoint-9", "checkpoint-10"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "config.json", folder / name)
+    (folder / "config.json").unlink()
+
+
 BROKEN = {
     "no head": (
         lambda f: edit_weights(f, lambda t: [t.pop("classifier.weight"), t.pop("classifier.bias")]),
@@ -77,6 +85,10 @@ BROKEN = {
     "infinity": (
         lambda f: edit_weights(f, lambda t: t["classifier.weight"].__setitem__((0, 0), -float("inf"))),
         r"NaN or infinite values in classifier\.weight",
+    ),
+    "a run that was stopped": (
+        as_stopped_run,
+        r"holds checkpoints of a training that is not at its end.* take a checkpoint: '.*checkpoint-10'",
     ),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), r"holds a PEFT adapter.*merge_and_unload"),
     "pickle": (as_pickle, r"pytorch_model\.bin: pickles.*Take a checkpoint with safetensors"),

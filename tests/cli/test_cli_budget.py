@@ -94,7 +94,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(folder
         "hf-layershuffle",
         {
             "There is no model folder './missing'": ["budget", "./missing", "--output_dir", str(tmp_path / "out")],
-            "`policies` holds 'layer-controller', which this model has not; it has": [
+            "`policies` holds 'layer-controller', which this model has not; this model has": [
                 *(*free, "--policies", "layer-controller")
             ],
             "`rivals` holds 'plain'; give NAME=MODEL": [*free, "--rivals", "plain"],

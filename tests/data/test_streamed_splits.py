@@ -6,6 +6,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from support.images import image_dataset, processor, save, write_images
 from support.streams import image_bytes, write_parquet, write_tars
 
+from hf_layershuffle.data import streamed_splits
 from hf_layershuffle.data.datasets import load_image_datasets
 from hf_layershuffle.data.image_stream import ImageStream
 from hf_layershuffle.data.labelled_splits import find_label_column, standard_columns
@@ -174,9 +175,11 @@ def test_splits_are_checked(tmp_path):
         load_image_stream(folder, eval_split="test")
     with pytest.raises(ValueError, match="`eval_split` is 'train', which is trained on"):
         load_image_stream(folder, eval_split="train")
+    with pytest.raises(ValueError, match=r"no split to evaluate on, .* Give one by `eval_split` \(--eval_split\)"):
+        streamed_splits._check_splits("of the Hub", ["train", "extra"], "train", None)
     shutil.rmtree(tmp_path / "images" / "data")
     write_table(tmp_path / "images", "train", [0, 1], ClassLabel(names=["ant", "bee"]))
-    with pytest.raises(ValueError, match="no split to evaluate on, and no part of a stream can be held out"):
+    with pytest.raises(ValueError, match=r"no split to evaluate on, .*; it has 'train'\..*leave out --streaming"):
         load_image_stream(folder)
 
 

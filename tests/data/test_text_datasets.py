@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
 from support.texts import labelled_texts
 
 import hf_layershuffle as ls
@@ -109,6 +110,9 @@ def test_images_for_a_model_of_texts_and_the_other_way_round(tmp_path):
         ls.load_text_datasets("digits")
     with pytest.raises(ValueError, match=r"has no image column that could be told by its type or name; it has 'text'"):
         ls.load_image_datasets("python-docs")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"has no label column .* belong into one folder a class"):
+        ls.load_image_datasets(str(tmp_path))
     features = Features({"image": Array2D((2, 2), "uint8"), "text": Value("string"), "label": ClassLabel(names=["a"])})
     both = Dataset.from_dict({"image": [[[0, 0], [0, 0]]], "text": ["x"], "label": [0]}, features=features)
     assert with_text_columns(both, "both").column_names == ["text", "label"]

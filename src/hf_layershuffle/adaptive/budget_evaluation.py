@@ -268,8 +268,8 @@ def check_policy_names(given: Sequence[str | Policy] | None, model: PreTrainedMo
     able = [name for name, policy in known.items() if policy.applies_to(model)]
     for each in given or ():
         if isinstance(each, str) and each not in able:
-            lacks = "which this model has not" if each in known else "which is none"
-            raise ValueError(f"`policies` holds '{each}', {lacks}; it has {', '.join(able)}.")
+            lacks = "which this model has not" if each in known else "which is no policy"
+            raise ValueError(f"`policies` holds '{each}', {lacks}; this model has {', '.join(able)}.")
         if not isinstance(each, str):
             _check_policy(each)
     found: list[str | Policy] = [*able] if given is None else [*given]

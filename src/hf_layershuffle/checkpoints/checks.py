@@ -75,13 +75,20 @@ def _unreadable(what: str, error: Exception) -> OSError:
 
 
 def check_model_files(folder: str | os.PathLike) -> None:
-    """Refuses a folder that holds an adapter instead of a model, or weights in pickles only.
+    """Refuses a folder that holds an adapter or a run's checkpoints instead of a model, or weights in pickles only.
 
     Raises:
         `ValueError`: if it does.
     """
     check_no_adapter(folder)
     folder = Path(folder)
+    if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "config.json").exists()]:
+        last = max(checkpoints, key=lambda path: (len(path.name), path.name))
+        if not (folder / "config.json").exists():
+            raise ValueError(
+                f"'{folder}' holds checkpoints of a training that is not at its end, and no model. Run the same "
+                f"training again, which goes on from the last one, or take a checkpoint: '{last}'."
+            )
     pickles = [
         path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES and path.name != "training_args.bin"
     ]

@@ -164,9 +164,10 @@ def find_column(
         return requested
     candidates = _candidates(features, usual_names, has_type)
     if not candidates:
+        folders = " Images without labels belong into one folder a class." if set(features) == {"image"} else ""
         raise ValueError(
             f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
-            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name)."
+            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name).{folders}"
         )
     return candidates[0]
 

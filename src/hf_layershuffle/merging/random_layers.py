@@ -29,7 +29,7 @@ def draw_layers(
         if depth < num_layers:
             raise ValueError(
                 f"Source '{name}' has {depth} layers, fewer than the {num_layers} of the result. Pass a smaller "
-                "`num_layers`, or `any_layer=True` to let any layer stand anywhere."
+                "`num_layers`, or `any_layer=True` (--any_layer) to let any layer stand anywhere."
             )
     names = list(depths)
     return [(names[index], layer) for layer, index in enumerate(rng.integers(len(names), size=num_layers).tolist())]
