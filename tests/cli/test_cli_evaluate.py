@@ -289,6 +289,15 @@ def test_both_modules_say_the_version(module):
     assert (result.returncode, result.stdout) == (0, f"hf-layershuffle {ls.__version__}\n"), result.stderr
 
 
+def test_a_command_leaves_no_work_for_the_end_of_python():
+    """Looking through all objects of torch there would take more than a second."""
+    code = (
+        "import atexit, gc, sys; sys.argv = ['', '--version']; import hf_layershuffle_cli as cli; "
+        "atexit.register(lambda: print('frozen' if gc.get_freeze_count() else 'not')); cli.main()"
+    )
+    assert run_command([sys.executable, "-c", code]).stdout.split()[-1] == "frozen"
+
+
 def test_arguments_are_named_alike():
     names = {"evaluate": "{MODEL}...", "analyze": "{MODEL}", "prune": "{MODEL}", "publish": "{FOLDER}"}
     for command, name in names.items():
