@@ -151,6 +151,12 @@ def test_layers_may_be_left_out_by_request(folder):
     assert load_classifier(str(folder), num_hidden_layers=2).config.num_hidden_layers == 2
 
 
+def test_checkpoints_beside_a_model_do_not_matter(folder):
+    (folder / "checkpoint-9").mkdir()
+    shutil.copy(folder / "config.json", folder / "checkpoint-9")
+    assert load_classifier(str(folder)).config.num_hidden_layers == 4
+
+
 def test_a_model_may_lie_in_a_subfolder(folder):
     assert load_classifier(str(folder.parent), subfolder="model").config.shuffle_mode == "arbitrary"
     (folder / "adapter_config.json").write_text("{}")

@@ -318,6 +318,15 @@ def test_the_committed_pages_are_what_the_records_render():
         assert fill(text, blocks, page.name) == text, f"run python experiments/grid.py --render for {page.name}"
 
 
+def test_a_dataset_of_other_methods_than_the_usual_has_pictures_of_them(tmp_path):
+    from grid import RECORDS
+    from page import draw_pictures, group_records, read_records
+
+    groups = group_records([each for each in read_records(RECORDS) if each["method"] == "plain-init-distilled"][:1])
+    draw_pictures("dataset", groups, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"dataset-orders.svg", "dataset-pruning.svg"}
+
+
 @pytest.mark.parametrize("name", ["recipe_trials.jsonl", "objective_trials.jsonl"])
 def test_every_trial_is_on_the_page(name):
     from grid import PAGES, RECORDS, read_records

@@ -413,7 +413,7 @@ def test_files_are_complete_and_repeatable(analysis, tmp_path):
 
 
 def test_a_long_title_is_not_cut_off():
-    title = "Accuracy in arbitrary order on a dataset of a long name, with further arguments of training, all seeds"
+    title = "Accuracy in arbitrary order on a dataset of a long name" + ", with further arguments of training" * 3
     figure = plotting.plot_accuracy_distribution({"a": [0.5]}, title=title)
     assert title_of(figure) == title
     figure.draw_without_rendering()
