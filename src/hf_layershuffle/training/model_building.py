@@ -172,6 +172,8 @@ def _load_checkpoint(
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
+    # Before the weights, which may be many
+    processing_class = load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
     with explained_reading(what):
         model, found = model_class.from_pretrained(
             name_or_path,
@@ -191,7 +193,6 @@ def _load_checkpoint(
     unexpected = [name for name in found["unexpected_keys"] if not name.startswith("text_model.")]
     check_complete(what, (), unexpected, requested=flags)
     check_finite(what, model.named_parameters())
-    processing_class = load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
     if takes_texts(config):
         return model, processing_class
     # timm's, for which transformers would not read the image processor that is saved with the model
