@@ -105,6 +105,11 @@ def run(args) -> list[Row]:
         model, images = write_inputs(Path(folder), args.tiny, num_images)
         with TrainingSession(command(args, model, images, Path(folder, "run"))) as session:
             [prepared] = session.runs
+            images_a_step = prepared.args.per_device_train_batch_size * prepared.args.gradient_accumulation_steps
+            if images_a_step * prepared.args.max_steps > len(session.train_dataset):
+                raise SystemExit(
+                    "The steps would go on into a second pass; set the images a step by --batch_size alone."
+                )
             clock = Clock(args.warm_up, args.warm_up + args.steps, args.device)
             trainer = ls.LayerShuffleTrainer(
                 model=prepared.model,
@@ -115,9 +120,6 @@ def run(args) -> list[Row]:
                 callbacks=[clock],
             )
             trainer.train()
-            if trainer.state.epoch > 1:
-                raise SystemExit("The steps went on into a second pass; give --batch_size instead of accumulation.")
-            images_a_step = prepared.args.per_device_train_batch_size * prepared.args.gradient_accumulation_steps
     return rows(args, clock.seconds_a_step, images_a_step)
 
 

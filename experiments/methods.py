@@ -68,7 +68,8 @@ LABELS = {
     "order-free-finetuned-distilled-consistent": "preset order-free, fine-tuned and distilled, two orders that agree",
     "order-free-finetuned-distilled-layerdrop": "preset order-free, fine-tuned and distilled, LayerDrop 0.2",
 }
-PICTURED = ("plain", "layerdrop", "layershuffle", "order-free", "order-free-finetuned-distilled")
+# In pictures, beside the plain model
+PICTURED = ("layerdrop", "layershuffle", "order-free", "order-free-finetuned-distilled")
 
 # Attention of such short sequences is slow in PyTorch's fused kernel for the CPU, in bfloat16 many times so
 PRECISION = ["--bf16", "--attn_implementation", "eager"]
@@ -86,8 +87,8 @@ PRESETS = {
         "--per_device_train_batch_size 128 --learning_rate 1e-3 --crop_padding 0"
     ).split()
     + PRECISION,
-    # For a GPU: the shape of ViT-Lite-7/4 (arXiv 2104.05704), 3.7 million parameters; 2,000,000 images seen. Its
-    # augmentation (`cifar`) and batches of 1024 leave so short a run far from trained
+    # For a GPU: the shape of ViT-Lite-7/4 (arXiv 2104.05704), 3.7 million parameters; 2,000,000 images seen.
+    # The paper's stronger augmentation (`cifar`) with batches of 1024 left so short a run far from trained
     "cifar10": (
         "--hidden_size 256 --num_hidden_layers 7 --num_attention_heads 4 --intermediate_size 512 --patch_size 4 "
         "--num_train_epochs 40 --per_device_train_batch_size 256 --learning_rate 1e-3 --augmentation light"

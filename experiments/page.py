@@ -108,7 +108,8 @@ def draw_pictures(dataset: str, groups: list[Group], folder: Path) -> None:
     from hf_layershuffle.plotting import plot_accuracy_distribution, plot_pruning_curves, save_figure
 
     alike = [group for group in groups if group.train_arguments == groups[0].train_arguments]
-    pictured = [group for group in alike if group.method in PICTURED] or alike
+    plain = "plain" if any(group.method == "plain" for group in alike) else "plain-init"
+    pictured = [group for group in alike if group.method in (plain, *PICTURED)] or alike
     by_order = {LABELS[group.method]: group.all_orders() for group in pictured}
     further = f" with {groups[0].train_arguments}" if groups[0].train_arguments else ""
     title = f"Accuracy in arbitrary order on {dataset}{further}, all seeds"

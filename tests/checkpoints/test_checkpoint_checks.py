@@ -58,10 +58,21 @@ def as_pickle(folder) -> None:
 
 
 def as_stopped_run(folder):
-    for name in ("checkpoint-9", "checkpoint-10"):
+    """Its last checkpoint lacks its weights."""
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-11"):
         (folder / name).mkdir()
-        shutil.copy(folder / "config.json", folder / name)
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(folder / file, folder / name)
+    (folder / "checkpoint-11" / "model.safetensors").unlink()
     (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+
+
+def as_stopped_run_of_an_adapter(folder):
+    (folder / "checkpoint-9").mkdir()
+    (folder / "checkpoint-9" / "adapter_config.json").write_text("{}")
+    for path in (folder / "config.json", folder / "model.safetensors"):
+        path.unlink()
 
 
 BROKEN = {
@@ -88,8 +99,9 @@ BROKEN = {
     ),
     "a run that was stopped": (
         as_stopped_run,
-        r"holds checkpoints of a training that is not at its end.* take a checkpoint: '.*checkpoint-10'",
+        r"holds checkpoints of a training, and no model beside them. Take a checkpoint: '.*checkpoint-10'",
     ),
+    "a run of an adapter": (as_stopped_run_of_an_adapter, r"checkpoint-9' holds a PEFT adapter"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), r"holds a PEFT adapter.*merge_and_unload"),
     "pickle": (as_pickle, r"pytorch_model\.bin: pickles.*Take a checkpoint with safetensors"),
     "an index without weight_map": (lambda f: as_index(f, "{}"), "cannot be read|no safetensors weights"),

@@ -318,13 +318,16 @@ def test_the_committed_pages_are_what_the_records_render():
         assert fill(text, blocks, page.name) == text, f"run python experiments/grid.py --render for {page.name}"
 
 
-def test_a_dataset_of_other_methods_than_the_usual_has_pictures_of_them(tmp_path):
+def test_pictures_are_of_the_runs_with_the_same_further_arguments(tmp_path):
     from grid import RECORDS
     from page import draw_pictures, group_records, read_records
 
-    groups = group_records([each for each in read_records(RECORDS) if each["method"] == "plain-init-distilled"][:1])
+    records = [each for each in read_records(RECORDS) if each["method"] == "plain-init-distilled"][:2]
+    groups = group_records([{**each, "train_arguments": f"--seed {i}"} for i, each in enumerate(records)])
     draw_pictures("dataset", groups, tmp_path)
-    assert {path.name for path in tmp_path.glob("*.svg")} == {"dataset-orders.svg", "dataset-pruning.svg"}
+    drawn = (tmp_path / "dataset-orders.svg").read_text()
+    assert drawn.count("initial weights") == 1 and "seed 0, all seeds" in drawn
+    assert (tmp_path / "dataset-pruning.svg").is_file()
 
 
 @pytest.mark.parametrize("name", ["recipe_trials.jsonl", "objective_trials.jsonl"])

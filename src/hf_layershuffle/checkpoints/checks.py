@@ -82,13 +82,7 @@ def check_model_files(folder: str | os.PathLike) -> None:
     """
     check_no_adapter(folder)
     folder = Path(folder)
-    if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "config.json").exists()]:
-        last = max(checkpoints, key=lambda path: (len(path.name), path.name))
-        if not (folder / "config.json").exists():
-            raise ValueError(
-                f"'{folder}' holds checkpoints of a training that is not at its end, and no model. Run the same "
-                f"training again, which goes on from the last one, or take a checkpoint: '{last}'."
-            )
+    _refuse_folder_of_checkpoints(folder)
     pickles = [
         path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES and path.name != "training_args.bin"
     ]
@@ -98,6 +92,22 @@ def check_model_files(folder: str | os.PathLike) -> None:
             f"'{folder}' holds {', '.join(pickles)}: pickles, which may run code when they are read and are not "
             "opened. Take a checkpoint with safetensors weights."
         )
+
+
+def _refuse_folder_of_checkpoints(folder: Path) -> None:
+    """Refuses the output folder of a training that holds its checkpoints only."""
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        return
+    steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    found = [folder / f"checkpoint-{step}" for step in sorted(steps)]
+    whole = [path for path in found if (path / "config.json").exists() and any(path.glob("*.safetensors"))]
+    if whole:
+        raise ValueError(
+            f"'{folder}' holds checkpoints of a training, and no model beside them. Take a checkpoint: '{whole[-1]}'. "
+            "If the training was stopped, the same command goes on with it."
+        )
+    for path in found[-1:]:
+        check_no_adapter(path)
 
 
 def check_no_adapter(folder: str | os.PathLike) -> None:

@@ -164,10 +164,15 @@ def find_column(
         return requested
     candidates = _candidates(features, usual_names, has_type)
     if not candidates:
-        folders = " Images without labels belong into one folder a class." if set(features) == {"image"} else ""
+        is_flat = set(features) == {"image"}
+        remedy = (
+            "Put the images into one folder for each class"
+            if is_flat
+            else f"Name it with `{kind}_column` (--{kind}_column_name)"
+        )
         raise ValueError(
             f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
-            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name).{folders}"
+            f"{quoted(features)}. {remedy}."
         )
     return candidates[0]
 

@@ -172,7 +172,6 @@ def _load_checkpoint(
         flags = {"shuffle_mode": "arbitrary"} | flags
     if args.hidden_dropout_prob is not None:
         flags = {**flags, "hidden_dropout_prob": args.hidden_dropout_prob}
-    # Before the weights, which may be many
     processing_class = load_processing_class(name_or_path, config, trust_remote_code=args.trust_remote_code, **hub)
     with explained_reading(what):
         model, found = model_class.from_pretrained(

@@ -151,12 +151,12 @@ def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
 
     What an earlier version recorded and this one does not, is passed over.
     """
+    start = f" (--model_name_or_path '{folder}' starts from its model)" if (folder / "config.json").exists() else ""
     for name, value in stored.items():
         if name in ours and value != ours[name]:
             raise ValueError(
                 f"The output folder '{folder}' holds a run with `{name}` {value!r}, and this one has "
-                f"{ours[name]!r}; choose another --output_dir (--model_name_or_path '{folder}' starts from its "
-                "model), or add --overwrite_output_dir to start anew."
+                f"{ours[name]!r}; choose another --output_dir{start}, or add --overwrite_output_dir to start anew."
             )
 
 
