@@ -164,15 +164,10 @@ def find_column(
         return requested
     candidates = _candidates(features, usual_names, has_type)
     if not candidates:
-        is_flat = set(features) == {"image"}
-        remedy = (
-            "Put the images into one folder for each class"
-            if is_flat
-            else f"Name it with `{kind}_column` (--{kind}_column_name)"
-        )
+        folders = ", or put the images into one folder for each class" if set(features) == {"image"} else ""
         raise ValueError(
             f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
-            f"{quoted(features)}. {remedy}."
+            f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name){folders}."
         )
     return candidates[0]
 
