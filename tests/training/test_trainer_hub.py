@@ -1,12 +1,16 @@
 """What a Trainer pushes while it trains, and of adapters; to the small Hub on the loopback, in one fresh process."""
 
 import json
+import time
+from concurrent.futures import wait
 
 import pytest
 from conftest import REPOSITORY, run_python
+from huggingface_hub import HfApi
 from support.hub_server import HubServer
 
 from hf_layershuffle.hub.published_files import package_code
+from hf_layershuffle.training.hub_pushes import push_checkpoint
 
 
 CODE_FILES = [path.name for path in package_code()]
@@ -96,6 +100,22 @@ def test_what_is_pushed_while_training_is_a_whole_model_and_no_pickled_arguments
         weights = (hub.folder / strategy / "checkpoint-2" / "model.safetensors").read_bytes()
         assert history[-1].files["model.safetensors"] == history[-2].files["model.safetensors"] == weights
         assert history[1].files["model.safetensors"] != weights
+
+
+def test_a_slow_push_does_not_come_after_a_newer_one(vit, tmp_path, monkeypatch):
+    done = []
+
+    def upload(name):
+        time.sleep(0.5 if name == "first" else 0)
+        done.append(name)
+
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, *, commit_message, **kwargs: self.run_as_future(upload, commit_message)
+    )
+    vit.classifier().save_pretrained(tmp_path)
+    jobs = [job for name in ("first", "second") for job in push_checkpoint(tmp_path, "org/model", commit_message=name)]
+    wait(jobs)
+    assert done == ["first", "second"]
 
 
 def test_adapters_are_pushed_with_their_card_and_nothing_else(hub):

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +84,12 @@ def publish_adapter(
         )
 
 
+@cache
+def _background_api() -> HfApi:
+    """One for all pushes: it runs one after the other, so that older weights never come after newer ones."""
+    return HfApi()
+
+
 def push_checkpoint(
     folder: str | os.PathLike,
     repo_id: str,
@@ -108,7 +114,7 @@ def push_checkpoint(
     for name in names:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(folder, name), copy / name)
-    api = HfApi()
+    api = _background_api()
     job = api.upload_folder(repo_id=repo_id, folder_path=str(copy), run_as_future=True, **options)
     job.add_done_callback(lambda _: shutil.rmtree(copy, ignore_errors=True))
     if path_in_repo is None:
@@ -211,7 +217,7 @@ class HubMixin(TrainerPart):
         folder = str(self.args.output_dir)
         if blocking:
             return push(folder, self.hub_model_id, **options)
-        return HfApi().run_as_future(push, folder, self.hub_model_id, **options)
+        return _background_api().run_as_future(push, folder, self.hub_model_id, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Like transformers' own, but with the code files and without the pickled arguments, which hold a token."""
