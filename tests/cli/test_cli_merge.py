@@ -157,7 +157,11 @@ def test_sources_of_other_images_are_not_evaluated(work, command):
         (["a", "b", "--average", "--output_dir", "."], "is not empty"),
         (["./none", "--average", "--output_dir", "out"], "Source 'none': there is no folder './none'"),
         (["org/none@v1", "--average", "--output_dir", "out"], "'org/none' at revision 'v1' is neither a folder here"),
-        (["plan.yaml", "--output_dir", "out"], "There is no file 'plan.yaml'. A merge plan is a YAML or JSON file"),
+        (
+            ["plan.yaml", "--output_dir", "out"],
+            r"There is no file 'plan.yaml'\. It must hold one mapping, "
+            r"of a merge plan \(`sources`, `layers`, \.\.\.\)\.",
+        ),
         (["a", "--random", 3, "--evaluate", "digits", "--output_dir", "b"], "holds no 'random_merges.json'"),
         (["a", "--random", 3, "--evaluate", "./none", "--output_dir", "out"], "There is no dataset folder"),
     ],

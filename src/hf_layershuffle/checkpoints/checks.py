@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .locations import checkpoints_of, has_weights
+
 
 ADAPTER_FILE = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -86,8 +88,7 @@ def check_model_files(folder: str | os.PathLike) -> None:
     pickles = [
         path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES and path.name != "training_args.bin"
     ]
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
-    if pickles and not has_weights:
+    if pickles and not has_weights(folder):
         raise ValueError(
             f"'{folder}' holds {', '.join(pickles)}: pickles, which may run code when they are read and are not "
             "opened. Take a checkpoint with safetensors weights."
@@ -96,18 +97,15 @@ def check_model_files(folder: str | os.PathLike) -> None:
 
 def _refuse_folder_of_checkpoints(folder: Path) -> None:
     """Refuses the output folder of a training that holds its checkpoints only."""
-    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+    if (folder / "config.json").exists() or has_weights(folder):
         return
-    steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
-    found = [folder / f"checkpoint-{step}" for step in sorted(steps)]
-    whole = [path for path in found if (path / "config.json").exists() and any(path.glob("*.safetensors"))]
-    if whole:
-        raise ValueError(
-            f"'{folder}' holds checkpoints of a training, and no model beside them. Take a checkpoint: '{whole[-1]}'. "
-            "If the training was stopped, the same command goes on with it."
-        )
-    for path in found[-1:]:
-        check_no_adapter(path)
+    for checkpoint in checkpoints_of(folder):
+        check_no_adapter(checkpoint)
+        if (checkpoint / "config.json").exists() and has_weights(checkpoint):
+            raise ValueError(
+                f"'{folder}' holds checkpoints of a training, and no model beside them. Take a checkpoint: "
+                f"'{checkpoint}'. If the training was stopped, the same command goes on with it."
+            )
 
 
 def check_no_adapter(folder: str | os.PathLike) -> None:

@@ -79,3 +79,15 @@ def resolve_folder(
     with explained_download(path, revision, f"Source '{name}': "):
         folder = Path(snapshot_download(path, revision=revision, token=token, allow_patterns=patterns))
     return folder, folder.name  # the cache has one folder a commit
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The Trainer's checkpoints in its output folder, the newest first."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = {path: int(step) for path, step in steps.items() if step.isdecimal() and path.is_dir()}
+    return sorted(found, key=found.__getitem__, reverse=True)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are safetensors weights in a folder, or an index of them."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))

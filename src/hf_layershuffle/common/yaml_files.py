@@ -33,6 +33,8 @@ def read_mapping(path: str | os.PathLike, what: str = "a mapping of names to val
         `ValueError`: naming the file, the line where it is known, and what is wrong.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file '{path}'. It must hold {what}.")
     values = (
         read_json(path) if path.suffix.lower() == ".json" else parse_yaml(_read(path, MAX_YAML_BYTES), f"'{path}'")
     )

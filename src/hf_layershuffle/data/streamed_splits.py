@@ -146,12 +146,9 @@ def _check_splits(dataset_name: str, names: list[str], train_split: str, eval_sp
     if train_split not in names:
         raise ValueError(f"Dataset '{dataset_name}' has no split '{train_split}'; {found}")
     if eval_split is None:
-        others = [name for name in names if name != train_split]
-        remedy = (
-            "Give one by `eval_split` (--eval_split)."
-            if others
-            else "Add files of a split `test`, or leave out --streaming, without which a part is held out."
-        )
+        remedy = "Give one by `eval_split` (--eval_split)."
+        if names == [train_split]:
+            remedy = "Add files of a split `test`, or leave out --streaming, without which a part is held out."
         raise ValueError(
             f"Dataset '{dataset_name}' has no split to evaluate on, and no part of a stream can be held out; {found} "
             f"{remedy}"

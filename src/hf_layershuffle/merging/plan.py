@@ -271,9 +271,7 @@ class MergePlan(_Strict):
             `ValueError`: if it is not a plan, or a source's folder is not an allowed one.
         """
         path = Path(path).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"There is no file '{path}'. A merge plan is a YAML or JSON file that you write.")
-        values = read_mapping(path, "one mapping, of a merge plan: `sources`, `layers`, ...")
+        values = read_mapping(path, "one mapping, of a merge plan (`sources`, `layers`, ...)")
         try:
             plan = cls.model_validate(values)
         except ValidationError as error:

@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from ..checkpoints.locations import checkpoints_of
 
 
 logger = logging.get_logger(__name__)
@@ -24,15 +25,6 @@ OPTIMIZERS = (OPTIMIZER_NAME, "optimizer*", "global_step*")
 
 class IncompleteCheckpoint(ValueError):
     """Says why a run cannot go on from a checkpoint."""
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in an output folder, the newest first."""
-    steps = {
-        path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    }
-    found = {path: int(step) for path, step in steps.items() if step.isdecimal() and path.is_dir()}
-    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def read_state(checkpoint: Path) -> TrainerState:
