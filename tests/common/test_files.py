@@ -1,6 +1,7 @@
 """What is written is complete or not there, also after a kill, and whatever the number of the process is."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_what_was_killed_between_the_steps_of_a_replacement_is_finished(tmp_path
     (tmp_path / ".a.partial-xyz" / LOCK_FILE).touch()
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["new"]
+
+
+def test_ctrl_c_while_a_written_file_is_cleared_up_leaves_nothing(tmp_path, monkeypatch):
+    rmtree, stopped = shutil.rmtree, []
+
+    def stopped_once(*args, **kwargs):
+        if not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        rmtree(*args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", stopped_once)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_nobody_elses_files_are_taken_for_leftovers(tmp_path):

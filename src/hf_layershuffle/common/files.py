@@ -45,9 +45,12 @@ def temporary_folder(target: str | os.PathLike) -> Iterator[Path]:
         lock = _hold_lock(folder)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:  # also if Ctrl-C came meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
 
 
 @contextmanager
