@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from harness import Row, measure_pairs, record
+from harness import Row, measure_pairs, positive, record
 from train_step import BATCH_SIZES, SIZES, build, images
 
 from hf_layershuffle.data import Augmentation
@@ -29,8 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["vit-s", "cifar"])
     parser.add_argument("--presets", nargs="+", choices=AUGMENTATION_PRESETS, default=list(AUGMENTATION_PRESETS))
-    parser.add_argument("--batch_size", type=int, help="images a step; 4 or 16 on the CPU, 128 on a GPU")
-    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--batch_size", type=positive, help="images a step; 4 or 16 on the CPU, 128 on a GPU")
+    parser.add_argument("--pairs", type=positive, default=6)
     return parser.parse_args()
 
 

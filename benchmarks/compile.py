@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.utils import compile_regions
-from harness import Row, measure_pairs, record
+from harness import Row, measure_pairs, positive, record
 from train_step import MODES, SIZES, build, images
 
 import hf_layershuffle as ls
@@ -114,12 +114,12 @@ def speed_rows(args, device: str, dtype: torch.dtype, synchronize) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="cifar", choices=list(SIZES))
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--orders", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--batch_size", type=positive, default=8)
+    parser.add_argument("--orders", type=positive, default=100)
+    parser.add_argument("--pairs", type=positive, default=12)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 by autocast.")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)

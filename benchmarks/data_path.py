@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from harness import Row, measure_pairs, record
+from harness import Row, measure_pairs, positive, record
 from PIL import Image as PILImage
 from train_step import BATCH_SIZES, SIZES
 from transformers import ViTImageProcessor, set_seed
@@ -94,13 +94,13 @@ def main() -> None:
     parser.add_argument("--dataset_name", default=None, help="Defaults to random images in a temporary folder.")
     parser.add_argument("--models", nargs="+", default=["the example's default", "cifar"], choices=list(MODELS))
     parser.add_argument(
-        "--batch_size", type=int, default=None, help="Defaults to the example's, and to 16 for the cifar model."
+        "--batch_size", type=positive, default=None, help="Defaults to the example's, and to 16 for the cifar model."
     )
     parser.add_argument("--num_workers", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=2, help="Steps a measurement.")
-    parser.add_argument("--images", type=int, default=2048, help="Random images.")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=positive, default=12)
+    parser.add_argument("--steps", type=positive, default=2, help="Steps a measurement.")
+    parser.add_argument("--images", type=positive, default=2048, help="Random images.")
+    parser.add_argument("--threads", type=positive, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []

@@ -12,7 +12,7 @@ checks that each image's logits are those of the model run by itself through the
 import argparse
 
 import torch
-from harness import Row, measure_pairs, record
+from harness import Row, measure_pairs, positive, record, width
 
 import hf_layershuffle as ls
 from hf_layershuffle.models.layer_controller import choose_layers
@@ -89,10 +89,10 @@ def check_logits(model, images: torch.Tensor, layers: list[tuple[int, ...]], **o
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden_size", type=int, default=384, help="384 is ViT-S's")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden_size", type=width, default=384, help="384 is ViT-S's")
+    parser.add_argument("--batch_size", type=positive, default=64)
+    parser.add_argument("--pairs", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = build_model(args.hidden_size)

@@ -11,7 +11,7 @@ predictions of both are equal, image by image, and that the memory does not grow
 import argparse
 
 import torch
-from harness import Row, measure_pairs, peak_bytes, record
+from harness import Row, measure_pairs, peak_bytes, positive, record
 
 import hf_layershuffle as ls
 from hf_layershuffle.layerwise import LayerwiseClassifier
@@ -50,14 +50,16 @@ def naive_predictions(model, batches, orders) -> dict[tuple, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--num_orders", type=int, default=16)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--hidden_size", type=positive, default=128)
+    parser.add_argument("--num_orders", type=positive, default=16)
+    parser.add_argument("--images", type=positive, default=32)
+    parser.add_argument("--batch_size", type=positive, default=16)
+    parser.add_argument("--pairs", type=positive, default=10)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     args = parser.parse_args()
+    if args.hidden_size % 4:
+        parser.error(f"argument --hidden_size: {args.hidden_size} is not a multiple of 4, the number of heads")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     config = ls.LayerShuffleViTConfig(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, record
+from harness import Row, positive, record
 from PIL import Image
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor, set_seed
 
@@ -144,9 +144,9 @@ def rows(args, seconds: float, images_a_step: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--steps", type=int, default=20, help="Steps that are measured.")
+    parser.add_argument("--steps", type=positive, default=20, help="Steps that are measured.")
     parser.add_argument("--warm_up", type=int, default=5, help="Steps before them.")
-    parser.add_argument("--batch_size", type=int, default=None, help="Images a step; the command's if left out.")
+    parser.add_argument("--batch_size", type=positive, default=None, help="Images a step; the command's if left out.")
     parser.add_argument("--teacher", action="store_true", help="Distill from the plain model.")
     parser.add_argument("--torch_compile", action="store_true", help="Compile the layers.")
     parser.add_argument("--options", default="", help="More options of the command, as one text.")

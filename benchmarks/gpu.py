@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import compile_regions
-from harness import Row, peak_bytes, quartiles, record, timed
+from harness import Row, peak_bytes, positive, quartiles, record, timed
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -250,8 +250,8 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--size", nargs="+", default=["base", "small"], choices=["base", "small"])
     parser.add_argument("--kind", nargs="+", default=["training", "inference"], choices=["training", "inference"])
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=12, help="Measured steps of each.")
+    parser.add_argument("--batch_size", type=positive, default=256)
+    parser.add_argument("--rounds", type=positive, default=12, help="Measured steps of each.")
     parser.add_argument("--warm_up", type=int, default=3, help="Steps of each before; the first one compiles.")
     parser.add_argument("--output_dir", help="Folder for gpu.json; defaults to results/ beside the script.")
     parser.add_argument("--tiny", action="store_true", help="A tiny model and batch.")

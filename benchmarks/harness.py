@@ -4,6 +4,7 @@ No absolute time is ever claimed: each row is a ratio to a peer measured in the 
 with the quartiles as its spread.
 """
 
+import argparse
 import contextlib
 import gc
 import importlib.metadata
@@ -23,6 +24,23 @@ from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+
+
+def positive(text: str) -> int:
+    """The type of an argument that counts something, for `argparse`."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no positive whole number")
+    return int(text)
+
+
+def width(text: str) -> int:
+    """The type of an argument that is a model's width, which its heads share; each has 64 numbers or a few more."""
+    number = positive(text)
+    if number % max(1, number // 64):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a width that {number // 64} heads share; take a multiple of 64"
+        )
+    return number
 
 
 @dataclass

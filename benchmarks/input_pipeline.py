@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
-from harness import Row, measure_pairs, quartiles, record
+from harness import Row, measure_pairs, positive, quartiles, record
 from PIL import Image as PILImage
 from train_step import SIZES
 from transformers import ViTImageProcessor, set_seed
@@ -220,14 +220,14 @@ def skip_row(name: str, stream: ImageStream, repeats: int = 5) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--augmentation", default="imagenet", help="none, light, cifar, imagenet or deit.")
-    parser.add_argument("--images", type=int, default=2000, help="Generated JPEG files.")
-    parser.add_argument("--stream_images", type=int, default=50_000, help="Images of the long stream.")
+    parser.add_argument("--images", type=positive, default=2000, help="Generated JPEG files.")
+    parser.add_argument("--stream_images", type=positive, default=50_000, help="Images of the long stream.")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=positive, default=16)
     parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=positive, default=10)
+    parser.add_argument("--threads", type=positive, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     processor = ViTImageProcessor(size={"height": 224, "width": 224})

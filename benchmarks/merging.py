@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import Pairs, Row, record, timed
+from harness import Pairs, Row, positive, record, timed, width
 
 from hf_layershuffle.hub.merged_folder import merge
 from hf_layershuffle.merging.merged_model import prepare_merge
@@ -32,7 +32,7 @@ def write_sources(folder: Path, num_sources: int, hidden_size: int) -> list[str]
     """Random weights, the same in each; separate files, so that each source is really read."""
     from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
 
-    heads = {"num_attention_heads": hidden_size // 64, "intermediate_size": 4 * hidden_size}
+    heads = {"num_attention_heads": max(1, hidden_size // 64), "intermediate_size": 4 * hidden_size}
     config = LayerShuffleViTConfig(hidden_size=hidden_size, num_labels=1000, **heads)
     LayerShuffleViTForImageClassification(config).save_pretrained(folder / "source-1")
     for number in range(2, num_sources + 1):
@@ -102,9 +102,9 @@ def memory_row(what: str, plan: MergePlan, folder: Path) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_sources", type=int, default=5)
-    parser.add_argument("--hidden_size", type=int, default=768, help="768 is ViT-B's")
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--num_sources", type=positive, default=5)
+    parser.add_argument("--hidden_size", type=width, default=768, help="768 is ViT-B's")
+    parser.add_argument("--pairs", type=positive, default=10)
     parser.add_argument("--folder", help="for the checkpoints; defaults to the system's temporary one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

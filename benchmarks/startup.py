@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 
-from harness import Row, quartiles, record
+from harness import Row, positive, quartiles, record
 
 
 PEER = (
@@ -77,7 +77,7 @@ def added_row(values: list[float], peers: list[float], against: str, target: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=positive, default=10)
     args = parser.parse_args()
     probe(PEER, PACKAGE)  # compiled files and the page cache
     peers, ours = zip(*(probe(PEER, PACKAGE)["results"] for _ in range(args.pairs)))

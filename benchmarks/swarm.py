@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from harness import Row, quartiles, record
+from harness import Row, positive, quartiles, record
 
 from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
 from hf_layershuffle.swarm.placement import place_evenly
@@ -440,11 +440,11 @@ async def measure(args, folder):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--transport", default="local", choices=["local", "ray"])
-    parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--requests", type=int, default=150, help="of each run")
+    parser.add_argument("--workers", type=positive, default=12)
+    parser.add_argument("--requests", type=positive, default=150, help="of each run")
     parser.add_argument("--seconds", type=float, default=0.02, help="that a layer takes, on average")
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--hops", type=int, default=200, help="for each size of hidden states")
+    parser.add_argument("--pairs", type=positive, default=3)
+    parser.add_argument("--hops", type=positive, default=200, help="for each size of hidden states")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ import argparse
 from functools import partial
 
 import torch
-from harness import Row, measure_pairs, peak_bytes, record
+from harness import Row, measure_pairs, peak_bytes, positive, record
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_layershuffle import LayerShuffleViTConfig, LayerShuffleViTForImageClassification
@@ -147,11 +147,11 @@ def main() -> None:
         default=["arbitrary", "predictor", "depth", "layerdrop", "distilled"],
         choices=list(MODES),
     )
-    parser.add_argument("--pairs", type=int, default=12, help="At least 10 for the record.")
+    parser.add_argument("--pairs", type=positive, default=12, help="At least 10 for the record.")
     parser.add_argument(
-        "--batch_size", type=int, default=None, help="Images a step; defaults to 4 at 224 pixels, 16 at 32."
+        "--batch_size", type=positive, default=None, help="Images a step; defaults to 4 at 224 pixels, 16 at 32."
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--profile", action="store_true", help="Print the operators of a step instead.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,5 +1,6 @@
 """The harness of the benchmarks, and that a script runs as its docstring says. No time is asserted."""
 
+import argparse
 import json
 import sys
 
@@ -32,6 +33,20 @@ def test_a_row_is_the_median_of_the_ratios_of_pairs(harness):
     assert row.met is False
     assert harness.Row("a", "b", 6.0, target=">= 5").met is True
     assert harness.Row("a", "b", 6.0).met is None
+
+
+@pytest.mark.parametrize("text", ["0", "-2", "1.5", "many", ""])
+def test_counts_that_are_none_are_refused(harness, text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no positive whole number"):
+        harness.positive(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no positive whole number"):
+        harness.width(text)
+
+
+def test_widths_that_the_heads_cannot_share_are_refused(harness):
+    assert [harness.width(text) for text in ("1", "32", "100", "128", "384")] == [1, 32, 100, 128, 384]
+    with pytest.raises(argparse.ArgumentTypeError, match="'200' is not a width that 3 heads share"):
+        harness.width("200")
 
 
 def test_peak_bytes_are_those_held_at_once(harness):

@@ -1,5 +1,7 @@
 """Where images come from, and what is made of them."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -33,11 +35,13 @@ def test_parquet_folder(tmp_path, eval_name):
     assert splits["train"].features["label"].names == ["cat", "dog"]
 
 
-def test_a_part_of_the_training_split_is_held_out_though_there_is_a_test_split(tmp_path):
+def test_a_part_of_the_training_split_is_held_out_though_there_is_a_test_split(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hf_layershuffle.data")
     image_dataset(20).to_parquet(tmp_path / "train.parquet")
     image_dataset(4).to_parquet(tmp_path / "test.parquet")
     splits = load_image_datasets(str(tmp_path), eval_split="train", eval_fraction=0.3)
     assert {name: len(split) for name, split in splits.items()} == {"train": 14, "test": 6}
+    assert "6 of the 20 images of split 'train' are held out for evaluation." in caplog.text
 
 
 def test_image_folder(tmp_path):

@@ -184,6 +184,10 @@ def test_incomplete_sources_are_refused(vit, tmp_path):
     )
     (source / "config.json").write_text("[]")
     assert_refused(in_place(str(source)), tmp_path, r"'.*config.json' is not a model's configuration")
+    of_timm = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 16, 16]}}
+    for values in (of_timm, of_timm | {"model_type": "timm_wrapper"}):
+        (source / "config.json").write_text(json.dumps(values))
+        assert_refused(in_place(str(source)), tmp_path, "it is timm's, which does not say how many layers there are")
     (source / "config.json").unlink()
     assert_refused(in_place(str(source)), tmp_path, "holds no config.json")
 

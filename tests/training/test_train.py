@@ -409,6 +409,7 @@ def test_the_table_does_not_depend_on_the_number_of_threads(tmp_path):
         assert result.returncode == 0, result.stderr
         outputs.append([line for line in result.stdout.splitlines() if line.startswith("│")])
         assert ("with one thread" in result.stderr) == (threads == 3)
+        assert "360 of the 1797 images of split 'train' are held out for evaluation." in result.stderr
     assert outputs[0] == outputs[1] and len(outputs[0]) == 1
     assert_same_weights(tmp_path / "1", tmp_path / "3")
 

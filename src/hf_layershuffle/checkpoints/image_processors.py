@@ -15,6 +15,7 @@ from transformers.utils.generic import is_timm_config_dict
 from ..common.paths import check_links
 from ..models.auto_classes import plain_type_of
 from ..models.configuration_layershuffle import num_channels_of
+from ..models.timm_layers import TIMM_MODEL_TYPE
 from .checks import explained_reading
 from .image_size import as_pair, image_size_of, why_not_images_of
 from .locations import IMAGE_PROCESSOR_FILES, hub_arguments
@@ -144,7 +145,9 @@ def new_image_processor(model_type: str, image_size: int, num_channels: int, **n
         num_channels: Channels of the images: 3, or 1 for grey.
         normalization: `image_mean`, `image_std` and the like.
     """
-    name = _processor_name(plain_type_of(model_type))
+    plain_type = plain_type_of(model_type)
+    # DeiT is trained as ViT is; its own processor crops
+    name = "ViTImageProcessor" if plain_type == "deit" else processor_name_of(plain_type)
     processor_class = _without_torchvision(name)
     square = {"height": image_size, "width": image_size}
     defaults = processor_class().to_dict()
@@ -156,11 +159,11 @@ def new_image_processor(model_type: str, image_size: int, num_channels: int, **n
     return processor_class(**settings, **normalization)
 
 
-def _processor_name(plain_type: str) -> str:
-    """The class of image processors of a family, or of the one that it is named after. DeiT has ViT's."""
+def processor_name_of(plain_type: str) -> str:
+    """The class of image processors of a family, or of the one that it is named after; ViT's where there is none."""
     names: Any = IMAGE_PROCESSOR_MAPPING_NAMES
     known = [each for each in names if plain_type.startswith(each) and names[each]]
-    if not known or plain_type in ("deit", "timm_wrapper"):
+    if not known or plain_type == TIMM_MODEL_TYPE:
         return "ViTImageProcessor"
     entry = names[max(known, key=len)]
     name = entry.get("torchvision") or entry["pil"] if isinstance(entry, dict) else entry[0]

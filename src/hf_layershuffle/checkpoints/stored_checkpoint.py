@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.utils.generic import is_timm_config_dict
 
 from ..common.paths import inside
 from ..common.yaml_files import read_json
@@ -69,7 +70,14 @@ def read_config(name: str, folder: Path) -> LayerShuffleConfigMixin:
     """The LayerShuffle configuration of a source."""
     file = folder / "config.json"
     try:
-        model_type = plain_type_of(read_json(inside(folder, file.name), dict)["model_type"])
+        values = read_json(inside(folder, file.name), dict)
+        if is_timm_config_dict(values) and "num_hidden_layers" not in values:
+            raise ValueError(
+                "it is timm's, which does not say how many layers there are. Load the model by "
+                f"`hf_layershuffle.load_classifier('{folder}')`, save it by `save_pretrained`, with its image "
+                "processor, and merge that folder"
+            )
+        model_type = plain_type_of(values["model_type"])
     except FileNotFoundError:
         raise ValueError(f"Source '{name}': '{folder}' holds no config.json, so it is not a saved model.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -93,6 +93,10 @@ def load_labelled_splits(
                 f"evaluation: {error} Give an evaluation split, or more {kind.name}s of each class."
             ) from error
         chosen = {"train": held_out["train"], "test": held_out["test"]}
+        logger.info(
+            "%d of the %d %ss of split '%s' are held out for evaluation.",
+            *(len(chosen["test"]), len(held_out["train"]) + len(held_out["test"]), kind.name, train_split),
+        )
     return DatasetDict(chosen)
 
 

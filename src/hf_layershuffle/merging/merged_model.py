@@ -18,9 +18,9 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from ..checkpoints.image_processors import processor_name_of
 from ..checkpoints.loading import classes_of
 from ..checkpoints.stored_checkpoint import (
     SourceCheckpoint,
@@ -268,12 +268,6 @@ def _merged_config(sources: Mapping[str, SourceCheckpoint], plan: MergePlan) -> 
     return config
 
 
-def image_processor_type(plain_model_type: str) -> str:
-    """The image processor that transformers takes for a model type."""
-    names = IMAGE_PROCESSOR_MAPPING_NAMES[plain_model_type]
-    return (names["torchvision"] if isinstance(names, dict) else names[0]).removesuffix("Fast")
-
-
 def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     config = prepared.config
     auto_map = dict(config.auto_map)
@@ -290,7 +284,7 @@ def _write_the_rest(prepared: PreparedMerge, folder: Path) -> None:
     for file, settings in files.items():
         if isinstance(settings, dict) and not _SAYS_TYPE & set(settings):
             # Early versions of transformers told it by the type of the model, which for a merged one tells nothing
-            settings = {**settings, "image_processor_type": image_processor_type(config.plain_model_type)}
+            settings = {**settings, "image_processor_type": processor_name_of(config.plain_model_type)}
             write_text(folder / file, json.dumps(settings, indent=2) + "\n")
         else:
             shutil.copyfile(inside(prepared.sources[giver].folder, file), folder / file)

@@ -116,6 +116,7 @@ class TrainingSession:
     def _set_up_logging(self) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logger.setLevel(logging.INFO if self.args.should_log else logging.ERROR)
+        logging.getLogger("hf_layershuffle.data").setLevel(logging.INFO if self.args.should_log else logging.NOTSET)
         transformers.logging.set_verbosity(max(self.args.get_process_log_level(), transformers.logging.WARNING))
 
     def _prepare(self) -> None:
