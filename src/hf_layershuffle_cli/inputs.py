@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from hf_layershuffle.checkpoints.processing_classes import ProcessingClass
 
 
+_LOADING: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("dataset_config_name", "train_split", "eval_split"), str),
+    **dict.fromkeys(("image_column", "text_column", "text_pair_column", "label_column"), str),
+    "eval_fraction": float,
+}
+
+
 @dataclass
 class LoadedModel:
     """A model to work on, and what makes its inputs.
@@ -140,6 +147,12 @@ def dataset_of(models: list[str], dataset_name: str | None, revision: str | None
 
 def trained_on(model: str, revision: str | None = None) -> str | None:
     """The dataset that a model's `training.json` names, in its folder or on the Hub; None if there is none."""
+    name = training_record(model, revision).get("dataset")
+    return name if isinstance(name, str) and name else None
+
+
+def training_record(model: str, revision: str | None = None) -> dict[str, Any]:
+    """A model's `training.json`, in its folder or on the Hub; empty if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -150,10 +163,23 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
         try:
             path = Path(hf_hub_download(model, TRAINING_FILE, revision=revision))
         except EntryNotFoundError:  # also where the cache, offline, has none
-            return None
+            return {}
     record = read_json(path) or {}
-    name = record.get("dataset") if isinstance(record, dict) else None
-    return name if isinstance(name, str) and name else None
+    return record if isinstance(record, dict) else {}
+
+
+def loading_of(model: "PreTrainedModel", dataset_name: str) -> dict[str, Any]:
+    """How a model's training loaded this dataset, by the arguments of [`load_split`], where not by default.
+
+    So the part that was held out is evaluated on, and no example of the training.
+    """
+    from hf_layershuffle.common.paths import public_dataset
+
+    record = training_record(str(model.config.name_or_path), getattr(model.config, "_commit_hash", None))
+    arguments = record.get("dataset_arguments")
+    if not isinstance(arguments, dict) or record.get("dataset") != public_dataset(dataset_name):
+        return {}
+    return {name: value for name, value in arguments.items() if isinstance(value, _LOADING.get(name, ()))}
 
 
 def columns_of(image: str | None, text: str | None, text_pair: str | None, label: str | None) -> dict[str, Any]:
@@ -171,7 +197,8 @@ def load_split(
         split: "train", or "test" for the images or texts to evaluate on.
         dataset_name: Name of the dataset.
         streaming: Whether to load the images to evaluate on alone, see [`load_image_stream`].
-        kwargs: As for [`load_image_datasets`] and [`load_text_datasets`]. Columns of images that are None are left out
+        kwargs: As for [`load_image_datasets`] and [`load_text_datasets`]. What is None or left out is as the model's
+            training had it, if it was on this dataset ([`loading_of`]). Columns of images that are None are left out
             for texts, and the other way round.
 
     Raises:
@@ -183,6 +210,8 @@ def load_split(
     from hf_layershuffle.data.text_datasets import load_text_datasets
 
     of_texts = takes_texts(model.config)
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    kwargs = kwargs | loading_of(model, dataset_name) | given
     for name in ("image_column",) if of_texts else ("text_column", "text_pair_column"):
         value = kwargs.pop(name, None)
         if value is not None:
@@ -196,6 +225,7 @@ def load_split(
     if streaming and of_texts:
         raise ValueError("`streaming` is for images; leave out --streaming.")
     if streaming:
+        kwargs.pop("eval_fraction", None)  # of a stream nothing is held out
         return match_labels(
             load_image_stream(dataset_name, class_names=class_names, **kwargs).test, model.config, dataset_name
         )

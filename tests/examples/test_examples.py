@@ -339,7 +339,7 @@ def test_a_plain_model_teaches(tmp_path):
     assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
     again = [*arguments[:-1], tmp_path / "run", "--distillation_weight", 0.8]
     architecture.plain_classifier(seed=1, num_labels=10, id2label=names).save_pretrained(teacher)
-    assert_refused(run_train(*again), "holds a run with `teacher_weights` '")  # of another teacher in that folder
+    assert_refused(run_train(*again), "holds a run with another teacher: `teacher_weights` '")  # of another teacher in that folder
     assert_refused(run_train(*arguments[:-1], teacher, "--overwrite_output_dir"), "is the teacher's; choose another")
     architecture.plain_classifier(num_labels=5).save_pretrained(teacher)
     assert_refused(run_train(*arguments), "`num_labels` of the teacher is 5 and of the model 10")

@@ -1,12 +1,17 @@
 """What a training command prints at its end, or why it ended."""
 
+import shlex
+from pathlib import Path
+
 import pytest
-from datasets import Dataset, Image
+from conftest import run_cli
+from datasets import ClassLabel, Dataset, Image
 from support.images import image_dataset
 
+import hf_layershuffle as ls
+from hf_layershuffle.evaluation.fingerprint import data_digest
+from hf_layershuffle.layerwise import as_layerwise, batches_for
 from hf_layershuffle.training import session
-from hf_layershuffle.training.argument_parser import parse_arguments
-from hf_layershuffle.training.outcome import next_command
 
 
 @pytest.mark.parametrize("mode", ["--streaming", "--augmentation=imagenet"])
@@ -24,9 +29,52 @@ def test_an_image_that_a_worker_cannot_read_is_named_in_one_line(tmp_path, mode)
     assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [["--train_split", "extra"], ["--eval_fraction", "0.3"]])
-def test_no_next_command_that_would_evaluate_on_other_images(options):
-    arguments = ["--dataset_name", "data", "--output_dir", "out", "--use_cpu"]
-    for argv, is_there in (([], True), (options, False)):
-        _, data_args, args = parse_arguments([*arguments, *argv])
-        assert (next_command(data_args, args) is not None) == is_there
+TINY = """
+    --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --per_device_train_batch_size 8 --max_steps 1
+    --final_eval_orders 8 --eval_strategy no --save_strategy no --use_cpu --disable_tqdm True --report_to none
+""".split()
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory):
+    """A folder of a dataset with the splits train, test and validation, and two columns of labels."""
+    folder = tmp_path_factory.mktemp("splits")
+    images = image_dataset(62)
+    images = images.add_column("kind", [row // 2 % 2 for row in range(62)], feature=ClassLabel(names=["c", "d"]))
+    for name, rows in {"train": range(20), "test": range(20, 50), "validation": range(50, 62)}.items():
+        images.select(rows).to_parquet(folder / f"{name}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "loading", "count"),
+    [
+        (["--eval_fraction", "0.25", "--eval_split", "train"], {"eval_fraction": 0.25, "eval_split": "train"}, 5),
+        (["--train_split", "validation"], {"train_split": "validation"}, 3),
+        (["--train_split", "test", "--eval_split", "train"], {"train_split": "test", "eval_split": "train"}, 20),
+        (["--label_column_name", "kind"], {"label_column": "kind"}, 12),
+    ],
+)
+def test_commands_evaluate_on_what_training_held_out(three_splits, tmp_path, capsys, options, loading, count):
+    folder = str(tmp_path / "run")
+    session.run([*TINY, *options, "--dataset_name", three_splits, "--output_dir", folder])
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    held_out = ls.load_image_datasets(three_splits, **loading)["test"]
+    model = ls.load_classifier(folder)
+    loader = batches_for(as_layerwise(model), held_out, ls.load_image_processor(folder))
+    small = ["--num_orders", "8", "--num_subsets", "1", "--device", "cpu"]
+    without_name = ["evaluate", folder, "--output_dir", f"{folder}-robustness"]
+    for command in (shlex.split(next_line.removeprefix("Next: hf-layershuffle ")), without_name):
+        result = run_cli(*command, *small, "--overwrite", cwd=Path(three_splits).parent)
+        assert result.returncode == 0, result.stderr
+        report = ls.RobustnessReport.load(f"{folder}-robustness")
+        assert report.num_images == count and report.config["data"] == data_digest(loader)
+    # Of another dataset, training says nothing
+    other = image_dataset(20, names=model.config.id2label.values())
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        other.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    data = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "other"]
+    result = run_cli("evaluate", folder, *data, *small)
+    assert result.returncode == 0, result.stderr
+    assert ls.RobustnessReport.load(tmp_path / "other").num_images == 20

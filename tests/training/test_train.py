@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.images import image_dataset
 from transformers import Trainer, ViTImageProcessor
 
 import hf_layershuffle as ls
@@ -207,6 +208,44 @@ def test_a_finished_run_without_checkpoints_is_evaluated_and_torn_results_do_not
         tear(folder)
         assert train(folder)["train_samples"] == 64
         assert_same_weights(folder, whole)
+
+
+def test_a_run_on_other_images_of_a_folder_with_the_same_name_is_refused(tmp_path):
+    """Of other labels, or of other pixels; the same ones in a folder elsewhere go on."""
+    images = image_dataset(40)
+    labels = images.remove_columns("label")
+    labels = labels.add_column("label", images["label"][::-1], feature=images.features["label"])
+    pixels = image_dataset(40, seed=1)
+    for name, dataset in {"first": images, "moved": images, "labels": labels, "pixels": pixels}.items():
+        (tmp_path / name / "data").mkdir(parents=True)
+        for split in ("train", "test"):
+            dataset.to_parquet(tmp_path / name / "data" / f"{split}.parquet")
+
+    def run(name):
+        session.run([*SMALL, "--output_dir", str(tmp_path / "run"), "--dataset_name", str(tmp_path / name / "data")])
+
+    run("first")
+    (tmp_path / "run" / "all_results.json").unlink()
+    run("moved")
+    for name in ("labels", "pixels"):
+        with pytest.raises(ValueError, match="holds a run with other examples to train on: `training_data` '"):
+            run(name)
+
+
+def test_a_run_from_other_weights_of_a_folder_with_the_same_name_is_refused(tmp_path, whole):
+    for name in ("first", "moved", "other"):
+        shutil.copytree(whole, tmp_path / name / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    changed = {name: tensor + 1 for name, tensor in weights(whole).items()}
+    save_file(changed, tmp_path / "other" / "model" / "model.safetensors", metadata={"format": "pt"})
+
+    def run(name):
+        start = ["--model_name_or_path", str(tmp_path / name / "model"), "--output_dir", str(tmp_path / "run")]
+        session.run([*RUN, *start])
+
+    run("first")
+    run("moved")
+    with pytest.raises(ValueError, match="holds a run with another model to start from: `model_weights` '"):
+        run("other")
 
 
 def test_a_run_of_another_number_of_processes_is_refused(stopped):

@@ -1,7 +1,9 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What tells models apart."""
 
+import os
 import zlib
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,6 +24,17 @@ def weights_digest(model: torch.nn.Module) -> str:
         content = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest = zlib.crc32(content.data, digest)
     return f"{digest:08x}"
+
+
+def stored_weights_digest(folder: str | os.PathLike) -> str | None:
+    """A digest of the weights as they are stored in a folder; None where there are none, as for a Hub id."""
+    files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")])
+    digest = 0
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest = zlib.crc32(block, digest)
+    return f"{digest:08x}" if files else None
 
 
 def describe_model(model: PreTrainedModel) -> dict:

@@ -24,6 +24,7 @@ class TrainingRecord(_Record, total=False):
     """`training.json`."""
 
     dataset: str | None
+    dataset_arguments: dict[str, JsonValue]
     num_train_images: StrictInt | None
     num_train_texts: StrictInt | None
     license: str | None

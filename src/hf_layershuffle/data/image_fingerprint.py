@@ -38,12 +38,13 @@ def fingerprint_images(dataset: Dataset) -> str:
         is_file = pc.is_null(stored).to_numpy()[rows]
         paths = paths.take(pa.array(rows[is_file])).to_pylist()
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            parts += [Hasher.hash_bytes(list(map(str.encode, pool.map(_fingerprint_file, paths, chunksize=64))))]
+            parts += [Hasher.hash_bytes(list(map(str.encode, pool.map(fingerprint_file, paths, chunksize=64))))]
         column = stored
     return Hasher.hash_bytes([part.encode() for part in (*parts, Hasher.hash_bytes(list(_stored_bytes(column))))])
 
 
-def _fingerprint_file(path: str | None) -> str:
+def fingerprint_file(path: str | None) -> str:
+    """A digest of a file as [`fingerprint_images`] takes it, or its name where it cannot be read."""
     try:
         with open(path or "", "rb") as file:
             size = file.seek(0, 2)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -75,6 +75,7 @@ def record_training(
     *,
     arguments: dict,
     dataset: str | None = None,
+    dataset_arguments: Mapping[str, Any] | None = None,
     num_train_images: int | None = None,
     num_train_texts: int | None = None,
     base_model: str | None = None,
@@ -88,6 +89,8 @@ def record_training(
         folder: The model's folder.
         arguments: Training arguments, as from `TrainingArguments.to_dict`. The ones that matter are kept.
         dataset: Name of the dataset.
+        dataset_arguments: How it was loaded, by the names of [`~hf_layershuffle.load_image_datasets`], where that is
+            not by default. Commands load it so again, and evaluate on the part that was held out.
         num_train_images, num_train_texts: Number of images, or of texts, that it was trained on.
         base_model: Hub id, or folder, of the model that was fine-tuned.
         teacher: Hub id, or folder, of the model that it was distilled from.
@@ -100,6 +103,7 @@ def record_training(
     kept.pop("max_steps" if kept.get("max_steps", 0) <= 0 else "num_train_epochs", None)  # the one that did not count
     record = {
         "dataset": public_dataset(dataset),
+        **({"dataset_arguments": dict(dataset_arguments)} if dataset_arguments else {}),
         **(
             {"num_train_images": num_train_images} if num_train_texts is None else {"num_train_texts": num_train_texts}
         ),

@@ -140,7 +140,8 @@ class HubMixin(TrainerPart):
             metrics: Evaluation metrics. Defaults to those of the last evaluation. With `load_best_model_at_end`, they
                 are those of the best checkpoint, unless the model was evaluated since training ended.
             kwargs: `finetuned_from`, the Hub id, or folder, of the model that was fine-tuned; `tags`, further tags of
-                the card; `license`, its licence.
+                the card; `license`, its licence; `dataset_arguments`, how the dataset was loaded, see
+                [`record_training`].
         """
         if self._adapter_names() is not None:
             super().create_model_card(dataset=dataset, **kwargs)
@@ -160,6 +161,7 @@ class HubMixin(TrainerPart):
             arguments=self.args.to_dict()
             | ({} if augmentation is None else {"augmentation": augmentation.describe()}),
             dataset=dataset,
+            dataset_arguments=kwargs.get("dataset_arguments"),
             **{f"num_train_{noun}": _length(self.train_dataset)},
             metrics=metrics,
             base_model=kwargs.get("finetuned_from"),

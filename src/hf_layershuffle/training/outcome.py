@@ -38,14 +38,12 @@ def print_table(rows: dict[str, tuple[dict, int]], is_sequential: bool = True, n
             print(f"{name} with half of its layers, which its controller chooses for each example: {accuracy:.4f}")
 
 
-def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str | None:
+def next_command(data_args: DataArguments, args: ScriptTrainingArguments, config: Any = None) -> str:
     """The command that evaluates what was trained, on the same data: with layers missing too, and with pictures.
 
-    None where it would evaluate on other data. Of a model that learned to let examples run fewer layers, as its
-    `config` says, it is the one that shows how well.
+    How the data were split, it takes from the model's `training.json`. Of a model that learned to let examples run
+    fewer layers, as its `config` says, it is the one that shows how well.
     """
-    if any(getattr(data_args, name) != getattr(DataArguments, name) for name in ("train_split", "eval_fraction")):
-        return None
     chooses_layers = getattr(config, "halting_head", False) or getattr(config, "layer_controller", False)
     budget = chooses_layers and not data_args.streaming
     command = ["hf-layershuffle", "budget" if budget else "evaluate", str(args.output_dir)]

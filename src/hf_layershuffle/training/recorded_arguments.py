@@ -2,8 +2,14 @@
 """The arguments of a run that decide its weights, as they are recorded in its output folder when it starts."""
 
 import json
+from dataclasses import fields
+from typing import Any
 
+from datasets import Dataset
+
+from ..checkpoints.identity import stored_weights_digest
 from ..common.paths import public_name
+from ..data.split_digest import split_digest
 from .augmentation_arguments import AUGMENTATION_ARGUMENTS
 from .model_building import Teacher
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
@@ -88,20 +94,25 @@ def recorded_arguments(
     data_args: DataArguments,
     args: ScriptTrainingArguments,
     teacher: Teacher | None = None,
+    training_split: Dataset | None = None,
 ) -> dict:
     """The arguments besides the model's configuration that decide the weights, as in [`runs.RUN_FILE`].
 
-    Folders are recorded by name. The teacher, whose folder's name says little, is also recorded by a digest of its
-    weights.
+    Folders are recorded by name, since they may have moved. Names say little, so there are digests of what they hold,
+    too: of the weights of the teacher and of the model that is fine-tuned, and of the examples to train on.
 
     Args:
         model_args, data_args, args: The arguments of the run.
         teacher: The teacher, if there is one.
+        training_split: What the run trains on, or the first examples of a stream.
     """
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     recorded = RECORDED_TEXT_ARGUMENTS if isinstance(data_args, TextDataArguments) else RECORDED_ARGUMENTS
     kinds = [*recorded.items(), *(RECORDED_OF_BEST.items() if args.load_best_model_at_end else ())]
     values = {name: given[kind][name] for kind, names in kinds for name in names}
+    start = model_args.model_name_or_path
+    values["model_weights"] = stored_weights_digest(start) if start else None
+    values["training_data"] = None if training_split is None else split_digest(training_split)
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     if teacher is None or teacher.model is None:
@@ -111,3 +122,12 @@ def recorded_arguments(
         values["teacher_weights"] = teacher.weights
     values["num_processes"] = args.world_size
     return json.loads(json.dumps(values))
+
+
+def stated_arguments(args: DataArguments | TextDataArguments) -> dict[str, Any]:
+    """How a run loads its dataset, where that is not by default, by the names of [`load_image_datasets`]."""
+    names = {name: name for name in ("dataset_config_name", "train_split", "eval_split", "eval_fraction")}
+    names |= {f"{kind}_column_name": f"{kind}_column" for kind in ("image", "text", "text_pair", "label")}
+    defaults = {field.name: field.default for field in fields(args)}
+    given = {name: getattr(args, name) for name in names if name in defaults}
+    return {names[name]: value for name, value in given.items() if value != defaults[name]}

@@ -28,6 +28,11 @@ from .script_arguments import ScriptTrainingArguments
 logger = logging.get_logger(__name__)
 # Hidden, and so not published
 RUN_FILE = ".train_run.json"
+_DIGESTS = {
+    "training_data": "other examples to train on",
+    "model_weights": "another model to start from",
+    "teacher_weights": "another teacher",
+}
 COMPARED_SIZES = (
     "image_size",
     "patch_size",
@@ -154,8 +159,9 @@ def refuse_another_run(folder: Path, stored: dict, ours: dict) -> None:
     start = f" (--model_name_or_path '{folder}' starts from its model)" if (folder / "config.json").exists() else ""
     for name, value in stored.items():
         if name in ours and value != ours[name]:
+            what = f" {_DIGESTS[name]}:" if name in _DIGESTS else ""
             raise ValueError(
-                f"The output folder '{folder}' holds a run with `{name}` {value!r}, and this one has "
+                f"The output folder '{folder}' holds a run with{what} `{name}` {value!r}, and this one has "
                 f"{ours[name]!r}; choose another --output_dir{start}, or add --overwrite_output_dir to start anew."
             )
 

@@ -26,7 +26,7 @@ from .model_building import Teacher
 from .model_flags import PLAIN, layershuffle_flags
 from .outcome import next_command, print_table, short_worker_errors
 from .recipes import default_output_dir, method_name
-from .recorded_arguments import recorded_arguments
+from .recorded_arguments import recorded_arguments, stated_arguments
 from .runs import (
     check_space,
     claimed_run_folder,
@@ -174,7 +174,7 @@ class TrainingSession:
         folder = args.folder
         if any_teacher.model is not None and folder.resolve() == Path(str(any_teacher.model.name_or_path)).resolve():
             raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
-        arguments = recorded_arguments(self.model_args, self.data_args, args, teacher)
+        arguments = recorded_arguments(self.model_args, self.data_args, args, teacher, self.task.splits["train"])
         if args.should_save:
             self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, processing_class, teacher, args, arguments, model.dtype)
@@ -258,6 +258,7 @@ class TrainingSession:
     def _write_card(self, trainer: LayerShuffleTrainer, run: Run, metrics: dict[str, float]) -> None:
         card: dict[str, Any] = {
             "dataset": self.data_args.dataset_name,
+            "dataset_arguments": stated_arguments(self.data_args),
             "finetuned_from": run.arguments["model_name_or_path"],
         }
         card["metrics"] = metrics | {"num_orders": run.args.final_eval_orders} if metrics else {}
@@ -289,8 +290,7 @@ class TrainingSession:
                 orders = [run.model.config.execution_order for run in self.runs]
                 print_table(rows, all(order == "sequential" for order in orders), self.task.noun)
             print(f"Saved to {self.args.output_dir}")
-            if command := next_command(self.data_args, self.args, self.runs[0].model.config):
-                print(f"Next: {command}")
+            print(f"Next: {next_command(self.data_args, self.args, self.runs[0].model.config)}")
         if self.failures:
             sys.exit(1)
 
