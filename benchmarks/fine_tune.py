@@ -1,12 +1,12 @@
 """How long does it take to fine-tune ViT-B/16 to free order on one GPU, and how much memory?
 
-    python benchmarks/fine_tune.py                          # the command of docs/fine-tune.md; about two minutes
+    python benchmarks/fine_tune.py                          # the command of the README; about two minutes
     python benchmarks/fine_tune.py --torch_compile          # compiled layer by layer
     python benchmarks/fine_tune.py --teacher                # also learns from the answers of the plain model
     python benchmarks/fine_tune.py --tiny --device cpu      # tries the script out
 
-Runs exactly that command, but on a random ViT-B/16 and random images of 224 pixels, for `--steps` optimizer steps
-after `--warm_up` first ones, which are not measured. All of them are steps of one pass, as nearly all steps of a long
+Runs that command, compiled only if you say so, but on a random ViT-B/16 and random images of 224 pixels, for `--steps`
+optimizer steps after `--warm_up` first ones, which are not measured. All are steps of one pass, as most of a long
 run are: between two passes, workers start anew. Prints the time of a step, images a second, the peak of
 memory, and the hours that 10 passes over 100,000 images and over ImageNet-1k's 1,281,167 would take at this speed.
 Evaluations, checkpoints, the first decoding of the images and the time between two passes are not in them.

@@ -230,7 +230,8 @@ def load_split(
             load_image_stream(dataset_name, class_names=class_names, **kwargs).test, model.config, dataset_name
         )
     load = load_text_datasets if of_texts else load_image_datasets
-    splits = load(dataset_name, class_names=class_names, **kwargs)
+    # A dataset for evaluation alone, such as one of a benchmark, needs no split to train on
+    splits = load(dataset_name, class_names=class_names, evaluation_only=split == "test", **kwargs)
     return match_labels(splits[split], model.config, dataset_name)
 
 

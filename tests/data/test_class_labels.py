@@ -10,9 +10,11 @@ from support.images import image_dataset, processor, random_images, save, write_
 from hf_layershuffle import evaluate_robustness
 from hf_layershuffle.analysis import layer_contributions
 from hf_layershuffle.compression.pruning import search_layers
+from hf_layershuffle.data import class_labels
 from hf_layershuffle.data.class_labels import replace_labels, unformatted
 from hf_layershuffle.data.datasets import as_dataloader, load_image_datasets, match_labels, typical_image_size
 from hf_layershuffle.data.image_stream import ImageStream
+from hf_layershuffle.data.streamed_splits import load_image_stream
 
 
 def labelled(labels: list, feature=None, seed: int = 0) -> Dataset:
@@ -54,11 +56,26 @@ def test_splits_with_classes_in_another_order_get_one_numbering(tmp_path, loader
     assert splits["test"]["label"][:] == [1, 0, 0]
 
 
+def test_the_classes_of_many_folders_are_told_in_one_go(monkeypatch):
+    names = [f"class {index:04d}" for index in range(1000)]
+    folders = labelled([3, 1, 999], ClassLabel(names=names))
+    folders.info.builder_name = "imagefolder"
+    made = []
+    monkeypatch.setattr(class_labels, "set", lambda values: made.append(values) or frozenset(values), raising=False)
+    numbered = class_labels.with_class_labels({"train": folders}, "mine")["train"]
+    assert classes(numbered) == ["class 0003", "class 0001", "class 0999"] and len(made) == 1
+
+
 def test_parquet_files_of_one_split_with_other_classes_are_refused(tmp_path):
     named(["cat", "dog"]).to_parquet(tmp_path / "train-0.parquet")
     named(["dog", "cat"]).to_parquet(tmp_path / "train-1.parquet")
-    with pytest.raises(ValueError, match=r"'dog', 'cat' in 'train-1.parquet' and 'cat', 'dog' in 'train-0.parquet'"):
-        load_image_datasets(str(tmp_path))
+    named(["cat", "dog"]).to_parquet(tmp_path / "test-0.parquet")
+    for load in (load_image_datasets, load_image_stream):
+        with pytest.raises(ValueError, match=r"'dog', 'cat' in 'train-1.parquet' and 'cat', 'dog' in 'train-0.parq"):
+            load(str(tmp_path))
+    (tmp_path / "train-1.parquet").rename(tmp_path / "test-1.parquet")
+    with pytest.raises(ValueError, match=r"'dog', 'cat' in 'test-1.parquet' and 'cat', 'dog' in 'test-0.parquet'"):
+        load_image_stream(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +278,7 @@ def test_the_class_names_of_a_string_column_stay(tmp_path):
 def test_the_commands_take_integers_for_the_models_classes(tmp_path):
     from hf_layershuffle_cli.inputs import load_split
 
-    model = SimpleNamespace(config=model_config(TEN))
+    model = SimpleNamespace(config=SimpleNamespace(**vars(model_config(TEN)), name_or_path=str(tmp_path)))
     data = load_split(model, "test", save(tmp_path, train=labelled([3, 7]), test=labelled([7, 3])))
     assert data["label"][:] == [7, 3] and data.features["label"].names == TEN
     with pytest.raises(ValueError, match="Numbers are not matched with names"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,113 @@ def test_paths_that_lead_nowhere_are_counted(tmp_path):
         load_image_datasets(str(tmp_path))
 
 
+def write_table(folder: Path, split: str, paths: list[str], labels=None, **columns) -> None:
+    labels = {"label": LABELS[: len(paths)] if labels is None else labels}
+    pd.DataFrame({"file_name": paths, **(columns or labels)}).to_csv(folder / f"{split}.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("folders", "num_missing"), [(("train", "test"), 1), (("first", "second"), 1), (("first", "second"), 10)]
+)
+def test_an_image_that_is_missing_is_not_one_of_the_same_name_elsewhere(tmp_path, folders, num_missing):
+    paths = [f"{folder}/{row}.png" for folder in folders for row in range(10)]
+    write_images(tmp_path, *paths)
+    for path in paths[:num_missing]:
+        (tmp_path / path).unlink()
+    if num_missing == 10:
+        (tmp_path / folders[0]).rmdir()
+    paths = paths[:10] if "train" in folders else paths
+    write_table(tmp_path, "train", paths, ["cat", "dog"] * (len(paths) // 2))
+    message = f"no path of an image that is there in {num_missing} of {len(paths)} rows, first in row 0: '{paths[0]}'"
+    with pytest.raises(ValueError, match=message):
+        load_image_datasets(str(tmp_path))
+
+
+def test_paths_of_a_small_table_do_not_lead_to_another_split(tmp_path):
+    write_images(tmp_path, *(f"train/{row}.png" for row in range(10)), "test/0.png")
+    write_table(tmp_path, "train", [f"train/{row}.png" for row in range(10)])
+    write_table(tmp_path, "test", ["test/5.png"])
+    with pytest.raises(ValueError, match=r"no path of an image that is there in 1 of 1 rows, .* 'test/5.png'"):
+        load_image_datasets(str(tmp_path))
+
+
+@pytest.mark.parametrize("written", ["/home/someone/pictures/{}.png", "old/{}.png"])
+def test_paths_that_were_written_elsewhere_lead_to_images_by_their_names(tmp_path, written):
+    columns("path", tmp_path)
+    write_table(tmp_path, "train", [written.format(row) for row in range(10)])
+    write_table(tmp_path, "test", [written.format(row) for row in range(2)])
+    check(load_image_datasets(str(tmp_path)))
+    write_table(tmp_path, "test", [written.format(3), "elsewhere/3.png"])  # which of them?
+    with pytest.raises(ValueError, match=r"no path of an image that is there in 2 of 2 rows"):
+        load_image_datasets(str(tmp_path))
+
+
+def test_a_table_of_paths_is_a_dataset_by_itself(tmp_path):
+    write_table(tmp_path, "mine", columns("path", tmp_path))
+    assert len(load_image_datasets(str(tmp_path / "mine.csv"))["train"]) == 8
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "null"])
+def test_a_class_of_a_csv_whose_name_is_read_as_no_label_is_told(tmp_path, name):
+    write_table(tmp_path, "train", columns("path", tmp_path), [name, "cat"] * 5)
+    with pytest.raises(
+        ValueError, match=r"has no label, as have 4 others\. In a CSV file the words None, NA, .* another"
+    ):
+        load_image_datasets(str(tmp_path))
+
+
+# --- Tables beside folders ---
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_a_csv_tells_the_classes_of_images_in_several_folders(tmp_path, with_folder, caplog):
+    caplog.set_level("INFO", "hf_layershuffle.data")
+    paths = [f"train/part_{1 + row // 5}/{row}.png" for row in range(10)]
+    write_images(tmp_path, *paths, "test/part_1/10.png", "test/part_2/11.png")
+    for path, image in zip(paths, IMAGES):
+        image.save(tmp_path / path)
+    write_table(tmp_path, "train", paths if with_folder else [Path(path).name for path in paths])
+    write_table(tmp_path, "test", ["test/part_1/10.png", "test/part_2/11.png"], ["dog", "dog"])
+    splits = load_image_datasets(str(tmp_path))
+    check(splits)
+    assert splits["test"]["label"][:] == [1, 1]
+    assert "are those of 'test.csv', 'train.csv'." in caplog.text
+    with pytest.raises(ValueError, match=r"are in 'test.csv', 'train.csv', and paths .* leave out --streaming"):
+        load_image_stream(str(tmp_path))
+
+
+def test_class_folders_stay_the_classes_if_a_csv_tells_the_same_ones(tmp_path, caplog):
+    paths = in_classes("train/cat", "train/dog", "test/cat", "test/dog")
+    write_images(tmp_path, *paths)
+    write_table(tmp_path, "all", paths, [path.split("/")[1].upper() for path in paths])
+    splits = load_image_datasets(str(tmp_path))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6, "test": 6}
+    assert splits["train"].features["label"].names == ["cat", "dog"] and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("table", "warning"),
+    [
+        (
+            {"paths": ["test/0.png", "train/cat/0.png", "train/dog/1.png"], "labels": ["?", "?", "?"]},
+            "'mine.csv' name 2 of the 6 images in class folders",
+        ),
+        ({"paths": ["gone/0.png", "gone/1.png"]}, "'mine.csv' name 0 of the 6 .*give all paths relative to"),
+        (
+            {"paths": ["train/cat/0.png"], "dx": ["mel"]},
+            "by 'file_name', but it has none of the columns 'label', .* pass",
+        ),
+        ({"paths": [], "label": []}, None),
+    ],
+)
+def test_a_csv_that_does_not_tell_the_classes_leaves_the_folders(tmp_path, table, warning, caplog):
+    write_images(tmp_path, *in_classes("train/cat", "train/dog"), "test/0.png")
+    write_table(tmp_path, "mine", **table)
+    splits = load_image_datasets(str(tmp_path), eval_fraction=0.34)
+    assert splits["train"].features["label"].names == ["cat", "dog"]
+    assert re.search(warning, caplog.text) if warning else ".csv" not in caplog.text
+
+
 def test_a_column_of_numbers_is_no_column_of_images(tmp_path):
     pd.DataFrame({"image": range(10), "label": LABELS}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"holds values of type int64, such as 0; choose a column of images"):
@@ -114,6 +222,12 @@ def test_a_column_of_numbers_is_no_column_of_images(tmp_path):
 
 
 # --- Folders ---
+
+
+def test_folders_of_one_class_are_said_to_be_too_few(tmp_path):
+    write_images(tmp_path, *in_classes("train/cat", "test/cat"))
+    with pytest.raises(ValueError, match="one folder for each class, of which there must be two at least"):
+        load_image_datasets(str(tmp_path))
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("training", "testing")])

@@ -8,6 +8,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from support.images import image_dataset, processor, random_images
 from support.streams import jpeg
+from transformers import EfficientNetImageProcessorPil, MobileViTImageProcessorPil
 
 from hf_layershuffle.data.augmentation import finish_batch
 from hf_layershuffle.data.augmentation_settings import Augmentation
@@ -95,7 +96,7 @@ def test_jpeg_files_are_decoded_no_larger_than_needed(box, reduction, monkeypatc
         lambda self, *args, **kwargs: (sizes.append(self.size), resize(self, *args, **kwargs))[1],
     )
     (found,) = parts([stored], [box])
-    assert sizes == [(960 // reduction, 640 // reduction)]
+    assert sizes[2:] == [(960 // reduction, 640 // reduction)]  # after the two of the check of the image processor
     monkeypatch.undo()
     difference = np.abs(found - expected(decode_image(stored, "RGB"), box))
     assert difference.mean() < 1.5 and difference.max() < 12
@@ -156,3 +157,21 @@ def test_damaged_images_among_resized_crops_are_named_or_left_out():
         .unfinished["pixel_values"]
         .equal(whole.__getitems__([0, 1]).unfinished["pixel_values"])
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_flip_channel_order": False}])
+def test_image_processors_that_reverse_channels_are_refused(settings):
+    image_processor = MobileViTImageProcessorPil(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, **settings
+    )
+    if settings:
+        ImageDecoder(image_processor, 3)
+    else:
+        with pytest.raises(ValueError, match="MobileViTImageProcessorPil does more with images than resize, crop"):
+            ImageDecoder(image_processor, 3)
+
+
+def test_image_processors_that_shift_values_are_refused():
+    ImageDecoder(EfficientNetImageProcessorPil(rescale_offset=False, include_top=False), 3)
+    with pytest.raises(ValueError, match="EfficientNetImageProcessorPil does more with images than resize, crop"):
+        ImageDecoder(EfficientNetImageProcessorPil(rescale_offset=True, include_top=False), 3)

@@ -216,6 +216,9 @@ def test_damaged_images_can_be_left_out(tmp_path, limit, caplog):
     assert len(left) == 6 and left.labels.tolist() == [1, 0, 1, 0, 0, 1]
     for first, second in zip(left, expected):
         assert first["pixel_values"].equal(second["pixel_values"]) and first["labels"] == second["labels"]
+    caplog.clear()
+    ImageClassificationDataset(dataset.select(range(5)), processor(), **options)
+    assert "The image in row 0" in caplog.text and "It is left out." in caplog.text
     if limit:
         batches = list(as_dataloader(dataset, processor(), batch_size=4, skip_damaged=True))
         assert torch.cat([batch["labels"] for batch in batches]).tolist() == left.labels.tolist()

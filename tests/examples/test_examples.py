@@ -224,7 +224,10 @@ def test_a_stopped_run_goes_on_to_the_weights_of_the_uninterrupted_one(tmp_path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "train.py: stopped; run the same command again to go on from the last checkpoint." in errors
+    assert (
+        "train.py: stopped; the same command goes on from the last checkpoint, or starts anew before the first."
+        in errors
+    )
     assert "Traceback" not in errors
     assert not (parts / "model.safetensors").exists()
 
@@ -276,6 +279,9 @@ def test_the_preset_averages_each_step_over_four_orders_and_starts_with_layers_t
     assert result.returncode == 0, result.stderr
     run = json.loads((tmp_path / "run" / ".train_run.json").read_text())
     assert (run["per_device_train_batch_size"], run["gradient_accumulation_steps"]) == (2, 4)  # 8 images a step
+    told = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]
+    asked_for = ("per_device_train_batch_size", "gradient_accumulation_steps", "orders_per_step")
+    assert [told[name] for name in asked_for] == [8, 1, 4]
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["epoch"] == 1  # 8 steps of 8 images are the 64 images
     # With a learning rate of 0 the weights are the initial ones
@@ -319,7 +325,7 @@ def test_a_plain_model_teaches(tmp_path):
     assert (run["teacher_model_name_or_path"], run["distillation_weight"]) == ("teacher", 0.8)
     card = (tmp_path / "run" / "README.md").read_text()
     assert "│ layershuffle-dist" in result.stdout and "│ plain " in result.stdout
-    assert "Distilled from a model that is not published" in card and "`distillation_weight` | `0.8`" in card
+    assert "Distilled from a local model" in card and "`distillation_weight` | `0.8`" in card
     # The baseline is the plain way, without it
     assert json.loads((tmp_path / "run" / "baseline" / "training.json").read_text())["teacher"] is None
     losses = [
@@ -339,7 +345,7 @@ def test_a_plain_model_teaches(tmp_path):
     assert_refused(run_train(*arguments, "--image_size", 16), "`image_size` of the teacher is 8 and of the model 16")
     again = [*arguments[:-1], tmp_path / "run", "--distillation_weight", 0.8]
     architecture.plain_classifier(seed=1, num_labels=10, id2label=names).save_pretrained(teacher)
-    assert_refused(run_train(*again), "holds a run with another teacher: `teacher_weights` '")  # of another teacher in that folder
+    assert_refused(run_train(*again), "holds a run with another teacher: `teacher_weights` '")
     assert_refused(run_train(*arguments[:-1], teacher, "--overwrite_output_dir"), "is the teacher's; choose another")
     architecture.plain_classifier(num_labels=5).save_pretrained(teacher)
     assert_refused(run_train(*arguments), "`num_labels` of the teacher is 5 and of the model 10")

@@ -219,9 +219,14 @@ def test_a_card_names_only_what_others_can_find(tmp_path, monkeypatch, name):
     record_training("model", arguments={}, dataset=name, base_model=name, teacher=name)
     card = build_model_card("model")
     assert card.data.base_model is None and card.data.datasets is None
-    assert "Fine-tuned from a checkpoint that is not published." in card.text
-    assert "Distilled from a model that is not published" in card.text
+    assert "Fine-tuned from a local checkpoint." in card.text
+    assert "Distilled from a local model" in card.text
     assert "base_model_relation" not in card.data.to_dict()
+    # Through a folder, a model descends from the Hub's
+    (tmp_path / "plain").mkdir()
+    record_training("plain", arguments={}, base_model="org/vit")
+    record_training("model", arguments={}, dataset="org/letters", base_model="plain")
+    assert build_model_card("model").data.base_model == "org/vit"
     record_training("model", arguments={}, dataset="org/letters", base_model="org/vit", teacher="org/teacher")
     card = build_model_card("model")
     assert card.data.base_model == "org/vit" and card.data.datasets == ["org/letters"]

@@ -166,6 +166,18 @@ def test_a_configuration_that_is_given_stays_as_it_is():
     assert config.mask_ratio == own.mask_ratio == 0.75 and model.config.mask_ratio == 0.0
 
 
+def test_a_checkpoint_of_pretraining_gives_its_encoder(tmp_path):
+    """Those of ViT-MAE on the Hub are such: the encoder has a prefix, and there is a decoder beside it."""
+    decoder = {f"decoder_{name}": SIZES[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    pretrained = transformers.ViTMAEForPreTraining(config_of("vit_mae", **decoder, decoder_num_hidden_layers=1))
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    for name in ("pretrained", "saved"):
+        model = ls.LayerShuffleAutoModelForImageClassification.from_pretrained(tmp_path / name, num_labels=5)
+        stored = model.backbone.state_dict()
+        assert all(torch.equal(tensor, stored[key]) for key, tensor in pretrained.vit.state_dict().items())
+        model.save_pretrained(tmp_path / "saved")
+
+
 def test_its_signature_names_the_inputs_of_its_encoder():
     names = inspect.signature(ls.LayerShuffleSiglip2VisionForImageClassification.forward).parameters
     assert {"pixel_values", "pixel_attention_mask", "spatial_shapes", "labels", "execution_order"} <= set(names)

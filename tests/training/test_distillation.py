@@ -202,7 +202,7 @@ def test_any_architecture_teaches_and_the_card_says_so(vit, tmp_path):
     trainer = trainer_of(model, teacher, tmp_path / "run", trainer_arguments=plain_arguments(tmp_path / "run"))
     trainer.train()
     trainer.create_model_card(dataset="random")
-    assert "Distilled from a model that is not published" in ModelCard.load(tmp_path / "run" / "README.md").text
+    assert "Distilled from a local model" in ModelCard.load(tmp_path / "run" / "README.md").text
     trainer = trainer_of(model, teacher, tmp_path / "run", distillation_temperature=3)
     trainer.create_model_card(dataset="random")
     recorded = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]

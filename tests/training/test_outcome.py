@@ -51,7 +51,11 @@ def three_splits(tmp_path_factory):
     [
         (["--eval_fraction", "0.25", "--eval_split", "train"], {"eval_fraction": 0.25, "eval_split": "train"}, 5),
         (["--train_split", "validation"], {"train_split": "validation"}, 3),
-        (["--train_split", "test", "--eval_split", "train"], {"train_split": "test", "eval_split": "train"}, 20),
+        (
+            ["--train_split", "validation", "--eval_split", "train"],
+            {"train_split": "validation", "eval_split": "train"},
+            20,
+        ),
         (["--label_column_name", "kind"], {"label_column": "kind"}, 12),
     ],
 )
@@ -69,12 +73,12 @@ def test_commands_evaluate_on_what_training_held_out(three_splits, tmp_path, cap
         assert result.returncode == 0, result.stderr
         report = ls.RobustnessReport.load(f"{folder}-robustness")
         assert report.num_images == count and report.config["data"] == data_digest(loader)
-    # Of another dataset, training says nothing
-    other = image_dataset(20, names=model.config.id2label.values())
+    # An option wins, and of another dataset training says nothing; it needs no split to train on
+    other = image_dataset(4, names=model.config.id2label.values())
     (tmp_path / "data").mkdir()
-    for split in ("train", "test"):
-        other.to_parquet(tmp_path / "data" / f"{split}.parquet")
-    data = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "other"]
-    result = run_cli("evaluate", folder, *data, *small)
-    assert result.returncode == 0, result.stderr
-    assert ls.RobustnessReport.load(tmp_path / "other").num_images == 20
+    other.to_parquet(tmp_path / "data" / "test.parquet")
+    for dataset, options, expected in ((three_splits, ["--eval_split", "test"], 30), (tmp_path / "data", [], 4)):
+        data = ["--dataset_name", dataset, "--output_dir", tmp_path / str(expected), *options]
+        result = run_cli("evaluate", folder, *data, *small)
+        assert result.returncode == 0, result.stderr
+        assert ls.RobustnessReport.load(tmp_path / str(expected)).num_images == expected

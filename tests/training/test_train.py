@@ -19,10 +19,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.images import image_dataset
-from transformers import Trainer, ViTImageProcessor
+from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_layershuffle as ls
 from hf_layershuffle.data.datasets import typical_image_size
+from hf_layershuffle.hub.folder_records import record_training
 from hf_layershuffle.training import checkpointing, runs, session
 from hf_layershuffle.training.argument_parser import ArgumentParser, parse_arguments
 from hf_layershuffle.training.model_sizes import scratch_sizes
@@ -248,6 +249,57 @@ def test_a_run_from_other_weights_of_a_folder_with_the_same_name_is_refused(tmp_
         run("other")
 
 
+def test_a_model_from_scratch_numbers_the_classes_as_its_teacher_does(tmp_path):
+    """The same images in another order of the classes: the teacher's answers are to the classes of its own numbers."""
+    names = ("dog", "emu", "cat")
+    images = image_dataset(12, names=sorted(names))
+    for split in ("train", "test"):
+        images.to_parquet(tmp_path / f"{split}.parquet")
+    id2label = dict(enumerate(names))
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, id2label=id2label, label2id={})
+    ViTForImageClassification(config).save_pretrained(tmp_path / "teacher")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "teacher")
+    options = ["--dataset_name", tmp_path, "--teacher_model_name_or_path", tmp_path / "teacher"]
+    with session.TrainingSession([*SMALL, *map(str, options), "--output_dir", str(tmp_path / "run")]) as training:
+        assert training.runs[0].model.config.id2label == id2label
+        ours = {row["image"].tobytes(): names[row["label"]] for row in training.train_dataset.dataset}
+    assert ours == {row["image"].tobytes(): sorted(names)[row["label"]] for row in images}
+
+
+def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classes(tmp_path, whole, caplog):
+    """As its training.json says; without one the default, by name. Other classes, and other numbers of them, show."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        image_dataset(12, names="klmnopqrst").to_parquet(data / f"{split}.parquet")
+    shutil.copytree(whole, tmp_path / "letters", ignore=shutil.ignore_patterns("checkpoint-*"))
+    record_training(tmp_path / "letters", arguments={}, dataset=str(data))
+    record = json.loads((tmp_path / "letters" / "training.json").read_text())
+    record["dataset"] = str(data)  # a folder elsewhere is recorded by its name alone
+    (tmp_path / "letters" / "training.json").write_text(json.dumps(record))
+    shutil.copytree(tmp_path / "letters", tmp_path / "bare")
+    (tmp_path / "bare" / "training.json").unlink()
+
+    def prepare(start, *options):
+        caplog.clear()
+        argv = [*RUN, "--model_name_or_path", str(tmp_path / start), "--output_dir", str(tmp_path / "run"), *options]
+        with session.TrainingSession(argv) as training:
+            return training.task.class_names
+
+    assert prepare("letters") == list("klmnopqrst")
+    assert f"fine-tunes '{tmp_path / 'letters'}' on '{data}'" in caplog.text
+    assert f"The classes of '{data}' ('k', 'l', 'm', 'n', 'o', ...) replace those of" in caplog.text
+    assert prepare("bare") == list("0123456789")
+    assert "No --dataset_name: fine-tunes" in caplog.text and "replace those of" not in caplog.text
+    assert prepare("letters", "--dataset_name=digits") == list("0123456789")
+    assert "No --dataset_name" not in caplog.text
+    for split in ("train", "test"):
+        image_dataset(12, names="kl").to_parquet(data / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"has 10 classes and dataset '.*' has 2; choose another dataset"):
+        prepare("letters")
+
+
 def test_a_run_of_another_number_of_processes_is_refused(stopped):
     path = stopped / runs.RUN_FILE
     record = json.loads(path.read_text())
@@ -414,7 +466,8 @@ def test_a_request_to_terminate_ends_as_ctrl_c_does(whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("hf-layershuffle: stopped; run the same command again to go on from the last checkpoint\n")
+    stopped = "stopped; the same command goes on from the last checkpoint, or starts anew before the first"
+    assert errors.endswith(f"hf-layershuffle: {stopped}\n")
     assert "Traceback" not in errors and not (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 
 logger = logging.getLogger(__name__)
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
 _REMEDY = "Leave these rows out, or choose another split or label column."
 
 
@@ -36,14 +37,14 @@ def with_class_labels(
     class_names: Sequence[str] | None = None,
     input_kind: str = "image",
 ) -> dict[str, Dataset]:
-    """The splits with one and the same `ClassLabel`, that of the training split.
+    """The splits with one and the same `ClassLabel`, that of the training split, or of the one split that there is.
 
     A split whose `ClassLabel` has the same names in another order, or whose labels are names, is renumbered by name.
     Integers beside named classes are class indices. Where all splits hold integers, they are class indices if
     `class_names` says what they stand for; otherwise each value is a class, named by its digits.
 
     Args:
-        splits: Datasets with a column `label`. One of them is "train".
+        splits: Datasets with a column `label`. One of them is "train", or there is one only.
         dataset_name: The dataset's name, for messages.
         class_names: Names of the classes 0, 1, ..., where labels are integers. Names that are numbers themselves are
             not used, since the values say as much.
@@ -57,12 +58,14 @@ def with_class_labels(
         name: _read_labels(split, f"the split used for '{name}' of dataset '{dataset_name}'")
         for name, split in splits.items()
     }
-    feature = splits["train"].features["label"]
-    train = labels["train"]
+    first = "train" if "train" in splits else next(iter(splits))
+    feature = splits[first].features["label"]
+    train = labels[first]
     if isinstance(feature, ClassLabel):
         names = feature.names
-        if splits["train"].info.builder_name == "imagefolder":  # which takes the folders of all splits together
-            names = [name for name in names if name in set(train)]
+        if splits[first].info.builder_name == "imagefolder":  # which takes the folders of all splits together
+            present = set(train)
+            names = [name for name in names if name in present]
     elif _are_numbers(train) and class_names and not all(name.isdecimal() for name in class_names):
         names = list(class_names)
         logger.warning(
@@ -109,7 +112,13 @@ def _read_labels(split: Dataset, where: str) -> list:
         return [feature.names[value] for value in values]
     missing = [row for row, value in enumerate(values) if value is None or _is_nan(value)]
     if missing:
-        raise ValueError(f"Row {missing[0]} of {where} has no label{_others(missing)}. {_REMEDY}")
+        words = ""
+        if split.info.builder_name == "csv":
+            words = (
+                "In a CSV file the words None, NA, null and nan are read as no label, too; if one is a class, give it "
+                "another name. "
+            )
+        raise ValueError(f"Row {missing[0]} of {where} has no label{_others(missing)}. {words}{_REMEDY}")
     strange = next((value for value in values if not isinstance(value, (str, int))), None)
     if strange is not None:
         raise ValueError(f"The label column of {where} holds {strange!r}; labels are class names or integers.")

@@ -4,13 +4,12 @@
 import glob
 import itertools
 import logging
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -18,31 +17,33 @@ from datasets import (
     DatasetDict,
     DownloadMode,
     Features,
+    Image,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import metadata_load
 
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .array_datasets import load_digits_dataset, load_idx_folder
 from .class_labels import quoted, unformatted
+from .folder_layouts import (
+    IMAGE_SUFFIXES,
+    SPLIT_OF,
+    TABLES,
+    image_files,
+    is_one_folder_a_class,
+    split_folders,
+    tables_of_images,
+)
 from .python_docs import load_python_docs
+from .stream_reading import ONE_ENDING
 
 
 logger = logging.getLogger(__name__)
-# What `datasets` takes for splits
-_SPLIT_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
-_TABLES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _BUILDER_ARGUMENTS = ("data_dir", "data_files", "cache_dir", "features", "revision", "token", "storage_options")
 
 
@@ -70,7 +71,7 @@ def load_splits(
     if dataset_name in BUILT_IN:
         return {"train": BUILT_IN[dataset_name]()}, []
     folder = Path(dataset_name).expanduser()
-    is_table = folder.suffix.lower() in _TABLES and folder.is_file()
+    is_table = folder.suffix.lower() in TABLES and folder.is_file()
     if not folder.is_dir() and not is_table and is_local(dataset_name):
         raise ValueError(f"There is no dataset folder '{dataset_name}'.")
     if folder.is_dir() and any(folder.glob("*-idx3-ubyte*")):
@@ -99,6 +100,7 @@ def load_splits(
                 f"Dataset '{dataset_name}' was loaded as a stream, which has no length and cannot be shuffled or "
                 "held out; load it without `streaming=True`."
             )
+    check_samples_hold_images(splits, dataset_name)
     if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
         _check_all_images_load(folder, splits, unlabelled)
     return {name: unformatted(split) for name, split in splits.items()}, unlabelled
@@ -114,13 +116,13 @@ def first_line(error: Exception) -> str:
 
 def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict) -> tuple[Dataset | DatasetDict, list[str]]:
     """The splits of a folder, and the names of those that were left out."""
-    tables = _tables_of_images(folder)
+    tables = tables_of_images(folder)
     if tables:
         return _load_each(tables, load_kwargs), []
-    if _is_one_folder_a_class(folder):
+    if is_one_folder_a_class(folder):
         # With a pattern, or the names of some files and classes (train, test11.png) would be taken for splits
         return _load_image_folders({"train": [folder.resolve()]}, load_kwargs), []
-    labelled, unlabelled = _split_folders(folder)
+    labelled, unlabelled = split_folders(folder)
     if labelled and unlabelled:
         logger.warning(
             "The images in %s lie in no class folders, so they have no labels and are left out.",
@@ -128,8 +130,8 @@ def _load_folder(folder: Path, config_name: str | None, load_kwargs: dict) -> tu
         )
         folders: dict[str, list[Path]] = {}
         for path in labelled:
-            folders.setdefault(_SPLIT_OF[path.name.lower()], []).append(path.resolve())
-        return _load_image_folders(folders, load_kwargs), [_SPLIT_OF[path.name.lower()] for path in unlabelled]
+            folders.setdefault(SPLIT_OF[path.name.lower()], []).append(path.resolve())
+        return _load_image_folders(folders, load_kwargs), [SPLIT_OF[path.name.lower()] for path in unlabelled]
     return _load_by_format(folder, config_name, load_kwargs), []
 
 
@@ -174,7 +176,7 @@ def _load_by_format(folder: Path, config_name: str | None, load_kwargs: dict) ->
     if "split" not in load_kwargs and all(
         path.suffix.lower() == ".parquet" for path in itertools.chain(*files.values())
     ):
-        features = [_features_of_files(paths) for paths in files.values()]
+        features = [features_of_files(paths) for paths in files.values()]
         if any(each != features[0] for each in features):  # `datasets` would read all splits with those of the first
             return _load_each(files, load_kwargs)
     return load_dataset(str(folder), config_name, **load_kwargs)
@@ -185,7 +187,7 @@ def _load_each(files: dict[str, list[Path]], load_kwargs: dict) -> DatasetDict:
     splits = {}
     for split, paths in files.items():
         arguments = {"split": split} | load_kwargs | {"data_files": {split: escaped(paths)}}
-        splits[split] = load_dataset(_TABLES[paths[0].suffix.lower()], **arguments)
+        splits[split] = load_dataset(TABLES[paths[0].suffix.lower()], **arguments)
     return DatasetDict(splits)
 
 
@@ -205,15 +207,20 @@ def _is_older(cache: Path, files: dict[str, list[Path]]) -> bool:
     return max(changes, default=0) > cache.stat().st_mtime_ns
 
 
-def _features_of_files(paths: list[Path]) -> Features:
-    """The features of the Parquet files of a split.
+def features_of_files(paths: list[Path]) -> Features:
+    """The features of the Parquet files of a split, of which no more is read than what they say of their columns.
 
     Raises:
         `ValueError`: if their classes differ.
     """
-    first = Features.from_arrow_schema(pq.read_schema(paths[0]))
-    for path in paths[1:]:
-        features = Features.from_arrow_schema(pq.read_schema(path))
+    first = Features()
+    schema = None
+    for path in paths:
+        previous, schema = schema, pq.read_schema(path)
+        if previous is not None and schema.equals(previous, check_metadata=True):
+            continue
+        features = Features.from_arrow_schema(schema)
+        first = first or features
         for name, feature in features.items():
             if isinstance(feature, ClassLabel) and feature != first.get(name):
                 raise ValueError(
@@ -224,68 +231,23 @@ def _features_of_files(paths: list[Path]) -> Features:
     return first
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and below it, relative to it. Hidden files and folders do not count."""
-    paths = (
-        Path(parent, name).relative_to(folder)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    )
-    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-
-
-def _tables_of_images(folder: Path) -> dict[str, list[Path]]:
-    """Tables in a folder by split, where they tell of images that lie below it in no class folders."""
-    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES and path.stem != "metadata"]
-    splits = {path: _split_named_in(path.stem) for path in tables}
-    if any(splits.values()):  # not of a sample_submission.csv
-        tables = [path for path in tables if splits[path]]
-    images = image_files(folder) if tables else []
-    if not images or _has_class_folders(images) or len({path.suffix.lower() for path in tables}) > 1:
-        return {}
-    found: dict[str, list[Path]] = {}
-    for path in tables:
-        found.setdefault(splits[path] or "train", []).append(path)
-    return found
-
-
-def _split_named_in(stem: str) -> str | None:
-    return next((_SPLIT_OF[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in _SPLIT_OF), None)
-
-
-def _has_class_folders(images: list[Path]) -> bool:
-    """Whether images lie in two or more folders that are not splits."""
-    folders = {path.parent for path in images if path.parts[:-1]}
-    return len({path for path in folders if path.name.lower() not in _SPLIT_OF}) > 1
-
-
-def _is_one_folder_a_class(folder: Path) -> bool:
-    """Whether all images lie in subfolders that are not splits, and no other file tells of their labels."""
-    if any(folder.glob("**/metadata.*")):
-        return False
-    images = image_files(folder)
-    classes = {path.parts[0].lower() for path in images}
-    return bool(images) and all(len(path.parts) == 2 for path in images) and not classes <= _SPLIT_OF.keys()
-
-
-def _split_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of splits whose images lie in class folders, and those whose images do not.
-
-    There are none of either if there are images elsewhere, or other files that tell of labels.
-    """
-    images = image_files(folder)
-    if any(folder.glob("**/metadata.*")) or not all(path.parts[0].lower() in _SPLIT_OF for path in images):
-        return [], []
-    depths: dict[str, set[int]] = {}
-    for path in images:
-        depths.setdefault(path.parts[0], set()).add(len(path.parts))
-    labelled = [folder / name for name in sorted(depths) if depths[name] == {3}]
-    return labelled, [folder / name for name in sorted(depths) if depths[name] == {2}]
+def check_samples_hold_images(splits: dict[str, Dataset], dataset_name: str) -> None:
+    """Refuses tar files of which some samples have no image in the columns that the first ones have."""
+    for name, split in splits.items():
+        columns = [column for column, feature in split.features.items() if isinstance(feature, Image)]
+        if split.info.builder_name != "webdataset" or not columns:
+            continue
+        missing = np.all([split.data.column(column).is_null().to_numpy() for column in columns], axis=0)
+        if missing.any():
+            raise ValueError(
+                f"In split '{name}' of dataset '{dataset_name}' {missing.sum()} of {len(split)} samples of the tar "
+                f"files, first sample {missing.argmax()}, have no image whose name ends in "
+                f"{quoted('.' + column for column in columns)}, as the first ones have. {ONE_ENDING}"
+            )
 
 
 def _check_all_images_load(folder: Path, splits: dict[str, Dataset], unlabelled: list[str]) -> None:
-    images = [path for path in image_files(folder) if _SPLIT_OF.get(path.parts[0].lower()) not in unlabelled]
+    images = [path for path in image_files(folder) if SPLIT_OF.get(path.parts[0].lower()) not in unlabelled]
     num_rows = sum(len(split) for split in splits.values())
     if num_rows < len(images) and not any(folder.glob("**/metadata.*")):
         raise ValueError(

@@ -9,7 +9,7 @@ from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Image, Va
 from ..checkpoints.image_processors import load_image_processor
 from .class_labels import match_labels
 from .dataloading import as_dataloader
-from .dataset_files import IMAGE_SUFFIXES, image_files
+from .folder_layouts import IMAGE_COLUMNS, PATH_COLUMNS, find_images, image_files
 from .image_dataset import ImageClassificationDataset
 from .image_reading import typical_image_size
 from .labelled_splits import InputKind, find_column, find_label_column, load_labelled_splits, standard_columns
@@ -24,9 +24,6 @@ __all__ = [
     "typical_image_size",
 ]
 
-IMAGE_COLUMNS = ("image", "img", "pixel_values")
-PATH_COLUMNS = ("file_name", "filename", "file", "path", "filepath", "image_path", "image_file")
-
 
 def load_image_datasets(
     dataset_name: str,
@@ -39,6 +36,7 @@ def load_image_datasets(
     eval_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
+    evaluation_only: bool = False,
     **load_kwargs: Any,
 ) -> DatasetDict:
     """Loads a dataset as `{"train", "test"}` with the columns `image` and `label`, both with the same `ClassLabel`.
@@ -60,6 +58,7 @@ def load_image_datasets(
         seed: Seed of the held-out part.
         class_names: Names of the classes 0, 1, ..., where labels are integers, such as those of the model to evaluate.
             Without them each integer is a class, named by its digits.
+        evaluation_only: Whether a dataset without `train_split` is loaded too, as `{"test"}` alone.
         load_kwargs: Passed to `datasets.load_dataset`.
 
     Raises:
@@ -73,7 +72,7 @@ def load_image_datasets(
     return load_labelled_splits(
         InputKind("image", find_columns, with_images), dataset_name, dataset_config_name, label_column=label_column,
         train_split=train_split, eval_split=eval_split, eval_fraction=eval_fraction, seed=seed,
-        class_names=class_names, **load_kwargs,
+        class_names=class_names, evaluation_only=evaluation_only, **load_kwargs,
     )  # fmt: skip
 
 
@@ -123,34 +122,24 @@ def with_images(split: Dataset, dataset_name: str) -> Dataset:
 
 
 def _resolve_paths(paths: list[str | None], folder: Path, dataset_name: str) -> list[str | None]:
-    """Paths of images as they can be opened.
-
-    A path is relative to the dataset's folder or the current one, or the name of one file somewhere below that folder.
+    """Paths of images as they can be opened, see [`find_images`].
 
     Raises:
         `ValueError`: if there is no such file.
     """
-    by_name: dict[str, list[Path]] = {}
-    for file in image_files(folder) if folder.is_dir() else ():
-        by_name.setdefault(file.name, []).append(folder / file)
-
-    def resolve(path: str) -> str | None:
-        if "://" in path:
-            return path
-        if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-            return None
-        candidates = [folder / path, Path(path)]
-        named = by_name.get(Path(path).name, [])
-        candidates += named if len(named) == 1 else []
-        return next((str(each.resolve()) for each in candidates if each.is_file()), None)
-
-    resolved = [None if path is None else resolve(path) for path in paths]
+    if folder.is_file():
+        folder = folder.parent
+    found = find_images(paths, folder, image_files(folder) if folder.is_dir() else ())
+    resolved = [
+        path if path is not None and "://" in path else None if image is None else str(image.resolve())
+        for path, image in zip(paths, found)
+    ]
     missing = {row: path for row, path in enumerate(paths) if path is not None and resolved[row] is None}
     if missing:
         row, path = next(iter(missing.items()))
         shown = path if len(path) <= 80 else path[:77] + "..."
         raise ValueError(
-            f"The image column of dataset '{dataset_name}' holds text that is not the path of an image in "
+            f"The image column of dataset '{dataset_name}' holds no path of an image that is there in "
             f"{len(missing)} of {len(paths)} rows, first in row {row}: {shown!r}. Give paths relative to the "
             "dataset's folder; a CSV file cannot hold the images themselves, a Parquet file can."
         )

@@ -131,7 +131,8 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
             damaged = self._find_damaged() if skip_damaged else []
         rows = np.delete(np.arange(len(dataset)), damaged)
         if damaged:
-            logger.warning("%s They are left out.", damaged_message(dataset, damaged, self._decoder.mode))
+            message = damaged_message(dataset, damaged, self._decoder.mode)
+            logger.warning("%s %s left out.", message, "It is" if len(damaged) == 1 else "They are")
             self.dataset = dataset.select(rows)
         return pixels, torch.from_numpy(rows)
 

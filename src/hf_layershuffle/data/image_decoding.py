@@ -44,6 +44,30 @@ class ImageDecoder:
         self.image_processor: Any = image_processor
         self.mode = "L" if num_channels == 1 else "RGB"
         self.normalization = _scale_and_shift(image_processor, num_channels)
+        self._check_steps(num_channels)
+
+    def _check_steps(self, num_channels: int) -> None:
+        """Refuses an image processor that does more than resize, crop, rescale and normalise.
+
+        What it did besides would be left out, wholly or where an augmentation takes parts of images.
+        """
+        colour = np.array([200, 90, 20][:num_channels], dtype=np.uint8)  # which no way to resize changes
+        image = np.broadcast_to(colour, (32, 48, num_channels)).copy()
+        given, layout = (image, "channels_last") if num_channels == 3 else (image[None, :, :, 0], "channels_first")
+        try:
+            pixels = self.whole([PILImage.fromarray(image.squeeze())])
+            expected = self.image_processor([given], return_tensors="pt", input_data_format=layout).pixel_values
+        except (ValueError, TypeError, AttributeError):
+            return  # which is said where images are read
+        scale, shift = self.normalization[:, :, None, None]
+        middle = pixels[0, :, pixels.shape[2] // 2, pixels.shape[3] // 2]  # beside what may be padded
+        differs = (pixels * scale + shift - expected).abs() > scale
+        if differs.any() or (middle.int() - torch.from_numpy(colour).int()).abs().max() > 1:
+            raise ValueError(
+                f"{type(self.image_processor).__name__} does more with images than resize, crop, rescale and "
+                "normalise them (it may reverse the channels, or shift the values), which is not done here. Take an "
+                "image processor that does not, such as ViTImageProcessor, and save it in the model's folder."
+            )
 
     def whole(self, images: Sequence[PILImage.Image]) -> torch.Tensor:
         """Images as the image processor resizes and crops them.

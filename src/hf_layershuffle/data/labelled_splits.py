@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, concatenate_datasets
 
-from .class_labels import has_labels, quoted, with_class_labels
+from .class_labels import LABEL_COLUMNS, has_labels, quoted, with_class_labels
 from .dataset_files import load_splits
 
 
 logger = logging.getLogger(__name__)
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
 _FIELDS = tuple(f"json.{name}" for name in LABEL_COLUMNS)  # of the JSON files of WebDataset
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 _Split = TypeVar("_Split", Dataset, IterableDataset)
@@ -47,6 +46,7 @@ def load_labelled_splits(
     eval_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
+    evaluation_only: bool = False,
     **load_kwargs: Any,
 ) -> DatasetDict:
     """`{"train", "test"}` with the standard columns of the inputs and `label`, both with the same `ClassLabel`.
@@ -54,7 +54,7 @@ def load_labelled_splits(
     Args:
         kind: What is labelled.
         dataset_name, dataset_config_name, label_column, train_split, eval_split, eval_fraction, seed, class_names,
-            load_kwargs: As for [`load_image_datasets`].
+            evaluation_only, load_kwargs: As for [`load_image_datasets`].
 
     Raises:
         `ValueError`: as in [`load_image_datasets`].
@@ -62,7 +62,8 @@ def load_labelled_splits(
     if not 0 < eval_fraction < 1:
         raise ValueError(f"`eval_fraction` is {eval_fraction}; it must be a fraction in (0, 1).")
     splits, unlabelled = load_splits(dataset_name, dataset_config_name, load_kwargs, kind.name)
-    for requested in (train_split, eval_split):
+    has_no_training = evaluation_only and train_split not in splits
+    for requested in (None if has_no_training else train_split, eval_split):
         if requested in unlabelled:
             raise ValueError(
                 f"The {kind.name}s in split '{requested}' of dataset '{dataset_name}' lie in no class folders, so "
@@ -70,46 +71,59 @@ def load_labelled_splits(
             )
         if requested is not None and requested not in splits:
             raise ValueError(f"Dataset '{dataset_name}' has no split '{requested}'; it has {quoted(splits)}.")
-    if len(splits[train_split]) == 0:
-        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'train'.")
-    features = splits[train_split].features
+    first = train_split
+    if has_no_training:
+        found = eval_split or _default_eval_split(splits, label_column, dataset_name)
+        if found is None:
+            raise ValueError(
+                f"Dataset '{dataset_name}' has none of the splits {quoted((train_split, *EVALUATION_SPLITS))} with "
+                f"labels; it has {quoted(splits)}. Choose one with labels by `eval_split` (--eval_split)."
+            )
+        first = eval_split = found
+    features = splits[first].features
     columns = kind.find_columns(features, dataset_name)
-    label_column = find_label_column(features, label_column, dataset_name)
-    if eval_split is None:
-        eval_split = _default_eval_split(splits, train_split, label_column, dataset_name)
-    chosen = {"train": splits[train_split]} | ({"test": splits[eval_split]} if eval_split != train_split else {})
-    if len(chosen.get("test", [None])) == 0:
-        raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
-    columns["label"] = label_column
+    columns["label"] = find_label_column(features, label_column, dataset_name)
+    eval_split = eval_split or _default_eval_split(splits, columns["label"], dataset_name) or train_split
+    chosen = {} if has_no_training else {"train": splits[train_split]}
+    chosen |= {} if eval_split == train_split else {"test": splits[eval_split]}
+    for name, split in chosen.items():
+        if len(split) == 0:
+            raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for '{name}'.")
     chosen = {name: standard_columns(split, columns, name) for name, split in chosen.items()}
     chosen = {name: kind.prepare(split, dataset_name) for name, split in chosen.items()}
     chosen = with_class_labels(chosen, dataset_name, class_names, kind.name)
     if "test" not in chosen:
-        try:
-            held_out = chosen["train"].train_test_split(eval_fraction, seed=seed, stratify_by_column="label")
-        except ValueError as error:
-            raise ValueError(
-                f"Dataset '{dataset_name}' has one split only, and {eval_fraction:.0%} of it cannot be held out for "
-                f"evaluation: {error} Give an evaluation split, or more {kind.name}s of each class."
-            ) from error
-        chosen = {"train": held_out["train"], "test": held_out["test"]}
+        chosen = _with_held_out(chosen["train"], eval_fraction, seed, kind, dataset_name)
         logger.info(
             "%d of the %d %ss of split '%s' are held out for evaluation.",
-            *(len(chosen["test"]), len(held_out["train"]) + len(held_out["test"]), kind.name, train_split),
+            *(len(chosen["test"]), len(chosen["train"]) + len(chosen["test"]), kind.name, train_split),
         )
     return DatasetDict(chosen)
 
 
-def _default_eval_split(splits: dict[str, Dataset], train_split: str, label_column: str, dataset_name: str) -> str:
-    """The first usual split with labels, or else `train_split`, of which a part is then held out."""
+def _with_held_out(
+    train: Dataset, eval_fraction: float, seed: int, kind: InputKind, dataset_name: str
+) -> dict[str, Dataset]:
+    """`{"train", "test"}` of which the second is a part of the split."""
+    try:
+        return dict(train.train_test_split(eval_fraction, seed=seed, stratify_by_column="label"))
+    except ValueError as error:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has one split only, and {eval_fraction:.0%} of it cannot be held out for "
+            f"evaluation: {error} Give an evaluation split, or more {kind.name}s of each class."
+        ) from error
+
+
+def _default_eval_split(splits: dict[str, Dataset], label_column: str | None, dataset_name: str) -> str | None:
+    """The first usual split with labels, in `label_column` if it is given. None if there is no such split."""
     for name in EVALUATION_SPLITS:
-        if name in splits and (
-            len(splits[name]) == 0 or has_labels(_with_field(splits[name], label_column), label_column)
-        ):
+        if name not in splits:
+            continue
+        column = label_column or _likely_label_column(splits[name].features)
+        if len(splits[name]) == 0 or (column is not None and has_labels(_with_field(splits[name], column), column)):
             return name
-        if name in splits:
-            logger.warning("Split '%s' of dataset '%s' has no labels and is left out.", name, dataset_name)
-    return train_split
+        logger.warning("Split '%s' of dataset '%s' has no labels and is left out.", name, dataset_name)
+    return None
 
 
 def find_label_column(features: Features, requested: str | None, dataset_name: str) -> str:
@@ -118,19 +132,29 @@ def find_label_column(features: Features, requested: str | None, dataset_name: s
     A field of a column of fields counts as one where it is requested. Where no column could be meant, those of JSON
     files with a usual name (`json.label`) do too.
     """
-    fields = {
+    # So that a message names all columns and fields
+    every = Features({**_fields_of(features), **features})
+    found = requested or _likely_label_column(features)
+    return find_column(every, found, (), _is_nothing, "label", dataset_name)
+
+
+def _likely_label_column(features: Features) -> str | None:
+    fields = _fields_of(features)
+    usual_fields = {name: fields[name] for name in _FIELDS if name in fields}
+    found = _candidates(features, LABEL_COLUMNS, _is_class_label) or _candidates(
+        usual_fields, _FIELDS, _is_class_label
+    )
+    return next(iter(found), None)
+
+
+def _fields_of(features: Features) -> dict[str, Any]:
+    """The fields of columns of fields, as `column.field`."""
+    return {
         f"{column}.{field}": feature
         for column, of_column in features.items()
         if isinstance(of_column, dict)
         for field, feature in of_column.items()
     }
-    every = Features({**fields, **features})
-    usual_fields = {name: fields[name] for name in _FIELDS if name in fields}
-    found = _candidates(features, LABEL_COLUMNS, _is_class_label) or _candidates(
-        usual_fields, _FIELDS, _is_class_label
-    )
-    # So that a message names all columns and fields
-    return find_column(every, requested or next(iter(found), None), (), _is_nothing, "label", dataset_name)
 
 
 def _is_class_label(feature: Any) -> bool:
@@ -168,7 +192,9 @@ def find_column(
         return requested
     candidates = _candidates(features, usual_names, has_type)
     if not candidates:
-        folders = ", or put the images into one folder for each class" if set(features) == {"image"} else ""
+        folders = ""
+        if set(features) == {"image"}:
+            folders = ", or put the images into one folder for each class, of which there must be two at least"
         raise ValueError(
             f"Dataset '{dataset_name}' has no {kind} column that could be told by its type or name; it has "
             f"{quoted(features)}. Name it with `{kind}_column` (--{kind}_column_name){folders}."

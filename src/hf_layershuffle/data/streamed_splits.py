@@ -17,8 +17,9 @@ from datasets import load_dataset_builder as load_builder
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .class_labels import quoted, with_class_labels
-from .dataset_files import BUILT_IN, escaped, files_of_folder, first_line
+from .dataset_files import BUILT_IN, check_samples_hold_images, escaped, features_of_files, files_of_folder, first_line
 from .datasets import find_image_column, with_images
+from .folder_layouts import tables_of_images
 from .image_stream import LOOKED_AT, Label
 from .labelled_splits import EVALUATION_SPLITS, find_label_column, standard_columns
 from .stream_reading import StreamReader
@@ -132,13 +133,27 @@ def _builder_of(dataset_name: str, config_name: str | None) -> DatasetBuilder:
         if not folder.is_dir() and not datasets.config.HF_HUB_OFFLINE:
             check_hub_answers(dataset_name)
         if folder.is_dir():
-            return load_builder(str(folder), config_name, **files_of_folder(folder))
-        return load_builder(dataset_name, config_name)
+            builder = load_builder(str(folder), config_name, **files_of_folder(folder))
+        else:
+            builder = load_builder(dataset_name, config_name)
     except Exception as error:  # the errors of a dozen readers and of the network share no base class
         raise ValueError(
             f"Dataset '{dataset_name}' cannot be streamed: {first_line(error).rstrip('.!')}. Pass a folder of Parquet "
             "files, of tar files (WebDataset) or of images, or a dataset id on the Hub."
         ) from error
+    tables = tables_of_images(folder) if _kind_of(builder) == "imagefolder" and folder.is_dir() else {}
+    if tables:
+        names = quoted(path.name for paths in tables.values() for path in paths)
+        raise ValueError(
+            f"The labels of the images in '{dataset_name}' are in {names}, and paths in tables cannot be streamed; "
+            "leave out --streaming, or put the images into Parquet or tar files."
+        )
+    return builder
+
+
+def _kind_of(builder: DatasetBuilder) -> str:
+    """The kind of its files, by the names of `datasets`: "parquet", "webdataset", "imagefolder", ..."""
+    return type(builder).__module__.rpartition(".")[2]
 
 
 def _check_splits(dataset_name: str, names: list[str], train_split: str, eval_split: str | None) -> None:
@@ -165,7 +180,7 @@ def _read(
     builder: DatasetBuilder, dataset_name: str, train_split: str, eval_split: str
 ) -> tuple[IterableDataset, Dataset]:
     """The training split as a stream, and the evaluation split, of which alone the files are loaded."""
-    kind = type(builder).__module__.rpartition(".")[2]
+    kind = _kind_of(builder)
     files = {str(name): list(paths) for name, paths in (builder.config.data_files or {}).items()}
     described: dict[str, Any] = {} if builder.info.features is None else {"features": builder.info.features}
 
@@ -174,6 +189,9 @@ def _read(
         return load_dataset(kind, data_files=paths, split=split, streaming=streaming, **columns)
 
     try:
+        # Else the classes of the first file would be taken for those of all
+        for split in (train_split, eval_split) if kind == "parquet" else ():
+            features_of_files([Path(path) for path in files[split] if Path(path).is_file()])
         columns = dict.fromkeys((train_split, eval_split), described)
         if kind == "webdataset" and not described:
             columns = {split: _columns_of_tars(files[split]) for split in columns}
@@ -184,6 +202,7 @@ def _read(
         raise ValueError(f"Dataset '{dataset_name}' cannot be streamed: {first_line(error)}") from error
     if len(test) == 0:
         raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
+    check_samples_hold_images({"test": test}, dataset_name)
     return stream, test
 
 

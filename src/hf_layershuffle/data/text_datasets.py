@@ -5,15 +5,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value
 
-from .class_labels import quoted
-from .labelled_splits import (
-    LABEL_COLUMNS,
-    InputKind,
-    find_column,
-    find_label_column,
-    load_labelled_splits,
-    standard_columns,
-)
+from .class_labels import LABEL_COLUMNS, quoted
+from .labelled_splits import InputKind, find_column, find_label_column, load_labelled_splits, standard_columns
 
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "review_body", "comment", "document", "utterance", "question")
@@ -50,7 +43,7 @@ def load_text_datasets(
             `text_pair`. If neither column is given, usual pairs are found, such as `sentence1` and `sentence2` or
             `premise` and `hypothesis`.
         kwargs: As for [`load_image_datasets`]: `label_column`, `train_split`, `eval_split`, `eval_fraction`, `seed`,
-            `class_names`, and what is passed to `datasets.load_dataset`.
+            `class_names`, `evaluation_only`, and what is passed to `datasets.load_dataset`.
 
     Raises:
         `ValueError`: as in [`load_image_datasets`].

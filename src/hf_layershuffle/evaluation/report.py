@@ -106,7 +106,7 @@ class RobustnessReport(Report):
         caption = f"Without the MLPs at the positions {', '.join(map(str, skipped))}" if skipped else None
         table = Table(title=Text(title, style="table.title"), caption=caption)
         table.add_column("execution order")
-        for name in ("accuracy", "std", "min", "max", "95 % interval", "loss"):
+        for name in ("accuracy", "std", "min", "max", "95 % over orders", "loss"):
             table.add_column(name, justify="right")
         for name, row in self.rows().items():
             table.add_row(name, *_cells(row))

@@ -92,7 +92,8 @@ def record_training(
         dataset_arguments: How it was loaded, by the names of [`~hf_layershuffle.load_image_datasets`], where that is
             not by default. Commands load it so again, and evaluate on the part that was held out.
         num_train_images, num_train_texts: Number of images, or of texts, that it was trained on.
-        base_model: Hub id, or folder, of the model that was fine-tuned.
+        base_model: Hub id, or folder, of the model that was fine-tuned. Of a folder whose own `training.json` names a
+            Hub id, it is that one.
         teacher: Hub id, or folder, of the model that it was distilled from.
         metrics: `eval_accuracy` and the like, as fractions in [0, 1], and `num_orders`, the number of arbitrary
             orders.
@@ -107,7 +108,7 @@ def record_training(
         **(
             {"num_train_images": num_train_images} if num_train_texts is None else {"num_train_texts": num_train_texts}
         ),
-        "base_model": public_name(base_model),
+        "base_model": _origin_of(base_model),
         "teacher": public_name(teacher),
         "license": license_of(base_model) if base_model else None,
         "metrics": _card_metrics(metrics),
@@ -116,6 +117,13 @@ def record_training(
         "versions": {name: version_of(name) for name in ("hf-layershuffle", "torch", "transformers")},
     }
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _origin_of(base_model: str | None) -> str | None:
+    """The model on the Hub from which a model descends, or else what was fine-tuned."""
+    record = read_json(Path(base_model) / TRAINING_FILE) if base_model and Path(base_model).is_dir() else None
+    origin = (record or {}).get("base_model")
+    return origin if isinstance(origin, str) and hub_id(origin) else public_name(base_model)
 
 
 def record_baseline(folder: str | os.PathLike, name: str, baseline: Mapping[str, float] | RobustnessReport) -> None:

@@ -29,11 +29,13 @@ class Head:
         reads: What the head reads: a field of the encoder's output, "mean" for the mean of its tokens, or "patches"
             for that without the first, the CLS token.
         source: Where the family's authors evaluate it so.
+        pretrained_as: Name of the encoder in a checkpoint of the family's pretraining, if there is one.
     """
 
     encoder: str
     reads: str
     source: str
+    pretrained_as: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +48,9 @@ _POOLING = "what its attention pooling gives, as in arXiv "
 # By model type
 HEADS: dict[str, Head] = {
     "dinov3_vit": Head("DINOv3ViTModel", "pooler_output", f"{_CLS}2508.10104, linear probing"),
-    "vit_mae": Head("ViTMAEModel", "patches", "the mean of the patches, as the fine-tuning of arXiv 2111.06377"),
+    "vit_mae": Head(
+        "ViTMAEModel", "patches", "the mean of the patches, as the fine-tuning of arXiv 2111.06377", "vit"
+    ),
     "clip_vision_model": Head("CLIPVisionModel", "pooler_output", f"{_CLS}2103.00020, linear probes"),
     "mlcd_vision_model": Head("MLCDVisionModel", "pooler_output", f"{_CLS}2407.17331, linear probes"),
     "siglip_vision_model": Head("SiglipVisionModel", "pooler_output", f"{_POOLING}2303.15343"),
@@ -74,6 +78,14 @@ class ImageClassifierMixin(PreTrainedModel):
         width = config.hidden_size * (len(config.summary_idxs) if reads == "summary" else 1)
         self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, also where the checkpoint is one of the family's pretraining."""
+        if cls.head.pretrained_as is not None:
+            kwargs.setdefault("key_mapping", {rf"^{cls.head.pretrained_as}\.": f"{cls.base_model_prefix}."})
+        parent: Any = super()
+        return parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _reads(cls, config: Any) -> str:

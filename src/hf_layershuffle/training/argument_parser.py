@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -14,6 +15,7 @@ from transformers.training_args import TrainingArguments
 
 from ..checkpoints.locations import is_local
 from ..common.yaml_files import read_mapping
+from ..hub.folder_records import TRAINING_FILE, read_json
 from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
 from .augmentation_arguments import augmentation_defaults, augmentation_of
@@ -32,6 +34,9 @@ that was stopped. `arguments.yaml` (or .json) holds options as `name: value`; op
 
 
 Parsed = tuple[ModelArguments, DataArguments, ScriptTrainingArguments]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ArgumentParser(HfArgumentParser):
@@ -169,6 +174,9 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     augmentation_of(data_args)
     data_args.check_streaming(data_args.max_train_samples)
     defaults = augmentation_defaults(data_args)
+    start = model_args.model_name_or_path
+    if start is not None and not any(each.partition("=")[0] == "--dataset_name" for each in argv):
+        defaults = [*defaults, "--dataset_name", _dataset_of(start, data_args.dataset_name)]
     if model_args.preset is None:
         return parser.parse([*defaults, *argv]) if defaults else (model_args, data_args, args)
     if model_args.preset not in PRESETS:
@@ -180,6 +188,15 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     elif model_args.initializer_range is None:
         model_args.initializer_range = initializer_range_of(model_args.hidden_size or SCRATCH_DEFAULTS["hidden_size"])
     return model_args, data_args, args
+
+
+def _dataset_of(checkpoint: str, default: str) -> str:
+    """The dataset on which a checkpoint that is fine-tuned was trained, if its folder says so; or else the default."""
+    record = read_json(Path(checkpoint) / TRAINING_FILE) if Path(checkpoint).is_dir() else None
+    found = (record or {}).get("dataset")
+    dataset = found if isinstance(found, str) and found else default
+    logger.warning("No --dataset_name: fine-tunes '%s' on '%s'.", checkpoint, dataset)
+    return dataset
 
 
 def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments) -> None:

@@ -95,14 +95,14 @@ class LayerShuffleTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={
             "help": "Evaluate and save an exponential moving average of the weights, which keeps this share of itself "
-            "in a step: 0.999 to 0.9999, below 1. 0 for none."
+            "in a step, below 1: over 1 / (1 - d) steps, a few percent of all. 0 for none."
         },
     )
     layer_lr_decay: float = field(
         default=1.0,
         metadata={
             "help": "Factor in (0, 1] of the learning rate from each layer of the checkpoint to the one before it, "
-            "for fine-tuning: 0.65 to 0.9. 1 for one learning rate."
+            "for fine-tuning: 0.9 or more in free order. 1 for one learning rate."
         },
     )
 

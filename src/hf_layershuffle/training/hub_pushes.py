@@ -158,8 +158,7 @@ class HubMixin(TrainerPart):
         folder = str(self.args.output_dir)
         record_training(
             folder,
-            arguments=self.args.to_dict()
-            | ({} if augmentation is None else {"augmentation": augmentation.describe()}),
+            arguments=self._asked_for() | ({} if augmentation is None else {"augmentation": augmentation.describe()}),
             dataset=dataset,
             dataset_arguments=kwargs.get("dataset_arguments"),
             **{f"num_train_{noun}": _length(self.train_dataset)},
@@ -174,6 +173,14 @@ class HubMixin(TrainerPart):
             license=kwargs.get("license"),
             config=self.accelerator.unwrap_model(self.model).config,
         )
+
+    def _asked_for(self) -> dict[str, Any]:
+        """The arguments as they were given: `orders_per_step` makes parts of a batch."""
+        arguments = self.args.to_dict()
+        orders = arguments.get("orders_per_step", 1)
+        arguments["per_device_train_batch_size"] *= orders
+        arguments["gradient_accumulation_steps"] //= orders
+        return arguments
 
     def _metrics_of_the_weights(self) -> dict[str, float]:
         """Those of the last evaluation of the weights that the model has now."""

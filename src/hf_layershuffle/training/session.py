@@ -43,7 +43,7 @@ from .trainer import LayerShuffleTrainer
 
 logger = logging.getLogger("hf_layershuffle.training.session")
 SMALL_MODEL = 1_000_000  # parameters up to which one thread of the CPU is the default
-STOPPED = "stopped; run the same command again to go on from the last checkpoint"
+STOPPED = "stopped; the same command goes on from the last checkpoint, or starts anew before the first"
 
 
 @dataclass

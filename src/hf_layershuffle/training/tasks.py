@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-layershuffle authors. Licensed under the Apache License, Version 2.0.
 """What a training session does in its own way for images and for texts."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from ..checkpoints.checks import check_model_files, explained_reading
 from ..checkpoints.loading import classes_of
 from ..checkpoints.tokenizers import takes_texts
+from ..data.class_labels import quoted
 from ..data.datasets import typical_image_size
 from .data_building import build_datasets, load_splits
 from .distillation import check_teacher
@@ -25,6 +27,9 @@ from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArgum
 from .text_arguments import TextDataArguments, TextModelArguments, TextTrainingArguments
 from .text_data_building import build_text_datasets, load_text_splits
 from .text_model_building import TextTeacher, build_text_model, load_text_teacher
+
+
+logger = logging.getLogger(__name__)
 
 
 class Task:
@@ -52,6 +57,7 @@ class Task:
         self.data_args = data_args
         self._check_checkpoint()
         self._load()
+        self._compare_classes()
 
     def _check_checkpoint(self) -> None:
         """Refuses a checkpoint of the other task before anything else is read."""
@@ -72,6 +78,32 @@ class Task:
 
     def _load(self) -> None:
         raise NotImplementedError
+
+    def _compare_classes(self) -> None:
+        """Says that the dataset's classes replace those of the checkpoint; refuses it where they are not as many."""
+        name, dataset = self.model_args.model_name_or_path, self.data_args.dataset_name
+        theirs = checkpoint_class_names(self.model_args)
+        if theirs is None or set(theirs) == set(self.class_names):
+            return
+        if len(theirs) == len(self.class_names):
+            ours, replaced = quoted(self.class_names, 5), quoted(theirs, 5)
+            logger.warning("The classes of '%s' (%s) replace those of '%s' (%s).", dataset, ours, name, replaced)
+        elif not self.model_args.ignore_mismatched_sizes:
+            raise ValueError(
+                f"'{name}' has {len(theirs)} classes and dataset '{dataset}' has {len(self.class_names)}; choose "
+                "another dataset by --dataset_name, or add --ignore_mismatched_sizes to start a new classifier."
+            )
+
+    def _numbering(self) -> tuple[list[str] | None, bool]:
+        """Names of classes in whose order the dataset is numbered, if it has the same ones.
+
+        They are the checkpoint's, or else the teacher's. The second is whether integers without names may be others.
+        """
+        names = checkpoint_class_names(self.model_args)
+        if names is None and self.teacher.model is not None:
+            id2label = cast(dict[int, str], self.teacher.model.config.id2label)
+            return [id2label[index] for index in sorted(id2label)], True
+        return names, self.model_args.ignore_mismatched_sizes
 
     @property
     def class_names(self) -> list[str]:
@@ -100,10 +132,9 @@ class ImageClassification(Task):
     argument_classes = (ModelArguments, DataArguments, ScriptTrainingArguments)
 
     def _load(self) -> None:
-        names = checkpoint_class_names(self.model_args)
-        self.splits = load_splits(self.data_args, names, self.model_args.ignore_mismatched_sizes)
-        self._image_size = typical_image_size(self.splits["train"])
         self.teacher = load_teacher(self.model_args)
+        self.splits = load_splits(self.data_args, *self._numbering())
+        self._image_size = typical_image_size(self.splits["train"])
 
     def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:
         return build_model(self.model_args, flags, self.class_names, self._image_size, self.teacher.normalization)
@@ -125,9 +156,8 @@ class TextClassification(Task):
     teacher: TextTeacher
 
     def _load(self) -> None:
-        names = checkpoint_class_names(self.model_args)
-        self.splits = load_text_splits(self.data_args, names, self.model_args.ignore_mismatched_sizes)
         self.teacher = load_text_teacher(self.model_args)
+        self.splits = load_text_splits(self.data_args, *self._numbering())
 
     def build_model(self, flags: dict) -> tuple[PreTrainedModel, Any]:
         return build_text_model(self.model_args, flags, self.class_names, self.splits["train"], self.teacher)
