@@ -119,7 +119,7 @@ def test_every_number_on_the_card_is_recorded_beside_it(folder):
 
     card = ModelCard.load(folder / "README.md")
     shown = numbers_in(card.data.to_dict())
-    text = card.text.split("## Citation")[0].replace(folder.name, "").replace("95 % interval", "")
+    text = card.text.split("## Citation")[0].replace(folder.name, "").replace("95 % over orders", "")
     text = re.sub(r"\]\(https?://[^)]*\)", "]", text)
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
     training = json.loads((folder / "training.json").read_text())

@@ -47,7 +47,7 @@ def program(
 STOPPED = {
     "evaluate": "stopped; run the same command again to go on",
     "budget": "stopped; run the same command again to go on behind the policies that are done",
-    "train": "stopped; the same command goes on from the last checkpoint, or starts anew before the first",
+    "train": "stopped; the same command goes on from the last checkpoint, or starts anew if there is none",
     "swarm simulate": "stopped; run the same command again to go on",
     "publish": "stopped; run the same command again. The Hub shows a commit whole or not at all",
 }

@@ -63,7 +63,7 @@ def evaluate(
     columns = inputs.columns_of(image_column_name, text_column_name, text_pair_column_name, label_column_name)
     split: dict[str, Any] = {"dataset_config_name": dataset_config_name, "eval_split": eval_split, **columns}
     split |= {"streaming": streaming, "skip_damaged": skip_damaged, "max_samples": max_samples, "seed": seed}
-    datasets = [inputs.load_evaluation_split(loaded, dataset_name, **split) for loaded in loaded_models]
+    datasets = inputs.load_evaluation_splits(loaded_models, dataset_name, **split)
     settings: dict[str, Any] = {"num_orders": num_orders, "num_subsets": num_subsets, "seed": seed}
     dataset = outputs.short_name(dataset_name)
     evaluations = list(zip(names, loaded_models, datasets, folders))

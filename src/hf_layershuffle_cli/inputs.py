@@ -154,15 +154,18 @@ def trained_on(model: str, revision: str | None = None) -> str | None:
 def training_record(model: str, revision: str | None = None) -> dict[str, Any]:
     """A model's `training.json`, in its folder or on the Hub; empty if there is none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     from hf_layershuffle.hub.folder_records import TRAINING_FILE, read_json
 
-    path = Path(model, TRAINING_FILE)
-    if not Path(model).is_dir():
+    folder = Path(model)
+    if model and folder.is_dir():
+        is_checkpoint = folder.name.startswith("checkpoint-") and not (folder / TRAINING_FILE).exists()
+        path = (folder.parent if is_checkpoint else folder) / TRAINING_FILE
+    else:
         try:
             path = Path(hf_hub_download(model, TRAINING_FILE, revision=revision))
-        except EntryNotFoundError:  # also where the cache, offline, has none
+        except (EntryNotFoundError, HFValidationError):  # also where the cache, offline, has none
             return {}
     record = read_json(path) or {}
     return record if isinstance(record, dict) else {}
@@ -173,11 +176,13 @@ def loading_of(model: "PreTrainedModel", dataset_name: str) -> dict[str, Any]:
 
     So the part that was held out is evaluated on, and no example of the training.
     """
-    from hf_layershuffle.common.paths import public_dataset
+    from hf_layershuffle.common.paths import public_name
 
     record = training_record(str(model.config.name_or_path), getattr(model.config, "_commit_hash", None))
-    arguments = record.get("dataset_arguments")
-    if not isinstance(arguments, dict) or record.get("dataset") != public_dataset(dataset_name):
+    arguments, name = record.get("dataset_arguments"), record.get("dataset")
+    # By the last part of a path: what stands before it depends on where a command runs
+    is_it = isinstance(name, str) and public_name(name) == public_name(dataset_name)
+    if not isinstance(arguments, dict) or not is_it:
         return {}
     return {name: value for name, value in arguments.items() if isinstance(value, _LOADING.get(name, ()))}
 
@@ -256,6 +261,27 @@ def load_evaluation_split(
     """
     data = load_split(loaded.model, "test", dataset_name, **kwargs)
     return without_damaged(data, loaded, max_samples, seed) if skip_damaged else data
+
+
+def load_evaluation_splits(models: list[LoadedModel], dataset_name: str, **kwargs: Any) -> list["Dataset"]:
+    """The images or texts to evaluate each of the models on, as [`load_evaluation_split`] gives them.
+
+    Raises:
+        `ValueError`: where trainings held other parts of the dataset out, or had other labels.
+    """
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    loadings = {loaded.name: loading_of(loaded.model, dataset_name) | given for loaded in models}
+    first, *others = loadings
+    for other in others:
+        for name in sorted(loadings[first].keys() | loadings[other].keys()):
+            values = loadings[first].get(name), loadings[other].get(name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"The trainings of '{first}' and '{other}' loaded '{dataset_name}' with `{name}` {values[0]!r} "
+                    f"and {values[1]!r} (None: the default), so they cannot be compared on what was held out. "
+                    "Evaluate each by itself, or say what counts for all, such as --eval_split test."
+                )
+    return [load_evaluation_split(loaded, dataset_name, **kwargs) for loaded in models]
 
 
 def without_damaged(data: "Dataset", loaded: LoadedModel, max_samples: int | None = None, seed: int = 0) -> "Dataset":

@@ -178,7 +178,7 @@ def test_a_csv_tells_the_classes_of_images_in_several_folders(tmp_path, with_fol
     splits = load_image_datasets(str(tmp_path))
     check(splits)
     assert splits["test"]["label"][:] == [1, 1]
-    assert "are those of 'test.csv', 'train.csv'." in caplog.text
+    assert "are the labels in 'test.csv', 'train.csv', not the names of its folders." in caplog.text
     with pytest.raises(ValueError, match=r"are in 'test.csv', 'train.csv', and paths .* leave out --streaming"):
         load_image_stream(str(tmp_path))
 
@@ -197,13 +197,15 @@ def test_class_folders_stay_the_classes_if_a_csv_tells_the_same_ones(tmp_path, c
     [
         (
             {"paths": ["test/0.png", "train/cat/0.png", "train/dog/1.png"], "labels": ["?", "?", "?"]},
-            "'mine.csv' name 2 of the 6 images in class folders",
+            "are the names of its folders; the labels in 'mine.csv' name 2 of the 6 images",
         ),
-        ({"paths": ["gone/0.png", "gone/1.png"]}, "'mine.csv' name 0 of the 6 .*give all paths relative to"),
         (
-            {"paths": ["train/cat/0.png"], "dx": ["mel"]},
-            "by 'file_name', but it has none of the columns 'label', .* pass",
+            {"paths": in_classes("train/cat", "train/dog"), "labels": list("xxxyyy")[::2] * 2},
+            "'mine.csv' name no split",
         ),
+        ({"paths": ["gone/0.png", "gone/1.png"]}, None),
+        ({"paths": ["train/cat/0.png"], "dx": ["mel"]}, None),
+        ({"paths": ["train/cat/0.png"], "labels": ["long" * 50_000]}, None),
         ({"paths": [], "label": []}, None),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_the_uninterrupted_one(tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert (
-        "train.py: stopped; the same command goes on from the last checkpoint, or starts anew before the first."
+        "train.py: stopped; the same command goes on from the last checkpoint, or starts anew if there is none."
         in errors
     )
     assert "Traceback" not in errors

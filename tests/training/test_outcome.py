@@ -82,3 +82,20 @@ def test_commands_evaluate_on_what_training_held_out(three_splits, tmp_path, cap
         result = run_cli("evaluate", folder, *data, *small)
         assert result.returncode == 0, result.stderr
         assert ls.RobustnessReport.load(tmp_path / str(expected)).num_images == expected
+
+
+def test_models_whose_trainings_held_other_parts_out_are_not_compared(tmp_path):
+    for name, options in (("first", []), ("second", ["--eval_fraction", "0.3"])):
+        session.run([*TINY, *options, "--max_train_samples", "16", "--output_dir", str(tmp_path / name)])
+    command = [
+        "evaluate",
+        tmp_path / "first",
+        tmp_path / "second",
+        "--device",
+        "cpu",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    result = run_cli(*command)
+    assert result.returncode == 2 and not (tmp_path / "out").exists()
+    assert "loaded 'digits' with `eval_fraction` None and 0.3 (None: the default), so they cannot be" in result.stderr

@@ -236,6 +236,7 @@ def test_a_run_on_other_images_of_a_folder_with_the_same_name_is_refused(tmp_pat
 def test_a_run_from_other_weights_of_a_folder_with_the_same_name_is_refused(tmp_path, whole):
     for name in ("first", "moved", "other"):
         shutil.copytree(whole, tmp_path / name / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+        record_training(tmp_path / name / "model", arguments={}, base_model="org/vit")
     changed = {name: tensor + 1 for name, tensor in weights(whole).items()}
     save_file(changed, tmp_path / "other" / "model" / "model.safetensors", metadata={"format": "pt"})
 
@@ -244,6 +245,7 @@ def test_a_run_from_other_weights_of_a_folder_with_the_same_name_is_refused(tmp_
         session.run([*RUN, *start])
 
     run("first")
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["base_model"] == "org/vit"
     run("moved")
     with pytest.raises(ValueError, match="holds a run with another model to start from: `model_weights` '"):
         run("other")
@@ -272,10 +274,11 @@ def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classe
     data = tmp_path / "data"
     data.mkdir()
     for split in ("train", "test"):
-        image_dataset(12, names="klmnopqrst").to_parquet(data / f"{split}.parquet")
+        image_dataset(30, names="klmnopqrst").to_parquet(data / f"{split}.parquet")
     shutil.copytree(whole, tmp_path / "letters", ignore=shutil.ignore_patterns("checkpoint-*"))
     record_training(tmp_path / "letters", arguments={}, dataset=str(data))
     record = json.loads((tmp_path / "letters" / "training.json").read_text())
+    record["dataset_arguments"] = {"label_column": "label", "eval_split": "train", "eval_fraction": 0.4}
     record["dataset"] = str(data)  # a folder elsewhere is recorded by its name alone
     (tmp_path / "letters" / "training.json").write_text(json.dumps(record))
     shutil.copytree(tmp_path / "letters", tmp_path / "bare")
@@ -285,6 +288,7 @@ def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classe
         caplog.clear()
         argv = [*RUN, "--model_name_or_path", str(tmp_path / start), "--output_dir", str(tmp_path / "run"), *options]
         with session.TrainingSession(argv) as training:
+            assert (training.data_args.eval_fraction == 0.4) == (start == "letters" and not options)
             return training.task.class_names
 
     assert prepare("letters") == list("klmnopqrst")
@@ -292,12 +296,16 @@ def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classe
     assert f"The classes of '{data}' ('k', 'l', 'm', 'n', 'o', ...) replace those of" in caplog.text
     assert prepare("bare") == list("0123456789")
     assert "No --dataset_name: fine-tunes" in caplog.text and "replace those of" not in caplog.text
-    assert prepare("letters", "--dataset_name=digits") == list("0123456789")
+    assert prepare("letters", "--dataset-name=digits") == list("0123456789")
     assert "No --dataset_name" not in caplog.text
     for split in ("train", "test"):
         image_dataset(12, names="kl").to_parquet(data / f"{split}.parquet")
     with pytest.raises(ValueError, match=r"has 10 classes and dataset '.*' has 2; choose another dataset"):
         prepare("letters")
+    # An encoder alone has no classifier to keep
+    ls.load_classifier(whole).base_model.save_pretrained(tmp_path / "encoder")
+    shutil.copy(whole / "preprocessor_config.json", tmp_path / "encoder")
+    assert prepare("encoder", "--dataset_name", str(data)) == ["k", "l"]
 
 
 def test_a_run_of_another_number_of_processes_is_refused(stopped):
@@ -466,7 +474,7 @@ def test_a_request_to_terminate_ends_as_ctrl_c_does(whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    stopped = "stopped; the same command goes on from the last checkpoint, or starts anew before the first"
+    stopped = "stopped; the same command goes on from the last checkpoint, or starts anew if there is none"
     assert errors.endswith(f"hf-layershuffle: {stopped}\n")
     assert "Traceback" not in errors and not (tmp_path / "run" / "model.safetensors").exists()
 

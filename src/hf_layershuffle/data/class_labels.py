@@ -37,7 +37,7 @@ def with_class_labels(
     class_names: Sequence[str] | None = None,
     input_kind: str = "image",
 ) -> dict[str, Dataset]:
-    """The splits with one and the same `ClassLabel`, that of the training split, or of the one split that there is.
+    """The splits with one and the same `ClassLabel`, that of the training split, or of the only one.
 
     A split whose `ClassLabel` has the same names in another order, or whose labels are names, is renumbered by name.
     Integers beside named classes are class indices. Where all splits hold integers, they are class indices if

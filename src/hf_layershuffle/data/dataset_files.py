@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -17,7 +16,6 @@ from datasets import (
     DatasetDict,
     DownloadMode,
     Features,
-    Image,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
@@ -40,7 +38,6 @@ from .folder_layouts import (
     tables_of_images,
 )
 from .python_docs import load_python_docs
-from .stream_reading import ONE_ENDING
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +97,6 @@ def load_splits(
                 f"Dataset '{dataset_name}' was loaded as a stream, which has no length and cannot be shuffled or "
                 "held out; load it without `streaming=True`."
             )
-    check_samples_hold_images(splits, dataset_name)
     if folder.is_dir() and all(split.info.builder_name == "imagefolder" for split in splits.values()):
         _check_all_images_load(folder, splits, unlabelled)
     return {name: unformatted(split) for name, split in splits.items()}, unlabelled
@@ -229,21 +225,6 @@ def features_of_files(paths: list[Path]) -> Features:
                     f"split"
                 )
     return first
-
-
-def check_samples_hold_images(splits: dict[str, Dataset], dataset_name: str) -> None:
-    """Refuses tar files of which some samples have no image in the columns that the first ones have."""
-    for name, split in splits.items():
-        columns = [column for column, feature in split.features.items() if isinstance(feature, Image)]
-        if split.info.builder_name != "webdataset" or not columns:
-            continue
-        missing = np.all([split.data.column(column).is_null().to_numpy() for column in columns], axis=0)
-        if missing.any():
-            raise ValueError(
-                f"In split '{name}' of dataset '{dataset_name}' {missing.sum()} of {len(split)} samples of the tar "
-                f"files, first sample {missing.argmax()}, have no image whose name ends in "
-                f"{quoted('.' + column for column in columns)}, as the first ones have. {ONE_ENDING}"
-            )
 
 
 def _check_all_images_load(folder: Path, splits: dict[str, Dataset], unlabelled: list[str]) -> None:

@@ -89,50 +89,46 @@ def tables_of_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def _tables_of_other_classes(tables: list[Path], folder: Path, images: list[Path]) -> list[Path]:
-    """The CSV files with labels, if they name most images in class folders and tell other classes than these."""
-    in_classes = _in_class_folders(images)
+    """The CSV files with labels, if they name all images in class folders and tell other classes than these."""
+    in_classes = {folder / path for path in _in_class_folders(images)}
     labels: dict[Path, str] = {}
     told = []
     for table in tables:
         pairs = _paths_and_labels(table) if table.suffix.lower() == ".csv" else []
         found = find_images([path for path, _ in pairs], folder, images)
-        labels |= {image: label for image, (_, label) in zip(found, pairs) if image is not None}
+        labels |= {image: label for image, (_, label) in zip(found, pairs) if image in in_classes}
         told += [table] if pairs else []
-    labels = {image: label for image, label in labels.items() if image.parent.name.lower() not in SPLIT_OF}
-    if 2 * len(labels) <= len(in_classes):
-        if told:
-            logger.warning(
-                "%s name %d of the %d images in class folders, so the folders' names are the classes. If the tables "
-                "tell the classes, give all paths relative to '%s'.",
-                quoted(path.name for path in told), len(labels), len(in_classes), folder,
-            )  # fmt: skip
+    if not labels:
         return []
     both = {(image.parent.name, label) for image, label in labels.items()}
     if len(both) == len({name for name, _ in both}) == len({label for _, label in both}):
+        return []  # the same classes
+    names = quoted(path.name for path in told)
+    are_split = any(image.relative_to(folder).parts[0].lower() in SPLIT_OF for image in labels)
+    reason = f"name {len(labels)} of the {len(in_classes)} images" if len(labels) < len(in_classes) else ""
+    reason = reason or ("name no split" if are_split and not all(_split_named_in(path.stem) for path in told) else "")
+    if reason:
+        logger.warning("The classes in '%s' are the names of its folders; the labels in %s %s.", folder, names, reason)
         return []
-    logger.info("The classes of the images in '%s' are those of %s.", folder, quoted(path.name for path in told))
+    logger.warning("The classes in '%s' are the labels in %s, not the names of its folders.", folder, names)
     return told
 
 
 def _paths_and_labels(table: Path) -> list[tuple[str, str]]:
-    """What a CSV file holds in the columns of paths and labels that are found by usual names."""
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        path, label = (
-            next((header.index(name) for name in names if name in header), None)
-            for names in ((*IMAGE_COLUMNS, *PATH_COLUMNS), LABEL_COLUMNS)
-        )
-        if path is None:
-            return []
-        if label is None:
-            logger.warning(
-                "'%s' names images by '%s', but it has none of the columns %s, so the folders' names are the classes. "
-                "If the table tells the classes, pass it itself as the dataset, with its `label_column` "
-                "(--label_column_name).", table, header[path], quoted(LABEL_COLUMNS),
-            )  # fmt: skip
-            return []
-        return [(row[path], row[label]) for row in rows if len(row) > max(path, label) and row[label]]
+    """What a CSV file holds in the columns of paths and labels that are found by usual names; nothing of another."""
+    try:
+        with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            path, label = (
+                next((header.index(name) for name in names if name in header), None)
+                for names in ((*IMAGE_COLUMNS, *PATH_COLUMNS), LABEL_COLUMNS)
+            )
+            if path is None or label is None:
+                return []
+            return [(row[path], row[label]) for row in rows if len(row) > max(path, label) and row[label]]
+    except (OSError, csv.Error):  # such as a field of a hundred thousand letters
+        return []
 
 
 def _split_named_in(stem: str) -> str | None:

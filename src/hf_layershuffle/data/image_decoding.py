@@ -13,7 +13,7 @@ from PIL import ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers import ImageProcessingMixin
 
-from .image_reading import oriented_size, to_pil
+from .image_reading import MISSING, oriented_size, to_pil
 from .pixel_cache import unequal_sizes
 
 
@@ -65,8 +65,8 @@ class ImageDecoder:
         if differs.any() or (middle.int() - torch.from_numpy(colour).int()).abs().max() > 1:
             raise ValueError(
                 f"{type(self.image_processor).__name__} does more with images than resize, crop, rescale and "
-                "normalise them (it may reverse the channels, or shift the values), which is not done here. Take an "
-                "image processor that does not, such as ViTImageProcessor, and save it in the model's folder."
+                "normalise them (it may reverse channels, shift values, or pad after that), which is not done here. "
+                "Take an image processor that does not, such as ViTImageProcessor, and save it in the model's folder."
             )
 
     def whole(self, images: Sequence[PILImage.Image]) -> torch.Tensor:
@@ -157,7 +157,7 @@ def open_image(stored: Any) -> Any:
         `ValueError`: if there is no image. The errors of PIL for one that cannot be read.
     """
     if stored is None or (isinstance(stored, dict) and stored["bytes"] is None and stored["path"] is None):
-        raise ValueError("it is missing")
+        raise ValueError(MISSING)
     if isinstance(stored, bytes):
         stored = {"bytes": stored, "path": None}
     if not isinstance(stored, dict):

@@ -16,6 +16,8 @@ from .class_labels import unformatted
 
 
 _ORIENTATION = 0x0112  # EXIF tag
+# Of tar files, `datasets` takes the endings of the first images
+MISSING = "it is missing (in tar files all images need one ending, such as .jpg; .jpeg is another)"
 _SHOWN = 5  # damaged images that a message names
 
 
@@ -34,7 +36,7 @@ def to_pil(image: Any, mode: str) -> PILImage.Image:
         `ValueError`: if there is no image, or its numbers have a range that is not known.
     """
     if image is None:
-        raise ValueError("it is missing")
+        raise ValueError(MISSING)
     if not isinstance(image, PILImage.Image):
         return PILImage.fromarray(_channels_last(_to_uint8(np.asarray(image)))).convert(mode)
     if image.mode.startswith("I;16"):

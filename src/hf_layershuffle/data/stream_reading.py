@@ -13,7 +13,6 @@ from .class_labels import quoted
 
 logger = logging.getLogger(__name__)
 MAX_PIECES = 1024  # into which a stream is divided to be shuffled
-ONE_ENDING = "Give the images in all tar files names with one ending; .jpg and .jpeg are two."
 _SHOWN = 2  # files that a message names
 _REMEDY = "cast its column before (`dataset.cast_column(name, Image(decode=False))`) and these steps keep the files"
 
@@ -52,8 +51,6 @@ class StreamReader:
                 rows = self.dataset.shard(self.num_pieces, piece, contiguous=False)
                 rows.set_epoch(number)
                 for row in rows:
-                    if row["image"] is None and self._files and self._files[piece].endswith(".tar"):
-                        raise ValueError(f"the next sample has no image of the ending of the first ones. {ONE_ENDING}")
                     yield row
                     last = row
             except Exception as error:  # the errors of a dozen readers and of the network share no base class

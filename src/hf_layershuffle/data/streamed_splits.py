@@ -17,7 +17,7 @@ from datasets import load_dataset_builder as load_builder
 from ..checkpoints.hub_errors import check_hub_answers
 from ..checkpoints.locations import is_local
 from .class_labels import quoted, with_class_labels
-from .dataset_files import BUILT_IN, check_samples_hold_images, escaped, features_of_files, files_of_folder, first_line
+from .dataset_files import BUILT_IN, escaped, features_of_files, files_of_folder, first_line
 from .datasets import find_image_column, with_images
 from .folder_layouts import tables_of_images
 from .image_stream import LOOKED_AT, Label
@@ -202,7 +202,6 @@ def _read(
         raise ValueError(f"Dataset '{dataset_name}' cannot be streamed: {first_line(error)}") from error
     if len(test) == 0:
         raise ValueError(f"Dataset '{dataset_name}' is empty in the split used for 'test'.")
-    check_samples_hold_images({"test": test}, dataset_name)
     return stream, test
 
 

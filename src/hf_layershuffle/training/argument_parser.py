@@ -15,7 +15,8 @@ from transformers.training_args import TrainingArguments
 
 from ..checkpoints.locations import is_local
 from ..common.yaml_files import read_mapping
-from ..hub.folder_records import TRAINING_FILE, read_json
+from ..data.dataset_files import BUILT_IN
+from ..hub.folder_records import TRAINING_FILE, hub_id, read_json
 from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
 from .augmentation_arguments import augmentation_defaults, augmentation_of
@@ -175,8 +176,8 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     data_args.check_streaming(data_args.max_train_samples)
     defaults = augmentation_defaults(data_args)
     start = model_args.model_name_or_path
-    if start is not None and not any(each.partition("=")[0] == "--dataset_name" for each in argv):
-        defaults = [*defaults, "--dataset_name", _dataset_of(start, data_args.dataset_name)]
+    if start is not None and not any(each.partition("=")[0].replace("-", "_") == "__dataset_name" for each in argv):
+        defaults = [*defaults, *_dataset_of(start, data_args.dataset_name)]
     if model_args.preset is None:
         return parser.parse([*defaults, *argv]) if defaults else (model_args, data_args, args)
     if model_args.preset not in PRESETS:
@@ -190,13 +191,23 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
     return model_args, data_args, args
 
 
-def _dataset_of(checkpoint: str, default: str) -> str:
-    """The dataset on which a checkpoint that is fine-tuned was trained, if its folder says so; or else the default."""
-    record = read_json(Path(checkpoint) / TRAINING_FILE) if Path(checkpoint).is_dir() else None
-    found = (record or {}).get("dataset")
-    dataset = found if isinstance(found, str) and found else default
+def _dataset_of(checkpoint: str, default: str) -> list[str]:
+    """The options that load the dataset on which a checkpoint was trained, if its folder names one that is here.
+
+    Or else they name the default.
+    """
+    try:
+        record = (read_json(Path(checkpoint) / TRAINING_FILE) if Path(checkpoint).is_dir() else None) or {}
+    except ValueError:  # which is no reason not to train
+        record = {}
+    found, loading = record.get("dataset"), record.get("dataset_arguments")
+    is_here = isinstance(found, str) and (found in BUILT_IN or Path(found).exists() or hub_id(found) is not None)
+    dataset = found if is_here else default
     logger.warning("No --dataset_name: fine-tunes '%s' on '%s'.", checkpoint, dataset)
-    return dataset
+    options = ["--dataset_name", str(dataset)]
+    for name, value in loading.items() if is_here and isinstance(loading, dict) else ():
+        options += [f"--{name}_name" if name.endswith("_column") else f"--{name}", str(value)]
+    return options
 
 
 def check_consistency(model_args: ModelArguments, args: ScriptTrainingArguments) -> None:

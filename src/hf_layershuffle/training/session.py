@@ -43,7 +43,7 @@ from .trainer import LayerShuffleTrainer
 
 logger = logging.getLogger("hf_layershuffle.training.session")
 SMALL_MODEL = 1_000_000  # parameters up to which one thread of the CPU is the default
-STOPPED = "stopped; the same command goes on from the last checkpoint, or starts anew before the first"
+STOPPED = "stopped; the same command goes on from the last checkpoint, or starts anew if there is none"
 
 
 @dataclass
@@ -116,7 +116,9 @@ class TrainingSession:
     def _set_up_logging(self) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logger.setLevel(logging.INFO if self.args.should_log else logging.ERROR)
-        logging.getLogger("hf_layershuffle.data").setLevel(logging.INFO if self.args.should_log else logging.NOTSET)
+        of_data = logging.getLogger("hf_layershuffle.data")
+        self._claims.callback(of_data.setLevel, of_data.level)
+        of_data.setLevel(logging.INFO if self.args.should_log else of_data.level)
         transformers.logging.set_verbosity(max(self.args.get_process_log_level(), transformers.logging.WARNING))
 
     def _prepare(self) -> None:
@@ -145,9 +147,8 @@ class TrainingSession:
             self.runs.append(self._claim(model, processing_class, args, variant_teacher, teacher))
         self._choose_threads(self.runs[0].model)
         with self.args.main_process_first(desc="decoding images"):  # the others then read its file
-            self.train_dataset, self.eval_dataset = task.build_datasets(
-                self.runs[0].model, processing_class, self.args.seed
-            )
+            datasets = task.build_datasets(self.runs[0].model, processing_class, self.args.seed)
+            self.train_dataset, self.eval_dataset = datasets
         check_length(self.train_dataset, self.args.max_steps)
 
     def _choose_output_dir(self, args: ScriptTrainingArguments, config: PreTrainedConfig, teacher: Teacher) -> None:
@@ -259,9 +260,9 @@ class TrainingSession:
         card: dict[str, Any] = {
             "dataset": self.data_args.dataset_name,
             "dataset_arguments": stated_arguments(self.data_args),
-            "finetuned_from": run.arguments["model_name_or_path"],
+            "finetuned_from": self.model_args.model_name_or_path,
+            "metrics": metrics | {"num_orders": run.args.final_eval_orders} if metrics else {},
         }
-        card["metrics"] = metrics | {"num_orders": run.args.final_eval_orders} if metrics else {}
         try:
             if run.args.push_to_hub:
                 trainer.push_to_hub(**card)

@@ -83,6 +83,9 @@ class Task:
         """Says that the dataset's classes replace those of the checkpoint; refuses it where they are not as many."""
         name, dataset = self.model_args.model_name_or_path, self.data_args.dataset_name
         theirs = checkpoint_class_names(self.model_args)
+        saved_as = stored_config(self.model_args).get("architectures") or [] if theirs is not None else []
+        if not any("Classification" in each for each in saved_as):
+            return  # an encoder alone, whose classifier is new
         if theirs is None or set(theirs) == set(self.class_names):
             return
         if len(theirs) == len(self.class_names):
