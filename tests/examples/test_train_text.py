@@ -160,7 +160,7 @@ def test_bad_input_is_one_line(trained, data, tmp_path):
         run_train_text, "train_text.py", {name: [*case, *out] for name, case in cases.items()}, tmp_path
     )
     assert not (tmp_path / "out").exists()
-    images = run_cli("train", "--model_name_or_path", folder, *out)
+    images = run_cli("train", "--model_name_or_path", folder, "--dataset_name", "digits", *out)
     assert images.returncode == 2 and "takes texts; train it with --task text-classification" in images.stderr
     texts = run_cli("train", "--dataset_name", "python-docs", *out)
     assert texts.returncode == 2 and "'python-docs' has no image column" in texts.stderr

@@ -302,6 +302,10 @@ def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classe
         image_dataset(12, names="kl").to_parquet(data / f"{split}.parquet")
     with pytest.raises(ValueError, match=r"has 10 classes and dataset '.*' has 2; choose another dataset"):
         prepare("letters")
+    record["dataset"] = "letters-of-1900"  # of a folder elsewhere
+    (tmp_path / "letters" / "training.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"was trained on 'letters-of-1900' \(training.json\), which is neither"):
+        prepare("letters")
     # An encoder alone has no classifier to keep
     ls.load_classifier(whole).base_model.save_pretrained(tmp_path / "encoder")
     shutil.copy(whole / "preprocessor_config.json", tmp_path / "encoder")

@@ -192,20 +192,24 @@ def _parse(parser: ArgumentParser, argv: list[str]) -> Parsed:
 
 
 def _dataset_of(checkpoint: str, default: str) -> list[str]:
-    """The options that load the dataset on which a checkpoint was trained, if its folder names one that is here.
+    """The options that load the dataset on which a checkpoint was trained, if its folder names one; else the default.
 
-    Or else they name the default.
+    Raises:
+        `ValueError`: if it names one that is not here.
     """
     try:
         record = (read_json(Path(checkpoint) / TRAINING_FILE) if Path(checkpoint).is_dir() else None) or {}
     except ValueError:  # which is no reason not to train
         record = {}
-    found, loading = record.get("dataset"), record.get("dataset_arguments")
-    is_here = isinstance(found, str) and (found in BUILT_IN or Path(found).exists() or hub_id(found) is not None)
-    dataset = found if is_here else default
+    dataset, loading = str(record.get("dataset") or default), record.get("dataset_arguments")
+    if not (dataset in BUILT_IN or Path(dataset).exists() or hub_id(dataset)):
+        raise ValueError(
+            f"'{checkpoint}' was trained on '{dataset}' (training.json), which is neither a folder here nor a Hub "
+            "dataset id such as org/name; say on what to fine-tune it by --dataset_name."
+        )
     logger.warning("No --dataset_name: fine-tunes '%s' on '%s'.", checkpoint, dataset)
-    options = ["--dataset_name", str(dataset)]
-    for name, value in loading.items() if is_here and isinstance(loading, dict) else ():
+    options = ["--dataset_name", dataset]
+    for name, value in loading.items() if isinstance(loading, dict) else ():
         options += [f"--{name}_name" if name.endswith("_column") else f"--{name}", str(value)]
     return options
 
