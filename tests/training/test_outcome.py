@@ -10,8 +10,10 @@ from support.images import image_dataset
 
 import hf_layershuffle as ls
 from hf_layershuffle.evaluation.fingerprint import data_digest
+from hf_layershuffle.hub.folder_records import record_training
 from hf_layershuffle.layerwise import as_layerwise, batches_for
 from hf_layershuffle.training import session
+from hf_layershuffle_cli import inputs
 
 
 @pytest.mark.parametrize("mode", ["--streaming", "--augmentation=imagenet"])
@@ -84,18 +86,24 @@ def test_commands_evaluate_on_what_training_held_out(three_splits, tmp_path, cap
         assert ls.RobustnessReport.load(tmp_path / str(expected)).num_images == expected
 
 
-def test_models_whose_trainings_held_other_parts_out_are_not_compared(tmp_path):
-    for name, options in (("first", []), ("second", ["--eval_fraction", "0.3"])):
-        session.run([*TINY, *options, "--max_train_samples", "16", "--output_dir", str(tmp_path / name)])
-    command = [
-        "evaluate",
-        tmp_path / "first",
-        tmp_path / "second",
-        "--device",
-        "cpu",
-        "--output_dir",
-        tmp_path / "out",
-    ]
-    result = run_cli(*command)
+def test_models_whose_trainings_held_other_parts_out_are_compared_only_on_a_part_for_all(three_splits, tmp_path):
+    for name, options in (("first", []), ("second", ["--eval_split", "test"])):
+        session.run([*TINY, *options, "--dataset_name", three_splits, "--output_dir", str(tmp_path / name)])
+    models = ["evaluate", tmp_path / "first", tmp_path / "second", "--dataset_name", three_splits]
+    small = ["--num_orders", "8", "--num_subsets", "1", "--device", "cpu", "--output_dir", tmp_path / "out"]
+    result = run_cli(*models, *small)
     assert result.returncode == 2 and not (tmp_path / "out").exists()
-    assert "loaded 'digits' with `eval_fraction` None and 0.3 (None: the default), so they cannot be" in result.stderr
+    assert "with `eval_split` None and 'test' (None: the default), so they cannot be compared" in result.stderr
+    result = run_cli(*models, *small, "--eval_split", "test")
+    assert result.returncode == 0, result.stderr
+    assert "(30 images)" in result.stdout
+
+
+def test_a_checkpoint_of_a_run_has_the_runs_dataset(tmp_path):
+    record_training(tmp_path, arguments={}, dataset="org/letters")
+    for name in ("checkpoint-7", "other"):
+        (tmp_path / name).mkdir()
+    assert inputs.trained_on(str(tmp_path / "checkpoint-7")) == "org/letters"
+    assert inputs.trained_on(str(tmp_path / "other")) is None and inputs.trained_on("") is None
+    record_training(tmp_path / "checkpoint-7", arguments={}, dataset="org/digits")
+    assert inputs.trained_on(str(tmp_path / "checkpoint-7")) == "org/digits"
