@@ -133,11 +133,9 @@ def dataset_of(models: list[str], dataset_name: str | None, revision: str | None
     name = names.pop()
     if not name:
         raise ValueError(f"'{models[0]}' has no training.json that names the dataset it was trained on. {say}")
-    from hf_layershuffle.data.dataset_files import BUILT_IN
+    from hf_layershuffle.data.dataset_files import is_found_by_name
 
-    if name in BUILT_IN or Path(name).expanduser().exists():
-        return name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_found_by_name(name):
         return name
     raise ValueError(
         f"'{models[0]}' was trained on '{name}' (training.json), which is neither a folder here nor a Hub dataset id "
@@ -156,19 +154,14 @@ def training_record(model: str, revision: str | None = None) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    from hf_layershuffle.hub.folder_records import TRAINING_FILE, read_json
+    from hf_layershuffle.hub.folder_records import TRAINING_FILE, read_training
 
-    folder = Path(model)
-    if model and folder.is_dir():
-        is_checkpoint = folder.name.startswith("checkpoint-") and not (folder / TRAINING_FILE).exists()
-        path = (folder.parent if is_checkpoint else folder) / TRAINING_FILE
-    else:
-        try:
-            path = Path(hf_hub_download(model, TRAINING_FILE, revision=revision))
-        except (EntryNotFoundError, HFValidationError):  # also where the cache, offline, has none
-            return {}
-    record = read_json(path) or {}
-    return record if isinstance(record, dict) else {}
+    if model and Path(model).is_dir():
+        return read_training(model)
+    try:
+        return read_training(Path(hf_hub_download(model, TRAINING_FILE, revision=revision)).parent)
+    except (EntryNotFoundError, HFValidationError):  # also where the cache, offline, has none
+        return {}
 
 
 def loading_of(model: "PreTrainedModel", dataset_name: str) -> dict[str, Any]:

@@ -294,6 +294,9 @@ def test_fine_tuning_takes_the_dataset_of_the_checkpoint_and_tells_of_new_classe
     assert prepare("letters") == list("klmnopqrst")
     assert f"fine-tunes '{tmp_path / 'letters'}' on '{data}'" in caplog.text
     assert f"The classes of '{data}' ('k', 'l', 'm', 'n', 'o', ...) replace those of" in caplog.text
+    shutil.copytree(whole / "checkpoint-7", tmp_path / "letters" / "checkpoint-7")  # it is of the same run
+    start = ["--model_name_or_path", str(tmp_path / "letters" / "checkpoint-7"), "--output_dir", str(tmp_path / "run")]
+    assert parse_arguments([*RUN, *start])[1].dataset_name == str(data)
     assert prepare("bare") == list("0123456789")
     assert "No --dataset_name: fine-tunes" in caplog.text and "replace those of" not in caplog.text
     assert prepare("letters", "--dataset-name=digits") == list("0123456789")

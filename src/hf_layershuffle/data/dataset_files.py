@@ -53,6 +53,13 @@ _TO_PASS = {
 }
 
 
+def is_found_by_name(dataset_name: str) -> bool:
+    """Whether a recorded name is that of a dataset which is built in, lies here, or may be on the Hub."""
+    if dataset_name in BUILT_IN or Path(dataset_name).expanduser().exists():
+        return True
+    return dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/", "~"))
+
+
 def load_splits(
     dataset_name: str, config_name: str | None, load_kwargs: dict, input_kind: str = "image"
 ) -> tuple[dict[str, Dataset], list[str]]:

@@ -119,10 +119,21 @@ def record_training(
     write_text(Path(folder) / TRAINING_FILE, json.dumps(record, indent=1) + "\n")
 
 
+def read_training(folder: str | os.PathLike) -> dict:
+    """`training.json` of a model's folder, or of the run that a checkpoint is of; empty where there is none.
+
+    Raises:
+        `ValueError`: if it cannot be read.
+    """
+    path = Path(folder, TRAINING_FILE)
+    if not path.exists() and path.parent.name.startswith("checkpoint-"):
+        path = path.parents[1] / TRAINING_FILE
+    return read_json(path) or {}
+
+
 def _origin_of(base_model: str | None) -> str | None:
     """The model on the Hub from which a model descends, or else what was fine-tuned."""
-    record = read_json(Path(base_model) / TRAINING_FILE) if base_model and Path(base_model).is_dir() else None
-    origin = (record or {}).get("base_model")
+    origin = read_training(base_model).get("base_model") if base_model and Path(base_model).is_dir() else None
     return origin if isinstance(origin, str) and hub_id(origin) else public_name(base_model)
 
 

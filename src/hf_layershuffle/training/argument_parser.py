@@ -15,8 +15,8 @@ from transformers.training_args import TrainingArguments
 
 from ..checkpoints.locations import is_local
 from ..common.yaml_files import read_mapping
-from ..data.dataset_files import BUILT_IN
-from ..hub.folder_records import TRAINING_FILE, hub_id, read_json
+from ..data.dataset_files import is_found_by_name
+from ..hub.folder_records import read_training
 from .argument_checks import check_kinds, check_numbers
 from .arguments import LayerShuffleTrainingArguments
 from .augmentation_arguments import augmentation_defaults, augmentation_of
@@ -198,11 +198,11 @@ def _dataset_of(checkpoint: str, default: str) -> list[str]:
         `ValueError`: if it names one that is not here.
     """
     try:
-        record = (read_json(Path(checkpoint) / TRAINING_FILE) if Path(checkpoint).is_dir() else None) or {}
+        record = read_training(checkpoint) if Path(checkpoint).is_dir() else {}
     except ValueError:  # which is no reason not to train
         record = {}
     dataset, loading = str(record.get("dataset") or default), record.get("dataset_arguments")
-    if not (dataset in BUILT_IN or Path(dataset).exists() or hub_id(dataset)):
+    if not is_found_by_name(dataset):
         raise ValueError(
             f"'{checkpoint}' was trained on '{dataset}' (training.json), which is neither a folder here nor a Hub "
             "dataset id such as org/name; say on what to fine-tune it by --dataset_name."

@@ -2,14 +2,11 @@
 """The arguments of a run that decide its weights, as they are recorded in its output folder when it starts."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from datasets import Dataset
-
-from ..checkpoints.identity import stored_weights_digest
 from ..common.paths import public_name
-from ..data.split_digest import split_digest
 from .augmentation_arguments import AUGMENTATION_ARGUMENTS
 from .model_building import Teacher
 from .script_arguments import DataArguments, ModelArguments, ScriptTrainingArguments
@@ -94,7 +91,7 @@ def recorded_arguments(
     data_args: DataArguments,
     args: ScriptTrainingArguments,
     teacher: Teacher | None = None,
-    training_split: Dataset | None = None,
+    digests: Mapping[str, str | None] | None = None,
 ) -> dict:
     """The arguments besides the model's configuration that decide the weights, as in [`runs.RUN_FILE`].
 
@@ -104,15 +101,13 @@ def recorded_arguments(
     Args:
         model_args, data_args, args: The arguments of the run.
         teacher: The teacher, if there is one.
-        training_split: What the run trains on, or the first examples of a stream.
+        digests: Those of the session's task ([`Task.digests`]).
     """
     given = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     recorded = RECORDED_TEXT_ARGUMENTS if isinstance(data_args, TextDataArguments) else RECORDED_ARGUMENTS
     kinds = [*recorded.items(), *(RECORDED_OF_BEST.items() if args.load_best_model_at_end else ())]
     values = {name: given[kind][name] for kind, names in kinds for name in names}
-    start = model_args.model_name_or_path
-    values["model_weights"] = stored_weights_digest(start) if start else None
-    values["training_data"] = None if training_split is None else split_digest(training_split)
+    values |= digests or {}
     for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name"):
         values[name] = public_name(values[name])
     if teacher is None or teacher.model is None:

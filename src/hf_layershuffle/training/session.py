@@ -175,7 +175,7 @@ class TrainingSession:
         folder = args.folder
         if any_teacher.model is not None and folder.resolve() == Path(str(any_teacher.model.name_or_path)).resolve():
             raise ValueError(f"The output folder '{folder}' is the teacher's; choose another --output_dir.")
-        arguments = recorded_arguments(self.model_args, self.data_args, args, teacher, self.task.splits["train"])
+        arguments = recorded_arguments(self.model_args, self.data_args, args, teacher, self.task.digests)
         if args.should_save:
             self._claims.enter_context(claimed_run_folder(folder))
         run = Run(self._name(model.config, teacher), model, processing_class, teacher, args, arguments, model.dtype)

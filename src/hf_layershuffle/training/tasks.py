@@ -3,16 +3,19 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from datasets import ClassLabel, DatasetDict
 from transformers import PreTrainedModel
 
 from ..checkpoints.checks import check_model_files, explained_reading
+from ..checkpoints.identity import stored_weights_digest
 from ..checkpoints.loading import classes_of
 from ..checkpoints.tokenizers import takes_texts
 from ..data.class_labels import quoted
 from ..data.datasets import typical_image_size
+from ..data.split_digest import split_digest
 from .data_building import build_datasets, load_splits
 from .distillation import check_teacher
 from .model_building import (
@@ -107,6 +110,13 @@ class Task:
             id2label = cast(dict[int, str], self.teacher.model.config.id2label)
             return [id2label[index] for index in sorted(id2label)], True
         return names, self.model_args.ignore_mismatched_sizes
+
+    @cached_property
+    def digests(self) -> dict[str, str | None]:
+        """What tells the weights that training starts from, and the examples (of a stream the first), from others."""
+        start = self.model_args.model_name_or_path
+        weights = stored_weights_digest(start) if start else None
+        return {"model_weights": weights, "training_data": split_digest(self.splits["train"])}
 
     @property
     def class_names(self) -> list[str]:
